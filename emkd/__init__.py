@@ -1,0 +1,48 @@
+"""emkd: distil a vision-language teacher into an efficient student without keeping it in memory.
+
+The teacher runs once over a dataset and leaves a cache; students train from the cache alone (EM-KD,
+arXiv 2511.21106, in its offline form). The rooms, in reading order:
+
+    samples/     a dataset row becomes a Sample, then token ids, answer tokens and image spans
+    vlm/         a vision-language model as EM-KD sees it: loading, identity, forward, affinity, pooling
+    storage/     what rests on disk: record, manifest, shards, index, seal
+    pipeline/    the teacher's way to the cache: plan, capture, Ray job
+    trainer/     the student's way from the cache: stream, match, losses, Trainer
+    inspection/  what a cache holds, for people and for scripts
+    demo/        the built-in example on real handwritten digits
+    cli.py       the command line over all of them
+
+Importing this package is instant: the names below load their rooms when first used.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from emkd.errors import EmkdError as EmkdError
+    from emkd.inspection import inspect_cache as inspect_cache
+    from emkd.pipeline import cache_teacher as cache_teacher
+    from emkd.storage.cache import Cache as Cache
+    from emkd.trainer import train_student as train_student
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "Cache": "emkd.storage.cache",
+    "EmkdError": "emkd.errors",
+    "cache_teacher": "emkd.pipeline",
+    "inspect_cache": "emkd.inspection",
+    "train_student": "emkd.trainer",
+}
+
+__all__ = ["Cache", "EmkdError", "__version__", "cache_teacher", "inspect_cache", "train_student"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'emkd' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,201 @@
+"""The command line: cache-teacher, train-student, inspect, demo.
+
+Each command imports its room when called, so that `--help` and `inspect` stay instant. Exit codes: 0 done,
+1 failed, 2 the call was wrong, 130 interrupted (what was committed stays).
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+import emkd
+from emkd.errors import EmkdError
+
+app = typer.Typer(
+    name="emkd",
+    help="Distil a vision-language teacher into an efficient student without keeping the teacher in memory.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+Data = Annotated[str, typer.Option(help="Parquet or LLaVA-style JSON/JSONL: a file, a folder or a glob.")]
+ImageRoot = Annotated[Path | None, typer.Option(help="Folder that image paths in the data start from.")]
+Revision = Annotated[str | None, typer.Option(help="Revision of a model on the hub.")]
+RemoteCode = Annotated[bool, typer.Option("--trust-remote-code", help="Run code that comes with the model.")]
+
+
+@app.command("cache-teacher")
+def cache_teacher(
+    teacher: Annotated[str, typer.Option(help="The teacher: a folder or a name on the hub.")],
+    data: Data,
+    cache: Annotated[str, typer.Option(help="Where the cache is made, or gone on with.")],
+    image_root: ImageRoot = None,
+    top_k: Annotated[int, typer.Option(help="Logits stored of each vision token; 0 stores all.")] = 64,
+    answer_top_k: Annotated[int, typer.Option(help="Logits stored of each answer token; 0 stores all.")] = 64,
+    precision: Annotated[str, typer.Option(help="Of logits: bfloat16, float16 or float32.")] = "bfloat16",
+    affinity_precision: Annotated[str, typer.Option(help="int8, float16 or float32.")] = "int8",
+    workers: Annotated[int, typer.Option(help="Teachers side by side, as Ray actors.")] = 1,
+    gpus_per_worker: Annotated[float, typer.Option(help="0 runs the teacher on the CPU.")] = 1,
+    address: Annotated[str | None, typer.Option(help="A running Ray cluster; default: one of our own.")] = None,
+    batch_tokens: Annotated[int, typer.Option(help="Padded tokens of one forward pass.")] = 8192,
+    rows_per_shard: Annotated[int, typer.Option(help="Rows that are written and committed together.")] = 256,
+    max_length: Annotated[
+        int | None, typer.Option(help="Longer samples (tokens) are skipped; default: what the teacher was made for.")
+    ] = None,
+    dtype: Annotated[str, typer.Option(help="The teacher's: auto, float32, bfloat16 or float16.")] = "auto",
+    attn_implementation: Annotated[str | None, typer.Option(help="For instance sdpa or eager.")] = None,
+    revision: Revision = None,
+    trust_remote_code: RemoteCode = False,
+    limit: Annotated[int | None, typer.Option(help="Only the first rows.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print size and time of the job, and stop.")] = False,
+    max_skipped: Annotated[float, typer.Option(help="Share of rows that may be skipped.")] = 0.01,
+) -> None:
+    """Run the teacher once over a dataset and store what students need.
+
+    Can be stopped at any time and run again: shards that are committed stay, missing ones are done.
+    """
+    from emkd.pipeline import JobSettings, cache_teacher
+
+    chosen = {name: value for name, value in locals().items() if name in JobSettings.__dataclass_fields__}
+    result = cache_teacher(JobSettings(**chosen), dry_run=dry_run)
+    if dry_run:
+        typer.echo(result.describe())
+    else:
+        typer.echo(f"sealed: {result.n_samples} samples in {cache}; look at them with: emkd inspect {cache}")
+
+
+@app.command("train-student")
+def train_student(
+    student: Annotated[str, typer.Option(help="The student: a folder or a name on the hub.")],
+    data: Data,
+    output: Annotated[Path, typer.Option(help="Folder of the trained student; must be new or empty.")],
+    cache: Annotated[
+        str | None, typer.Option(help="The teacher's cache; only --alpha 1 --beta 0 --gamma 0 needs none.")
+    ] = None,
+    image_root: ImageRoot = None,
+    recipe: Annotated[Path | None, typer.Option(help="YAML file; flags given here go over it.")] = None,
+    alpha: Annotated[float | None, typer.Option(help="Weight of Sup; 1 - alpha is RLD's. [default: 0.5]")] = None,
+    beta: Annotated[float | None, typer.Option(help="Weight of VSD. [default: 0.25]")] = None,
+    gamma: Annotated[float | None, typer.Option(help="Weight of VLAD. [default: 25]")] = None,
+    tail: Annotated[
+        str | None, typer.Option(help="What logits not stored look like: bucket or uniform. [default: uniform]")
+    ] = None,
+    matching: Annotated[
+        str | None, typer.Option(help="logits, pooled or random. [default: logits]")
+    ] = None,
+    top_k: Annotated[int | None, typer.Option(help="Use fewer stored logits than the cache has.")] = None,
+    vision_pool: Annotated[int | None, typer.Option(help="R: average R x R vision tokens into one.")] = None,
+    freeze: Annotated[
+        list[str] | None, typer.Option(help="Parameters whose names begin so do not learn; may be repeated.")
+    ] = None,
+    eval_data: Annotated[str | None, typer.Option(help="Data to evaluate on, in the same formats.")] = None,
+    epochs: Annotated[float | None, typer.Option(help="Passes over the data. [default: 1]")] = None,
+    max_steps: Annotated[int | None, typer.Option(help="Optimizer steps, instead of epochs.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Samples of a micro-batch. [default: 8]")] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="Peak learning rate. [default: 2e-5]")] = None,
+    seed: Annotated[int | None, typer.Option(help="Order of samples, dropout. [default: 42]")] = None,
+    partial: Annotated[bool, typer.Option("--partial", help="Train on a cache that is not sealed yet.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in --output.")] = False,
+    revision: Revision = None,
+    trust_remote_code: RemoteCode = False,
+) -> None:
+    """Train a student from a cache; the teacher is not loaded."""
+    from emkd.trainer import TrainSettings, load_recipe, train_student, with_flags
+
+    flags = {
+        "losses.alpha": alpha, "losses.beta": beta, "losses.gamma": gamma, "losses.tail": tail,
+        "losses.matching": matching, "losses.top_k": top_k, "student.vision_pool": vision_pool,
+        "student.freeze": freeze or None, "training.num_train_epochs": epochs, "training.max_steps": max_steps,
+        "training.per_device_train_batch_size": batch_size, "training.learning_rate": learning_rate,
+        "training.seed": seed,
+    }  # fmt: skip
+    settings = TrainSettings(
+        student=student,
+        data=data,
+        output=output,
+        recipe=with_flags(load_recipe(recipe), flags),
+        cache=cache,
+        image_root=image_root,
+        eval_data=eval_data,
+        revision=revision,
+        trust_remote_code=trust_remote_code,
+        partial=partial,
+        resume=resume,
+    )
+    metrics = train_student(settings)
+    shown = ", ".join(f"{name} {value:.4g}" for name, value in metrics.items() if not name.endswith("per_second"))
+    typer.echo(f"trained {output}: {shown}")
+
+
+@app.command("inspect")
+def inspect(
+    uri: Annotated[str, typer.Argument(help="The cache.")],
+    sample: Annotated[str | None, typer.Option(help="One sample, by its key, its key's beginning, or its id.")] = None,
+    verify: Annotated[bool, typer.Option("--verify", help="Read and check every byte.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout, and nothing else.")] = False,
+) -> None:
+    """Print what a cache holds: teacher, data, sizes, retained mass; or one of its samples."""
+    from emkd.inspection import inspect_cache, render
+
+    report = inspect_cache(uri, sample=sample, verify=verify)
+    if as_json:
+        typer.echo(json.dumps(report, ensure_ascii=False))
+    else:
+        render(report)
+    if report.get("damaged"):
+        raise typer.Exit(1)
+
+
+@app.command("demo")
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for everything; must be new or empty.")] = Path("demo-out"),
+    seeds: Annotated[int, typer.Option(min=1, help="Students of each variant.")] = 3,
+    ablate: Annotated[bool, typer.Option("--ablate", help="Also each loss alone, and other matchings.")] = False,
+) -> None:
+    """The whole way on real handwritten digits: data, teacher, cache, students, table. A few minutes on a CPU."""
+    from emkd.demo import run_demo
+
+    run_demo(out, seeds=seeds, ablate=ablate)
+
+
+def _version(show: bool) -> None:
+    if show:
+        typer.echo(f"emkd {emkd.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it.")] = False,
+) -> None:
+    pass
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Runs the command line and exits: one line on stderr for what went wrong, no traceback."""
+    try:
+        result: Any = app(args=arguments, standalone_mode=False)
+    except EmkdError as error:
+        _leave(str(error), error.exit_code)
+    except KeyboardInterrupt:
+        _leave("interrupted; what was committed stays, and the same command goes on from there", 130)
+    except typer.Abort:
+        _leave("interrupted", 130)
+    except Exception as error:  # noqa: BLE001  click's own errors have no public base in typer
+        if not hasattr(error, "exit_code") or not hasattr(error, "format_message"):
+            raise
+        _leave(f"{error.format_message()} (see --help)", error.exit_code)
+    sys.exit(result if isinstance(result, int) else 0)
+
+
+def _leave(message: str, code: int) -> None:
+    typer.echo(f"emkd: {message}", err=True)
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

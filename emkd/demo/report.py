@@ -1,0 +1,77 @@
+"""What the demonstration prints: the table, what it means and what it does not, and the commands by hand."""
+
+from collections.abc import Sequence
+from math import sqrt
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+NAMES = {
+    "sft": "SFT: labels alone",
+    "rld": "RLD: the teacher's answers",
+    "emkd": "EM-KD: RLD + VSD + VLAD",
+    "sft+vsd": "SFT + VSD",
+    "sft+vlad": "SFT + VLAD",
+    "rld+vsd": "RLD + VSD",
+    "rld+vlad": "RLD + VLAD",
+    "emkd-pooled": "EM-KD, matched by pooling",
+    "emkd-random": "EM-KD, matched at random",
+}
+
+PAIRED = (("emkd", "sft"), ("emkd", "rld"), ("emkd", "emkd-random"), ("emkd", "emkd-pooled"))
+
+REGIME = """\
+The regime: 100 labelled scenes, a quarter of whose answers are wrong, and students that start from the teacher's
+own projector and language model with a quarter of its vision tokens. Labels are few and noisy, so the teacher has
+much to give, most of it through its answers (RLD). With clean and plentiful labels, or with a student that starts
+from nothing, distillation brought nothing reliable on this task: do not expect these gains there. The models are
+so small that vision logits carry no word meaning."""
+
+
+def table(results: dict[str, Any], out: Path) -> str:
+    """The whole report of a run."""
+    lines = [
+        f"answers right on {out}/data/test.parquet (scenes of unseen digits)",
+        "",
+        f"  {'teacher, 64 vision tokens':<34}{100 * results['teacher']['accuracy']:6.1f}%",
+    ]
+    for variant, found in results["students"].items():
+        accuracy = found["accuracy"]
+        each = " ".join(f"{100 * value:.1f}" for value in accuracy)
+        lines.append(f"  {NAMES[variant] + ', 16':<34}{100 * mean(accuracy):6.1f}%   seeds: {each}")
+    lines += ["", *_differences(results["students"]), "", REGIME, ""]
+    cache = results["cache"]
+    lines.append(
+        f"cache: {cache['samples']} samples, {cache['bytes']:,} bytes, {cache['bytes_per_vision_token']:.0f} a vision "
+        "token (tiny samples: most of it is file headers)"
+    )
+    seconds = ", ".join(f"{name} {value:.0f} s" for name, value in results["seconds"].items())
+    return "\n".join([*lines, f"time: {seconds}", "", *commands(out)])
+
+
+def _differences(students: dict[str, Any]) -> list[str]:
+    lines = []
+    for one, other in PAIRED:
+        if one in students and other in students:
+            difference, error = paired(students[one]["accuracy"], students[other]["accuracy"])
+            spread = f" ± {100 * error:.1f} (standard error)" if error is not None else ""
+            lines.append(f"  {one} - {other}: {100 * difference:+.1f} points{spread}, paired by seed")
+    return lines
+
+
+def paired(one: Sequence[float], other: Sequence[float]) -> tuple[float, float | None]:
+    """Mean difference by seed, and its standard error (None for a single seed)."""
+    differences = [a - b for a, b in zip(one, other, strict=True)]
+    return mean(differences), stdev(differences) / sqrt(len(differences)) if len(differences) > 1 else None
+
+
+def commands(out: Path) -> list[str]:
+    """The same by hand."""
+    return [
+        "The same by hand:",
+        f"  emkd cache-teacher --teacher {out}/teacher --data {out}/data/train.parquet --cache {out}/my-cache "
+        "--top-k 8 --answer-top-k 8 --gpus-per-worker 0",
+        f"  emkd train-student --student {out}/student-init --data {out}/data/train.parquet --cache {out}/my-cache "
+        f"--output {out}/my-student --recipe {out}/recipe.yaml --eval-data {out}/data/test.parquet",
+        f"  emkd inspect {out}/my-cache",
+    ]

@@ -1,0 +1,157 @@
+"""`emkd demo`: data, teacher, cache, students, table. Every step but the teacher's own training is the call that
+a user makes.
+
+    data/        scenes as Parquet: train (few, a quarter of the answers wrong), validation, test
+    teacher/     a vanilla LLaVA, trained from nothing in a minute
+    cache/       its cache, by the Ray job
+    students/    <variant>-<seed>/, each with a quarter of the teacher's vision tokens
+    results.json
+"""
+
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from transformers.utils import logging as transformers_logging
+
+from emkd.demo.models import new_processor, new_student, save_model
+from emkd.demo.report import table
+from emkd.demo.scenes import write_scenes
+from emkd.demo.teacher import train_teacher
+from emkd.demo.variants import ABLATIONS, RECIPE, VARIANTS
+from emkd.errors import OutputExistsError
+from emkd.pipeline import JobSettings
+from emkd.pipeline.job import cache_teacher
+from emkd.storage.cache import Cache
+from emkd.trainer import TrainSettings, evaluate_checkpoint, make_recipe, train_student, with_flags
+from emkd.vlm import load
+
+TRAIN_SCENES, EVALUATION_SCENES = 100, 500
+WRONG_ANSWERS = 0.25
+TOP_K = 8  # of 31 words: a cut cache, as real ones are
+DATA_SEED = 1
+
+
+def run_demo(out: Path, *, seeds: int = 3, ablate: bool = False) -> dict[str, Any]:
+    """Runs the whole demonstration in `out` and returns what results.json holds. Raises OutputExistsError."""
+    if out.exists() and (out.is_file() or any(out.iterdir())):
+        raise OutputExistsError(f"--out {out} exists and is not empty; name another folder or remove it")
+    with _one_quiet_thread():
+        seconds: dict[str, float] = {}
+        results: dict[str, Any] = {"seconds": seconds}
+        make_data(out / "data")
+        with _timed(seconds, "teacher", "training a teacher"):
+            make_models(out)
+            results["teacher"] = _evaluate(out / "teacher", out)
+        with _timed(seconds, "cache", "caching the teacher"):
+            results["cache"] = _cache(out)
+        with _timed(seconds, "students", "training students"):
+            variants = {**VARIANTS, **(ABLATIONS if ablate else {})}
+            results["students"] = _students(out, variants, seeds)
+    (out / "results.json").write_text(json.dumps(results, indent=2) + "\n")
+    print(table(results, out))
+    return results
+
+
+def make_data(folder: Path) -> None:
+    """Three Parquet files; validation and test show digits that no training scene shows."""
+    folder.mkdir(parents=True)
+    write_scenes(folder / "train.parquet", TRAIN_SCENES, "train", DATA_SEED, wrong_answers=WRONG_ANSWERS)
+    for pool in ("validation", "test"):
+        write_scenes(folder / f"{pool}.parquet", EVALUATION_SCENES, pool, DATA_SEED)
+
+
+def make_models(out: Path) -> None:
+    """teacher/ and student-init/, which has the teacher's weights and, until it is trained, all its tokens."""
+    train_teacher(out / "teacher", seed=0)
+    student = new_student(load(str(out / "teacher")).model)
+    save_model(student, new_processor(), out / "student-init")
+    (out / "recipe.yaml").write_text(yaml.safe_dump(RECIPE, sort_keys=False))
+
+
+def _cache(out: Path) -> dict[str, Any]:
+    cache_teacher(
+        JobSettings(
+            teacher=str(out / "teacher"),
+            data=str(out / "data" / "train.parquet"),
+            cache=str(out / "cache"),
+            top_k=TOP_K,
+            answer_top_k=TOP_K,
+            gpus_per_worker=0,
+            rows_per_shard=25,
+        )
+    )
+    cache = Cache.open(out / "cache")
+    n_bytes = sum(path.stat().st_size for path in (out / "cache").rglob("*") if path.is_file())
+    vision_tokens = int(cache.samples["vision_count"].to_numpy().sum())
+    return {
+        "samples": cache.n_samples,
+        "bytes": n_bytes,
+        "bytes_per_vision_token": n_bytes / vision_tokens,
+    }
+
+
+def _students(out: Path, variants: dict[str, dict[str, Any]], seeds: int) -> dict[str, Any]:
+    results: dict[str, Any] = {}
+    for variant, losses in variants.items():
+        found = []
+        for seed in range(seeds):
+            folder = out / "students" / f"{variant}-{seed}"
+            train_one(out, folder, losses, seed)
+            found.append(_evaluate(folder, out))
+            _log(f"  {variant} seed {seed}: {100 * found[-1]['accuracy']:.1f}% right")
+        results[variant] = {name: [entry[name] for entry in found] for name in found[0]}
+    return results
+
+
+def train_one(out: Path, folder: Path, losses: dict[str, Any], seed: int, **flags: Any) -> None:
+    """One student of a variant, by the call that `emkd train-student` makes."""
+    chosen = {f"losses.{name}": value for name, value in losses.items()}
+    train_student(
+        TrainSettings(
+            student=str(out / "student-init"),
+            data=str(out / "data" / "train.parquet"),
+            output=folder,
+            cache=str(out / "cache"),
+            recipe=with_flags(make_recipe(RECIPE, "demo"), {**chosen, "training.seed": seed, **flags}),
+        )
+    )
+
+
+def _evaluate(folder: Path, out: Path) -> dict[str, float]:
+    """Accuracy on the test scenes, once; nothing was chosen by it."""
+    return {"accuracy": evaluate_checkpoint(str(folder), str(out / "data" / "test.parquet"))["accuracy"]}
+
+
+@contextmanager
+def _timed(seconds: dict[str, float], name: str, what: str) -> Iterator[None]:
+    _log(what)
+    started = time.perf_counter()
+    yield
+    seconds[name] = round(time.perf_counter() - started, 1)
+    _log(f"{what}: {seconds[name]} s")
+
+
+@contextmanager
+def _one_quiet_thread() -> Iterator[None]:
+    """One thread: models this small are many times slower on two that wait for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+        transformers_logging.enable_progress_bar()
+
+
+def _log(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)

@@ -1,0 +1,104 @@
+"""Every error that emkd raises on purpose.
+
+    EmkdError
+    ├── UsageError          (ValueError)         the call was wrong; exit code 2
+    │   ├── InputNotFoundError (FileNotFoundError)  a file, folder or model that was named does not exist
+    │   ├── OutputExistsError  (FileExistsError)    an output folder is already in use
+    │   ├── TokenizerMismatchError                  student and teacher read text differently
+    │   ├── CacheConflictError                      a cache was made with other settings than asked for
+    │   └── DataMismatchError                       the cache was made from other data
+    ├── DataFormatError     (ValueError)         a dataset file is not in a known format
+    ├── ModelError          (ValueError)         a checkpoint cannot be used as teacher or student
+    ├── CacheError
+    │   ├── CacheIncompleteError                    the cache is not sealed
+    │   ├── CacheVersionError                       written by a newer emkd
+    │   ├── SampleNotFoundError (KeyError)          no such sample
+    │   └── DamagedCacheError   (OSError)           a stored object is missing, cut short or changed
+    ├── JobFailedError      (RuntimeError)       the teacher's job could not finish
+    └── SampleError         (ValueError)         one row cannot be used; `reason` is a stable short code
+
+A message says what is wrong, where, what was expected, what was found, and what to do next. The command
+line prints it and exits with `exit_code`; only errors that are not in this tree show a traceback.
+"""
+
+
+class EmkdError(Exception):
+    """Root of all errors that emkd raises on purpose."""
+
+    exit_code = 1
+
+
+class UsageError(EmkdError, ValueError):
+    """The call itself was wrong: calling it again in the same way cannot help."""
+
+    exit_code = 2
+
+
+class InputNotFoundError(UsageError, FileNotFoundError):
+    """A file, folder or model that was named does not exist."""
+
+
+class OutputExistsError(UsageError, FileExistsError):
+    """An output folder exists already and would be overwritten."""
+
+
+class TokenizerMismatchError(UsageError):
+    """Student and teacher do not share a tokenizer."""
+
+
+class CacheConflictError(UsageError):
+    """A cache exists at the URI and was made with other settings."""
+
+
+class DataMismatchError(UsageError):
+    """The data named is not the data that the cache was made from."""
+
+
+class DataFormatError(EmkdError, ValueError):
+    """A dataset file cannot be read as Parquet, JSON or JSONL with the documented columns."""
+
+
+class ModelError(EmkdError, ValueError):
+    """A checkpoint cannot be used: weights missing, no image token, an unsupported family."""
+
+
+class CacheError(EmkdError):
+    """Something about a cache."""
+
+
+class CacheIncompleteError(CacheError):
+    """The cache has no seal: its job did not finish."""
+
+
+class CacheVersionError(CacheError):
+    """The cache was written in a newer format than this version reads."""
+
+
+class SampleNotFoundError(CacheError, KeyError):
+    """The cache has no such sample."""
+
+    def __str__(self) -> str:  # KeyError would print the repr of the message
+        return str(self.args[0])
+
+
+class DamagedCacheError(CacheError, OSError):
+    """A stored object is missing, cut short, or not what the seal vouches for."""
+
+
+class JobFailedError(EmkdError, RuntimeError):
+    """The teacher's job could not finish; what was committed stays."""
+
+
+class SampleError(EmkdError, ValueError):
+    """One row of a dataset cannot be used.
+
+    `reason` is a short stable code (stored in the index); the message has the details.
+    """
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(f"{reason}: {detail}")
+        self.reason = reason
+        self.detail = detail
+
+    def __reduce__(self) -> tuple[type, tuple[str, str]]:  # travels between processes
+        return (type(self), (self.reason, self.detail))

@@ -1,0 +1,152 @@
+"""The teacher's pass over the rows of a shard: samples in, records out. No Ray here; runs on any device.
+
+    rows --Encoder--> Encoded --batches--> one forward each --top-k in chunks on the device--> Record
+
+A row that cannot be used becomes a CapturedRow with its reason, and costs no other row.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from emkd.errors import SampleError
+from emkd.pipeline.batching import batches
+from emkd.pipeline.topk import TopK, top_k_in_chunks
+from emkd.samples.dataset import Dataset
+from emkd.samples.encode import Encoded, Encoder
+from emkd.storage.record import CapturedRow, Record, RowHint
+from emkd.vlm.affinity import affinity
+from emkd.vlm.forward import collate, last_hidden_state, lm_logits
+from emkd.vlm.loading import VisionLanguageModel
+
+STORED_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+
+
+@dataclass(frozen=True, kw_only=True)
+class CaptureSettings:
+    """What is kept of the teacher's pass.
+
+    batch_tokens:  padded tokens of one forward pass
+    chunk_logits:  logits that exist at a time while the top-k is taken
+    """
+
+    top_k: int
+    answer_top_k: int
+    logits_precision: str
+    batch_tokens: int
+    max_length: int | None
+    chunk_logits: int = 1 << 26
+
+
+class Teacher:
+    """A loaded teacher that turns rows of a dataset into records."""
+
+    def __init__(self, vlm: VisionLanguageModel, settings: CaptureSettings) -> None:
+        self.vlm, self.settings = vlm, settings
+        self.encoder = Encoder(vlm.processor, vlm.image_token_id, settings.max_length)
+
+    @property
+    def pad_token_id(self) -> int:
+        """What fills up a batch; any id does, because attention masks it out."""
+        return self.vlm.processor.tokenizer.pad_token_id or 0
+
+    def first_usable(self, dataset: Dataset, rows: Iterable[int]) -> Encoded | None:
+        """The first of the rows that can be encoded, None where none can."""
+        for row in rows:
+            try:
+                return self.encoder(dataset.sample(row))
+            except SampleError:
+                continue  # capture() records the reason when its turn comes
+        return None
+
+    def capture(self, dataset: Dataset, rows: Iterable[int]) -> list[CapturedRow]:
+        """One CapturedRow for each row, in the order of the rows."""
+        found: dict[int, CapturedRow] = {}
+        usable: list[tuple[RowHint, Encoded]] = []
+        order = list(rows)
+        for row in order:
+            hint, key = RowHint(row=row, id=""), ""
+            try:
+                hint = RowHint(row=row, id=dataset.row_id(row))
+                sample = dataset.sample(row)
+                key = sample.key
+                usable.append((hint, self.encoder(sample)))
+            except SampleError as error:
+                found[row] = _skipped(hint, key, error)
+        for hint, result in self._capture_encoded(usable):
+            found[hint.row] = result
+        return [found[row] for row in order]
+
+    def _capture_encoded(self, usable: Sequence[tuple[RowHint, Encoded]]) -> Iterator[tuple[RowHint, CapturedRow]]:
+        lengths = [encoded.n_tokens for _, encoded in usable]
+        for positions in batches(lengths, self.settings.batch_tokens):
+            hints = [usable[p][0] for p in positions]
+            yield from zip(hints, self._capture_batch(hints, [usable[p][1] for p in positions]), strict=True)
+
+    @torch.inference_mode()
+    def _capture_batch(self, hints: Sequence[RowHint], encoded: Sequence[Encoded]) -> list[CapturedRow]:
+        batch = collate(encoded, self.pad_token_id)
+        batch = {name: tensor.to(self.vlm.device) for name, tensor in batch.items()}
+        hidden = last_hidden_state(self.vlm.model, batch)
+        results = []
+        for hint, item, states in zip(hints, encoded, hidden, strict=True):
+            try:
+                results.append(CapturedRow(hint=hint, key=item.key, record=self._record(item, states)))
+            except SampleError as error:
+                results.append(_skipped(hint, item.key, error))
+        return results
+
+    def _record(self, item: Encoded, states: torch.Tensor) -> Record:
+        """states: [T, d], the sample's last hidden states, padding included."""
+        vision = states[: item.n_tokens][item.vision_mask.to(states.device)]
+        text = states[item.text_positions.to(states.device)]
+        top = self._top_k(vision, self.settings.top_k)
+        answer = self._top_k(states[item.predicting_positions.to(states.device)], self.settings.answer_top_k)
+        cosine = affinity(text, vision)
+        _check_finite("the affinities", cosine)
+        return Record(
+            key=item.key,
+            text_ids=_int32(item.text_ids),
+            images=item.images,
+            vision_ids=_int32(top.ids),
+            vision_logits=_float32(top.logits),
+            vision_tail_logsumexp=_float32(top.tail_logsumexp),
+            vision_tail_mean=_float32(top.tail_mean),
+            affinity=_float32(cosine),
+            answer_positions=_int32(item.answer_positions),
+            answer_ids=_int32(answer.ids),
+            answer_logits=_float32(answer.logits),
+            answer_tail_logsumexp=_float32(answer.tail_logsumexp),
+        )
+
+    def _top_k(self, hidden: torch.Tensor, k: int) -> TopK:
+        chunk = max(1, self.settings.chunk_logits // self.vlm.n_tokens)
+        stored = STORED_DTYPES[self.settings.logits_precision]
+        top = top_k_in_chunks(hidden, self._finite_logits, k, stored, chunk)
+        _check_finite("logits rounded to the cache's precision", top.logits)
+        return top
+
+    def _finite_logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """float32 logits [n, V]; what is not finite has no order and no top-k."""
+        logits = lm_logits(self.vlm.model, hidden, self.vlm.n_tokens)
+        _check_finite("the teacher's logits", logits)
+        return logits
+
+
+def _check_finite(what: str, tensor: torch.Tensor) -> None:
+    if not bool(tensor.isfinite().all()):
+        raise SampleError("not-finite", f"{what} are not finite ({int((~tensor.isfinite()).sum())} of {tensor.numel()})")
+
+
+def _skipped(hint: RowHint, key: str, error: SampleError) -> CapturedRow:
+    return CapturedRow(hint=hint, key=key, record=None, reason=error.reason, detail=error.detail)
+
+
+def _int32(tensor: torch.Tensor) -> np.ndarray:
+    return tensor.to(torch.int32).cpu().numpy()
+
+
+def _float32(tensor: torch.Tensor) -> np.ndarray:
+    return tensor.float().cpu().numpy()

@@ -1,0 +1,77 @@
+"""What a user chooses for the teacher's job."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from emkd.errors import UsageError
+
+LOGITS_PRECISIONS = ("bfloat16", "float16", "float32")
+AFFINITY_PRECISIONS = ("int8", "float16", "float32")
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobSettings:
+    """The arguments of `emkd cache-teacher`, by the same names. Checked when made: raises UsageError.
+
+    top_k, answer_top_k:  stored logits of a vision and of an answer token; 0 means all V
+    batch_tokens:         padded tokens of one forward pass
+    max_length:           longest sample in tokens; None is what the model was made for
+    max_skipped:          share of rows that may be skipped before the job fails
+    limit:                only the first rows; None is all
+    """
+
+    teacher: str
+    data: str
+    cache: str
+    image_root: Path | None = None
+    top_k: int = 64
+    answer_top_k: int = 64
+    precision: str = "bfloat16"
+    affinity_precision: str = "int8"
+    workers: int = 1
+    gpus_per_worker: float = 1
+    address: str | None = None
+    batch_tokens: int = 8192
+    rows_per_shard: int = 256
+    max_length: int | None = None
+    dtype: str = "auto"
+    attn_implementation: str | None = None
+    revision: str | None = None
+    trust_remote_code: bool = False
+    limit: int | None = None
+    max_skipped: float = 0.01
+
+    def __post_init__(self) -> None:
+        _one_of("--precision", self.precision, LOGITS_PRECISIONS)
+        _one_of("--affinity-precision", self.affinity_precision, AFFINITY_PRECISIONS)
+        _one_of("--dtype", self.dtype, DTYPES)
+        for flag, value, least in (
+            ("--top-k", self.top_k, 0),
+            ("--answer-top-k", self.answer_top_k, 0),
+            ("--workers", self.workers, 1),
+            ("--gpus-per-worker", self.gpus_per_worker, 0),
+            ("--batch-tokens", self.batch_tokens, 1),
+            ("--rows-per-shard", self.rows_per_shard, 1),
+            ("--max-length", self.max_length, 1),
+            ("--limit", self.limit, 1),
+        ):
+            if value is not None and value < least:
+                raise UsageError(f"{flag} {value}: expected at least {least}")
+        if not 0 <= self.max_skipped <= 1:
+            raise UsageError(f"--max-skipped {self.max_skipped}: expected a share between 0 and 1")
+
+    def with_absolute_paths(self) -> "JobSettings":
+        """The same with local paths made absolute: Ray's workers have a working folder of their own."""
+        return replace(
+            self,
+            teacher=str(Path(self.teacher).resolve()) if Path(self.teacher).is_dir() else self.teacher,
+            data=str(Path(self.data).absolute()),
+            cache=self.cache if "://" in self.cache else str(Path(self.cache).absolute()),
+            image_root=None if self.image_root is None else self.image_root.absolute(),
+        )
+
+
+def _one_of(flag: str, value: str, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise UsageError(f"{flag} {value!r}: expected one of {', '.join(known)}")

@@ -1,0 +1,140 @@
+"""One worker of the teacher's job: holds the teacher, captures whole shards. A plain class; job.py makes it an
+actor.
+
+The teacher is loaded when first needed, not when the worker is made, so that a restarted worker loads it again
+and an error while loading reaches the user as it is.
+"""
+
+import tempfile
+import time
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from emkd.errors import ModelError
+from emkd.pipeline.capture import CaptureSettings, Teacher
+from emkd.pipeline.settings import JobSettings
+from emkd.samples.dataset import Dataset
+from emkd.storage.files import open_files
+from emkd.storage.index import ShardIndex, commit_shard
+from emkd.storage.manifest import Manifest, ShardPlan
+from emkd.storage.record import CapturedRow
+from emkd.storage.shard import write_shard
+from emkd.vlm.forward import check_head, collate
+from emkd.vlm.loading import VisionLanguageModel, load
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardReport:
+    """What came of one shard. `committed` is False where another run was faster."""
+
+    number: int
+    committed: bool
+    n_samples: int
+    n_skipped: int
+    n_bytes: int
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preflight:
+    """What a few rows cost: bytes on disk and seconds; reasons of those that were skipped."""
+
+    n_rows: int
+    n_bytes: int
+    seconds: float
+    vision_tokens: int
+    skipped: tuple[str, ...]
+
+
+class CaptureWorker:
+    """Captures shards of one job, one after the other."""
+
+    def __init__(self, settings: JobSettings, manifest: Manifest) -> None:
+        self.settings, self.manifest = settings, manifest
+        self._teacher: Teacher | None = None
+        self._dataset: Dataset | None = None
+
+    def preflight(self, rows: Sequence[int]) -> Preflight:
+        """Sends some rows through everything, into a folder that is thrown away."""
+        teacher, dataset = self._loaded()
+        started = time.perf_counter()
+        captured = teacher.capture(dataset, rows)
+        n_bytes = self._size_as_shard(captured)
+        return Preflight(
+            n_rows=len(captured),
+            n_bytes=n_bytes,
+            seconds=time.perf_counter() - started,
+            vision_tokens=sum(len(row.record.vision_ids) for row in captured if row.record is not None),
+            skipped=tuple(f"row {r.hint.row}: {r.reason}: {r.detail}" for r in captured if r.record is None),
+        )
+
+    def capture_shard(self, number: int) -> ShardReport:
+        """Captures, writes and commits one shard of the plan."""
+        teacher, dataset = self._loaded()
+        started = time.perf_counter()
+        captured = teacher.capture(dataset, self.manifest.plan.rows(number))
+        files = open_files(self.settings.cache)
+        index = write_shard(files, number, uuid.uuid4().hex[:12], captured, self.manifest)
+        return ShardReport(
+            number=number,
+            committed=commit_shard(files, index),
+            n_samples=sum(row.record is not None for row in captured),
+            n_skipped=sum(row.record is None for row in captured),
+            n_bytes=stored_bytes(index),
+            seconds=time.perf_counter() - started,
+        )
+
+    def _size_as_shard(self, captured: Sequence[CapturedRow]) -> int:
+        """Bytes of a shard with just these rows, from a shard that is really written."""
+        rows = [replace(row, hint=replace(row.hint, row=place)) for place, row in enumerate(captured)]
+        plan = ShardPlan.of(n_rows=len(rows), rows_per_shard=len(rows))
+        manifest = self.manifest.model_copy(update={"plan": plan})
+        with tempfile.TemporaryDirectory(prefix="emkd-preflight-") as folder:
+            return stored_bytes(write_shard(open_files(folder), 0, "preflight", rows, manifest))
+
+    def _loaded(self) -> tuple[Teacher, Dataset]:
+        if self._teacher is None or self._dataset is None:
+            self._dataset = Dataset(self.settings.data, self.settings.image_root)
+            vlm = load(
+                self.settings.teacher,
+                revision=self.settings.revision,
+                dtype=self.manifest.teacher.dtype,
+                attn_implementation=self.settings.attn_implementation,
+                device="cuda" if self.settings.gpus_per_worker else "cpu",
+                trust_remote_code=self.settings.trust_remote_code,
+            )
+            self._check(vlm)
+            self._teacher = Teacher(vlm, capture_settings(self.manifest))
+            self._check_head(self._teacher, self._dataset)
+        return self._teacher, self._dataset
+
+    def _check(self, vlm: VisionLanguageModel) -> None:
+        rows = vlm.model.get_output_embeddings().weight.shape[0]
+        expected = self.manifest.tokenizer.lm_head_rows
+        if rows != expected:
+            raise ModelError(f"{self.settings.teacher}: its LM head has {rows} rows, its config says {expected}")
+
+    def _check_head(self, teacher: Teacher, dataset: Dataset) -> None:
+        """On the first usable row: the LM head has to be all that stands behind the last hidden state."""
+        encoded = teacher.first_usable(dataset, range(self.manifest.plan.n_rows))
+        if encoded is not None:
+            batch = collate([encoded], teacher.pad_token_id)
+            batch = {name: tensor.to(teacher.vlm.device) for name, tensor in batch.items()}
+            check_head(teacher.vlm.model, batch, teacher.vlm.n_tokens)
+
+
+def capture_settings(manifest: Manifest) -> CaptureSettings:
+    """What the manifest promises is what is captured."""
+    return CaptureSettings(
+        top_k=manifest.top_k,
+        answer_top_k=manifest.answer_top_k,
+        logits_precision=manifest.logits_precision,
+        batch_tokens=manifest.batch_tokens,
+        max_length=manifest.max_length,
+    )
+
+
+def stored_bytes(index: ShardIndex) -> int:
+    """Bytes of all objects of a shard."""
+    return sum(digest.n_bytes for digest in index.objects.values())

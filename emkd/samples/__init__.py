@@ -1,0 +1,11 @@
+"""Dataset rows become samples, samples become token ids. Both teacher and student use this room.
+
+Reading order: dataset.py (files and rows), sample.py (Sample and its key), images.py (bytes and pixels),
+encode.py (token ids,
+answer tokens, image spans), geometry.py (how an image's tokens lie in two dimensions).
+"""
+
+from emkd.samples.dataset import Dataset
+from emkd.samples.sample import Sample, Turn
+
+__all__ = ["Dataset", "Sample", "Turn"]

@@ -1,0 +1,217 @@
+"""A Sample as a model's processor sees it: token ids, text, vision and answer tokens, image spans.
+
+    Sample --render--> text + answer characters --processor--> token ids --offsets--> Encoded
+
+One path for every family: the processor expands each image place into vision tokens and reports which
+characters it replaced, and the tokenizer reports the characters of each token. So nothing has to be known
+about wrappers, tiles or newlines of a family.
+
+Shape legend: T all tokens of the sample, L text tokens, Nt vision tokens, A answer tokens.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import torch
+from PIL import Image
+
+from emkd.errors import SampleError
+from emkd.samples.images import decode_image
+from emkd.samples.sample import Sample, Turn
+from emkd.storage.record import ImageSpan
+from emkd.samples.geometry import tile_grids
+
+Span = tuple[int, int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Encoded:
+    """What a model is fed for one sample, and where things stand in it.
+
+    inputs:            the processor's tensors, with a leading batch axis of 1 on token tensors
+    vision_mask:       [T] bool, True at vision tokens
+    text_positions:    [L] full-sequence positions of text tokens
+    text_ids:          [L]
+    answer_positions:  [A] index into text_ids of each answer token
+    images:            spans into the Nt vision tokens
+    """
+
+    key: str
+    inputs: dict[str, torch.Tensor]
+    vision_mask: torch.Tensor
+    text_positions: torch.Tensor
+    text_ids: torch.Tensor
+    answer_positions: torch.Tensor
+    images: tuple[ImageSpan, ...]
+
+    @property
+    def n_tokens(self) -> int:
+        return int(self.vision_mask.numel())
+
+    @property
+    def n_vision(self) -> int:
+        return int(self.vision_mask.sum())
+
+    @property
+    def predicting_positions(self) -> torch.Tensor:
+        """[A] full-sequence positions p - 1 whose logits predict the answer tokens."""
+        return self.text_positions[self.answer_positions] - 1
+
+
+class Encoder:
+    """Turns samples into token ids with one model's processor.
+
+    image_token_id: the model's (`config.image_token_id`), not the processor's, which differs in some families
+    max_length:     longer samples are refused, never cut: image tokens cannot be
+    """
+
+    def __init__(self, processor: Any, image_token_id: int, max_length: int | None = None) -> None:
+        self.processor = processor
+        self.image_token_id = image_token_id
+        self.max_length = max_length
+        # Epochs come back to the same rows; rendering a long conversation costs more than its tokens.
+        self._render = lru_cache(maxsize=16_384)(lambda turns: render(self.processor, turns))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (Encoder, (self.processor, self.image_token_id, self.max_length))
+
+    def __call__(self, sample: Sample) -> Encoded:
+        """Raises SampleError where the row cannot be used, with the reason."""
+        text, answers = self._render(sample.turns)
+        if not answers:
+            raise SampleError("no-answer", "the conversation has no assistant turn")
+        self._check_placeholders(text, len(sample.images))
+        images = [decode_image(data) for data in sample.images]
+        inputs, replaced, offsets = self._tokenize(text, images)
+        ids = inputs["input_ids"][0]
+        if self.max_length is not None and len(ids) > self.max_length:
+            raise SampleError("too-long", f"{len(ids)} tokens, --max-length is {self.max_length}")
+        vision_mask = ids == self.image_token_id
+        text_positions = (~vision_mask).nonzero()[:, 0]
+        answer_positions = _answer_positions(answers, replaced, offsets, text_positions)
+        if len(answer_positions) == 0:
+            raise SampleError("no-answer", "the assistant's turns have no tokens")
+        if int(text_positions[answer_positions[0]]) == 0:
+            raise SampleError("no-prompt", "the answer begins at the first token, which nothing predicts")
+        return Encoded(
+            key=sample.key,
+            inputs=inputs,
+            vision_mask=vision_mask,
+            text_positions=text_positions,
+            text_ids=ids[text_positions],
+            answer_positions=answer_positions,
+            images=self._image_spans(inputs, images, replaced, offsets, vision_mask),
+        )
+
+    def _check_placeholders(self, text: str, n_images: int) -> None:
+        token = self.processor.image_token
+        if text.count(token) != n_images:
+            raise SampleError(
+                "image-placeholders",
+                f"the rendered prompt has {text.count(token)} times {token!r} for {n_images} images: "
+                "either a text contains the model's own placeholder, or its chat template drops images",
+            )
+
+    def _tokenize(
+        self, text: str, images: Sequence[Image.Image]
+    ) -> tuple[dict[str, torch.Tensor], list[tuple[Span, Span]], torch.Tensor]:
+        bos = self.processor.tokenizer.bos_token
+        features = self.processor(
+            text=[text],
+            images=list(images) or None,
+            return_tensors="pt",
+            return_offsets_mapping=True,
+            return_text_replacement_offsets=True,
+            add_special_tokens=not (bos and text.startswith(bos)),
+        )
+        inputs = dict(features)
+        offsets = inputs.pop("offset_mapping")[0]
+        found = inputs.pop("text_replacement_offsets", None) or [[]]
+        return inputs, [(entry["span"], entry["new_span"]) for entry in found[0]], offsets
+
+    def _image_spans(
+        self,
+        inputs: dict[str, torch.Tensor],
+        images: Sequence[Image.Image],
+        replaced: list[tuple[Span, Span]],
+        offsets: torch.Tensor,
+        vision_mask: torch.Tensor,
+    ) -> tuple[ImageSpan, ...]:
+        spans: list[ImageSpan] = []
+        seen = 0
+        for number, (image, (_, (start, stop))) in enumerate(zip(images, replaced, strict=True)):
+            own = (offsets[:, 0] >= start) & (offsets[:, 1] <= stop) & vision_mask
+            count = int(own.sum())
+            if count == 0:
+                raise SampleError("image-tokens", f"image {number} became no vision token")
+            first = int(own.nonzero()[0])
+            spans.append(
+                ImageSpan(
+                    text_position=int((~vision_mask[:first]).sum()),
+                    start=seen,
+                    count=count,
+                    grids=tile_grids(self.processor, inputs, number, count),
+                    original_size=(image.height, image.width),
+                )
+            )
+            seen += count
+        if seen != int(vision_mask.sum()):
+            raise SampleError("image-tokens", f"{int(vision_mask.sum())} vision tokens, {seen} of them in images")
+        return tuple(spans)
+
+
+def render(processor: Any, turns: Sequence[Turn]) -> tuple[str, tuple[Span, ...]]:
+    """The whole conversation as text, and the characters of each assistant turn, its end token included.
+
+    Most chat templates have no mark for the answer, so the prefixes of the conversation are rendered too: an
+    answer is what a turn adds to the prompt that asks for it. Raises SampleError(template-prefix) where a
+    template writes earlier turns differently once later ones follow.
+    """
+    messages = [turn.as_message() for turn in turns]
+
+    def rendered(n: int, ask: bool = False) -> str:
+        return str(processor.apply_chat_template(messages[:n], tokenize=False, add_generation_prompt=ask))
+
+    text = rendered(len(messages))
+    spans = []
+    for number, turn in enumerate(turns):
+        if turn.role != "assistant":
+            continue
+        prompt, upto = rendered(number, ask=True) if number else "", rendered(number + 1)
+        if not (upto.startswith(prompt) and text.startswith(upto)):
+            raise SampleError("template-prefix", f"the template renders turn {number} differently in its context")
+        spans.append((len(prompt), len(prompt) + len(_with_end_token(processor, upto[len(prompt) :]))))
+    return text, tuple(spans)
+
+
+def _with_end_token(processor: Any, answer: str) -> str:
+    """The answer up to its end token: the newline that some templates write behind it is nobody's answer."""
+    trimmed = answer.rstrip()
+    ends = any(trimmed.endswith(token) for token in processor.tokenizer.all_special_tokens)
+    return trimmed if ends else answer
+
+
+def _answer_positions(
+    answers: Sequence[Span], replaced: Sequence[tuple[Span, Span]], offsets: torch.Tensor, text_positions: torch.Tensor
+) -> torch.Tensor:
+    """[A] index into the text tokens of each answer token, from the characters of the answers."""
+    starts, stops = offsets[text_positions, 0], offsets[text_positions, 1]
+    chosen = torch.zeros(len(text_positions), dtype=torch.bool)
+    for span in answers:
+        first, last = (_expanded(character, replaced) for character in span)
+        touched = (starts < last) & (stops > first)
+        if bool((touched & ((starts < first) | (stops > last))).any()):
+            raise SampleError("template-prefix", "a token holds both an answer's edge and what stands beside it")
+        chosen |= touched
+    return chosen.nonzero()[:, 0]
+
+
+def _expanded(character: int, replaced: Sequence[tuple[Span, Span]]) -> int:
+    """Where a character of the rendered text stands once image places are expanded."""
+    shift = 0
+    for (_, stop), (_, new_stop) in replaced:
+        if stop <= character:
+            shift = new_stop - stop
+    return character + shift

@@ -1,0 +1,122 @@
+"""A sample: one conversation with its images, whatever file format it came from.
+
+    row of a file --parse_row--> Sample --sample_key--> key
+
+Identical content gives identical samples, from Parquet and from LLaVA-style JSON alike. `encode.py` turns a
+Sample into token ids.
+"""
+
+import hashlib
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from emkd.errors import SampleError
+
+# LLaVA's data mark an image's place by this word, with a newline between it and the text. The newline
+# belongs to the mark: the chat template writes its own separator.
+IMAGE_MARK = re.compile(r"\n?<image>\n?")
+
+ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
+
+
+@dataclass(frozen=True)
+class ImagePart:
+    """The place of the sample's next image inside a turn."""
+
+
+Part = str | ImagePart
+
+
+@dataclass(frozen=True, kw_only=True)
+class Turn:
+    """One message: `role` is user, assistant or system; `parts` are texts and image places in order."""
+
+    role: str
+    parts: tuple[Part, ...]
+
+    def as_message(self) -> dict[str, Any]:
+        """The message as chat templates of transformers want it."""
+        content = [{"type": "text", "text": p} if isinstance(p, str) else {"type": "image"} for p in self.parts]
+        return {"role": self.role, "content": content}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """`images` holds the encoded bytes (PNG, JPEG, ...) in the order of the image places."""
+
+    row: int
+    id: str
+    key: str
+    turns: tuple[Turn, ...]
+    images: tuple[bytes, ...]
+
+
+def parse_turns(messages: Sequence[dict[str, Any]]) -> tuple[Turn, ...]:
+    """Turns from role/content messages or LLaVA's from/value ones."""
+    if not messages:
+        raise SampleError("no-messages", "the conversation is empty")
+    return tuple(_parse_turn(number, message) for number, message in enumerate(messages))
+
+
+def _parse_turn(number: int, message: dict[str, Any]) -> Turn:
+    said_by = message.get("role", message.get("from"))
+    content = message.get("content", message.get("value"))
+    role = ROLES.get(said_by) if isinstance(said_by, str) else None
+    if role is None:
+        raise SampleError("bad-role", f"turn {number} has role {said_by!r}; expected one of {sorted(ROLES)}")
+    if isinstance(content, str):
+        return Turn(role=role, parts=_split_text(content))
+    if isinstance(content, list):
+        return Turn(role=role, parts=tuple(_parse_part(number, part) for part in content))
+    raise SampleError("bad-content", f"turn {number} has content of type {type(content).__name__}")
+
+
+def _split_text(text: str) -> tuple[Part, ...]:
+    texts = IMAGE_MARK.split(text)
+    parts: list[Part] = [texts[0]]
+    for following in texts[1:]:
+        parts += [ImagePart(), following]
+    return tuple(part for part in parts if part != "")
+
+
+def _parse_part(number: int, part: dict[str, Any]) -> Part:
+    if part.get("type") == "image":
+        return ImagePart()
+    if part.get("type") == "text" and isinstance(part.get("text"), str):
+        return str(part["text"])
+    raise SampleError("bad-content", f"turn {number} has a part that is neither text nor image: {part!r:.200}")
+
+
+def check_image_count(turns: Sequence[Turn], n_images: int) -> None:
+    """Each image needs its place: guessing one would show the model another prompt than the data meant."""
+    n_places = sum(isinstance(part, ImagePart) for turn in turns for part in turn.parts)
+    if n_places != n_images:
+        raise SampleError(
+            "image-count",
+            f"the messages have {n_places} image places (<image> or a part of type image) and the row has "
+            f"{n_images} images",
+        )
+
+
+def sample_key(turns: Sequence[Turn], images: Sequence[bytes]) -> str:
+    """SHA-256 of length-prefixed roles, texts and encoded image bytes, in order.
+
+    The prefixes keep ("ab", "c") and ("a", "bc") apart. An image enters where it stands.
+    """
+    digest = hashlib.sha256(b"emkd-sample-1")
+    remaining = iter(images)
+    for turn in turns:
+        _feed(digest, b"R", turn.role.encode())
+        for part in turn.parts:
+            if isinstance(part, str):
+                _feed(digest, b"T", part.encode())
+            else:
+                _feed(digest, b"I", next(remaining))
+    return digest.hexdigest()
+
+
+def _feed(digest: Any, kind: bytes, data: bytes) -> None:
+    digest.update(kind + len(data).to_bytes(8, "little"))
+    digest.update(data)

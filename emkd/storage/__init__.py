@@ -1,0 +1,87 @@
+"""What rests on disk: the cache that the teacher's job writes and the student's run reads.
+
+In reading order:
+
+    record        one sample as the teacher saw it, in memory
+    precision     how logits and affinity are rounded for the disk, and read back
+    files         the operations on the place where a cache lies
+    digest        SHA-256 of objects, and JSON that vouches for itself
+    manifest      what a cache says of itself; who may share a cache
+    layout        the arrays of a shard: shapes, types, chunks, codecs
+    check         what must hold of rows before they are written
+    shard         writing: the rows of one shard -> one Zarr group and its index
+    index         one row per sample; its appearance is the commit of a shard
+    seal          the end of a job: totals, and the hash of everything
+    integrity     reading: no byte is used that was not checked
+    decode        a shard in memory, and records cut from it
+    find          from a key or an id to a sample
+    verification  every byte read and checked
+    cache         what readers use: create, open, find, read
+
+    cache/
+      manifest.json  tokenizer.json               before the first shard
+      shards/000000-<attempt>/                    a Zarr v3 group, written once by one worker
+      index/000000.parquet                        the commit of shard 0, and the hashes of its objects
+      index.parquet  seal.json                    when every shard of the plan is committed
+
+The hashes form a small tree: seal.json vouches for itself and for the files beside it, each
+index/<n>.parquet for itself and for the objects of its shard. The package imports neither torch nor
+transformers nor Ray.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from emkd.storage.cache import Cache as Cache
+    from emkd.storage.cache import SampleInfo as SampleInfo
+    from emkd.storage.cache import create_cache as create_cache
+    from emkd.storage.index import commit_shard as commit_shard
+    from emkd.storage.index import missing_shards as missing_shards
+    from emkd.storage.manifest import Manifest as Manifest
+    from emkd.storage.record import CapturedRow as CapturedRow
+    from emkd.storage.record import ImageSpan as ImageSpan
+    from emkd.storage.record import Record as Record
+    from emkd.storage.record import RowHint as RowHint
+    from emkd.storage.shard import write_shard as write_shard
+    from emkd.storage.verification import Damage as Damage
+    from emkd.storage.verification import verify as verify
+
+# Loaded when first used: a record needs NumPy alone, Zarr and Arrow take half a second to import.
+_HOMES = {
+    "Cache": "cache",
+    "CapturedRow": "record",
+    "Damage": "verification",
+    "ImageSpan": "record",
+    "Manifest": "manifest",
+    "Record": "record",
+    "RowHint": "record",
+    "SampleInfo": "cache",
+    "commit_shard": "index",
+    "create_cache": "cache",
+    "missing_shards": "index",
+    "verify": "verification",
+    "write_shard": "shard",
+}
+
+__all__ = [
+    "Cache",
+    "CapturedRow",
+    "Damage",
+    "ImageSpan",
+    "Manifest",
+    "Record",
+    "RowHint",
+    "SampleInfo",
+    "commit_shard",
+    "create_cache",
+    "missing_shards",
+    "verify",
+    "write_shard",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'emkd.storage' has no attribute {name!r}")
+    return getattr(import_module(f"emkd.storage.{_HOMES[name]}"), name)

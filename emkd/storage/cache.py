@@ -1,0 +1,278 @@
+"""What readers use: create a cache, open it, find a sample, read it.
+
+    files = create_cache(uri, manifest, tokenizer_json)          the teacher's job: then shard, index, seal
+    cache = Cache.open(uri)                                      the student's run, inspection
+    cache.record(cache.find("a1b2c3"))
+
+Opening reads and checks four small files (one, and each shard's index, with `partial`); a shard is checked
+when it is read. Samples are the rows that were not skipped, numbered from 0 in plan order, so the samples of
+a shard are contiguous. A cache object may be pickled to another process; it holds no open file.
+"""
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from emkd.errors import (
+    CacheConflictError,
+    CacheIncompleteError,
+    DamagedCacheError,
+    InputNotFoundError,
+    OutputExistsError,
+    SampleNotFoundError,
+)
+from emkd.storage.decode import DecodedShard, read_shard
+from emkd.storage.digest import NEXT_STEP
+from emkd.storage.files import LocalFiles, open_files
+from emkd.storage.find import find_sample
+from emkd.storage.index import OK, committed_shards, images_from_json, index_name, read_parquet
+from emkd.storage.manifest import MANIFEST_NAME, TOKENIZER_NAME, Manifest, conflicts
+from emkd.storage.record import ImageSpan, Record
+from emkd.storage.seal import TABLE_NAME, Seal, merge_tables, read_committed, read_seal
+from emkd.storage.verification import Damage, verify
+
+__all__ = ["Cache", "Damage", "SampleInfo", "create_cache", "verify"]
+
+_SAMPLE_COLUMNS_DROPPED = ("status", "reason", "detail")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleInfo:
+    """What the index says of a sample. `number` is its own in this cache, `row` its place in the dataset."""
+
+    number: int
+    row: int
+    id: str
+    key: str
+    shard: int
+    n_text: int
+    n_vision: int
+    n_answer: int
+    images: tuple[ImageSpan, ...]
+    retained_mass: float | None
+
+
+def create_cache(uri: str | Path, manifest: Manifest, tokenizer_json: bytes) -> LocalFiles:
+    """Begin a cache, or come back to one that agrees with `manifest`.
+
+    CacheConflictError names the settings that differ; OutputExistsError where the folder has other things
+    in it; DamagedCacheError and CacheVersionError for a manifest that cannot be read.
+    """
+    files = open_files(uri)
+    if not files.exists(MANIFEST_NAME):
+        _check_empty(files)
+    if not files.create(MANIFEST_NAME, manifest.to_bytes()):
+        found = Manifest.from_bytes(files.read(MANIFEST_NAME) or b"", files.where(MANIFEST_NAME))
+        _refuse(files, conflicts(found, manifest))
+    if not files.create(TOKENIZER_NAME, tokenizer_json) and files.read(TOKENIZER_NAME) != tokenizer_json:
+        _refuse(files, [f"{TOKENIZER_NAME}: the cache has another tokenizer than this run"])
+    return files
+
+
+class Cache:
+    """A cache that is open for reading. Use `Cache.open`."""
+
+    def __init__(
+        self, files: LocalFiles, manifest: Manifest, seal: Seal | None, table: pa.Table, window: int
+    ) -> None:
+        if window < 1:
+            raise ValueError(f"window is {window}; expected at least 1 shard")
+        self.files = files
+        self.manifest = manifest
+        self.seal = seal
+        self._table = table
+        self._window = window
+        self._decoded: OrderedDict[int, DecodedShard] = OrderedDict()
+
+    @classmethod
+    def open(cls, uri: str | Path, partial: bool = False, *, window: int = 2) -> "Cache":
+        """Open a cache, checking everything that is read for it.
+
+        partial: open a cache that is not sealed too, with the shards that are committed now
+        window:  decoded shards that `record` keeps in memory
+
+        InputNotFoundError where there is no cache, CacheIncompleteError where it is not sealed,
+        CacheVersionError where it is of a newer format, DamagedCacheError where a file is not as written.
+        """
+        files = open_files(uri)
+        seal = read_seal(files)
+        manifest_bytes = _read_manifest(files) if seal is None else seal.check(files, MANIFEST_NAME)
+        manifest = Manifest.from_bytes(manifest_bytes, files.where(MANIFEST_NAME))
+        if seal is not None:
+            seal.check(files, TOKENIZER_NAME)
+            table = read_parquet(files.where(TABLE_NAME), seal.check(files, TABLE_NAME))
+        else:
+            table = _committed_table(files, manifest, partial)
+        return cls(files, manifest, seal, table, window)
+
+    def __len__(self) -> int:
+        return self.n_samples
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the decoded shards: another process reads its own."""
+        return self.__dict__ | {"_decoded": OrderedDict()}
+
+    @property
+    def sealed(self) -> bool:
+        return self.seal is not None
+
+    @cached_property
+    def tokenizer_json(self) -> bytes:
+        """The teacher's tokenizer.json. DamagedCacheError where it is missing, or changed since the seal."""
+        if self.seal is not None:
+            return self.seal.check(self.files, TOKENIZER_NAME)
+        data = self.files.read(TOKENIZER_NAME)
+        if data is None:
+            raise DamagedCacheError(f"{self.files.where(TOKENIZER_NAME)}: missing. {NEXT_STEP}")
+        return data
+
+    @property
+    def n_samples(self) -> int:
+        return len(self.samples)
+
+    @cached_property
+    def samples(self) -> pa.Table:
+        """The index of the samples in plan order: INDEX_SCHEMA without status, reason and detail."""
+        chosen = self._table.filter(pc.equal(self._table["status"], OK))
+        return chosen.drop_columns(list(_SAMPLE_COLUMNS_DROPPED)).combine_chunks()
+
+    @cached_property
+    def sample_rows(self) -> NDArray[np.int64]:
+        """The dataset row of each sample, ascending."""
+        return self.samples["row"].to_numpy()
+
+    @cached_property
+    def sample_keys(self) -> list[str]:
+        """The key of each sample. A key that repeats is a sample whose content repeats in the data."""
+        return self.samples["key"].to_pylist()
+
+    @cached_property
+    def skipped(self) -> pa.Table:
+        """The rows that have no record: row, id, key, reason, detail, shard."""
+        chosen = self._table.filter(pc.not_equal(self._table["status"], OK))
+        return chosen.select(["row", "id", "key", "reason", "detail", "shard"]).combine_chunks()
+
+    @cached_property
+    def shards(self) -> tuple[int, ...]:
+        """Numbers of the shards that can be read, ascending: all of the plan, where the cache is sealed."""
+        return tuple(sorted(pc.unique(self._table["shard"]).to_pylist()))
+
+    @cached_property
+    def shard_sizes(self) -> tuple[int, ...]:
+        """Samples of each of `shards` (0 where all rows were skipped)."""
+        return tuple(len(numbers) for numbers in self._samples_by_shard.values())
+
+    def samples_of_shard(self, shard: int) -> range:
+        """The sample numbers of a shard. SampleNotFoundError for one that is not in `shards`."""
+        if shard not in self._samples_by_shard:
+            raise SampleNotFoundError(f"{self.files.root}: no shard {shard} among {len(self.shards)} shards")
+        return self._samples_by_shard[shard]
+
+    def rows_of_shard(self, shard: int) -> range:
+        """The dataset rows of a shard, skipped ones included. ValueError for one that the plan lacks."""
+        return self.manifest.plan.rows(shard)
+
+    def find(self, key_or_id: str) -> int:
+        """Number of the sample with this key, id, or unique beginning of a key (6 characters or more).
+
+        SampleNotFoundError where there is none (with the reason, if the row was skipped); UsageError where
+        there are several, with their keys.
+        """
+        return find_sample(self.samples, self.skipped, key_or_id, str(self.files.root))
+
+    def sample_info(self, i: int) -> SampleInfo:
+        """What the index says of sample `i`. SampleNotFoundError where there is no such sample."""
+        row = self.samples.slice(self._checked_number(i), 1).to_pylist()[0]
+        return SampleInfo(
+            number=i,
+            row=row["row"],
+            id=row["id"],
+            key=row["key"],
+            shard=row["shard"],
+            n_text=row["text_count"],
+            n_vision=row["vision_count"],
+            n_answer=row["answer_count"],
+            images=images_from_json(row["images"]),
+            retained_mass=row["retained_mass"],
+        )
+
+    def read_shard(self, shard: int) -> DecodedShard:
+        """All arrays of a shard, read and checked now. Errors as samples_of_shard, and DamagedCacheError."""
+        self.samples_of_shard(shard)
+        if self.seal is not None:
+            self.seal.check(self.files, index_name(shard))
+        return read_shard(self.files, read_committed(self.files, shard, self.manifest), self.manifest)
+
+    def record(self, i: int) -> Record:
+        """Sample `i`. Keeps the last `window` shards, so reading shard by shard decodes each one once."""
+        shard = int(self._shard_of_sample[self._checked_number(i)])
+        if shard in self._decoded:
+            self._decoded.move_to_end(shard)
+        else:
+            while len(self._decoded) >= self._window:  # before reading: it bounds the memory
+                self._decoded.popitem(last=False)
+            self._decoded[shard] = self.read_shard(shard)
+        return self._decoded[shard].record(i - self.samples_of_shard(shard).start)
+
+    @cached_property
+    def _shard_of_sample(self) -> NDArray[np.int32]:
+        return self.samples["shard"].to_numpy()
+
+    @cached_property
+    def _samples_by_shard(self) -> dict[int, range]:
+        starts = np.searchsorted(self._shard_of_sample, self.shards, side="left").tolist()
+        ends = np.searchsorted(self._shard_of_sample, self.shards, side="right").tolist()
+        return {shard: range(a, b) for shard, a, b in zip(self.shards, starts, ends, strict=True)}
+
+    def _checked_number(self, i: int) -> int:
+        if not 0 <= i < self.n_samples:
+            raise SampleNotFoundError(f"{self.files.root}: no sample {i}, it has {self.n_samples} samples")
+        return i
+
+
+def _check_empty(files: LocalFiles) -> None:
+    found = files.names()
+    if found:
+        raise OutputExistsError(
+            f"{files.root}: {len(found)} files that are not a cache ({found[0]}, ...); name an empty "
+            "or a new folder"
+        )
+
+
+def _refuse(files: LocalFiles, differences: Sequence[str]) -> None:
+    if differences:
+        raise CacheConflictError(
+            f"{files.root}: a cache made with other settings is there:\n  "
+            + "\n  ".join(differences)
+            + "\nUse the settings of the cache, or name another folder"
+        )
+
+
+def _read_manifest(files: LocalFiles) -> bytes:
+    data = files.read(MANIFEST_NAME)
+    if data is None:
+        raise InputNotFoundError(
+            f"no cache at {files.root}: it has no {MANIFEST_NAME}; make one with `emkd cache-teacher`"
+        )
+    return data
+
+
+def _committed_table(files: LocalFiles, manifest: Manifest, partial: bool) -> pa.Table:
+    """The rows of the committed shards; CacheIncompleteError unless `partial`."""
+    n_shards = manifest.plan.n_shards
+    committed = [shard for shard in committed_shards(files) if shard < n_shards]
+    if not partial:
+        raise CacheIncompleteError(
+            f"{files.root}: not sealed, {len(committed)} of {n_shards} shards are committed; run the same "
+            "cache-teacher command again (it does only what is missing), or use --partial to train on what "
+            "is there"
+        )
+    return merge_tables([read_committed(files, shard, manifest) for shard in committed])

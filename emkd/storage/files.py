@@ -1,0 +1,176 @@
+"""The operations on the place where a cache lies. Local disk now.
+
+Names are relative, with "/" between their parts: "index/000000.parquet". The operations are the ones that
+an object store has too: read a whole object, list a prefix, write, and create only if absent (there a
+conditional put). What a crash may leave behind never has the name of an object: files being written start
+with "." and end with ".partial", folders being deleted start with ".deleted-"; both are never listed.
+
+`create` is the only operation by which something becomes visible to others, and is durable when it
+returns; `write` is for a folder that nobody reads yet, made durable by `sync_tree`.
+"""
+
+import contextlib
+import errno
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from urllib.parse import unquote, urlsplit
+
+from emkd.errors import UsageError
+
+_PARTIAL = ".partial"
+_DELETED = ".deleted-"
+
+
+def open_files(uri: str | Path) -> "LocalFiles":
+    """The files at a plain path or a file:// URI; nothing is created. UsageError for any other scheme."""
+    text = os.fspath(uri)
+    scheme, separator, _ = text.partition("://")
+    if not separator:
+        return LocalFiles(Path(text).expanduser())
+    parts = urlsplit(text)
+    if scheme.lower() != "file" or parts.netloc not in ("", "localhost"):
+        raise UsageError(
+            f"cannot open {text!r}: only local paths (a plain path or file:///...) are supported by this "
+            "version; use a local folder and copy it afterwards"
+        )
+    return LocalFiles(Path(unquote(parts.path)))
+
+
+@dataclass(frozen=True)
+class LocalFiles:
+    """Objects under a local folder, which need not exist yet."""
+
+    root: Path
+
+    def where(self, name: str) -> str:
+        """The full name of an object, for messages."""
+        return str(self._path(name))
+
+    def read(self, name: str) -> bytes | None:
+        """A whole object; None where there is none: what its absence means is known by the caller."""
+        try:
+            return self._path(name).read_bytes()
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+            return None
+
+    def exists(self, name: str) -> bool:
+        """Whether there is an object (not a folder) of this name."""
+        return self._path(name).is_file()
+
+    def sizes(self, prefix: str = "") -> dict[str, int]:
+        """Name -> size in bytes of every object in the folder `prefix` and below, sorted by name."""
+        base = self._path(prefix)
+        found: dict[str, int] = {}
+        for folder, _, file_names in _walk(base):
+            for file_name in file_names:
+                path = Path(folder, file_name)
+                with contextlib.suppress(FileNotFoundError):  # removed since it was listed
+                    found[path.relative_to(self.root).as_posix()] = path.stat().st_size
+        return dict(sorted(found.items()))
+
+    def names(self, prefix: str = "") -> list[str]:
+        """Names of every object in the folder `prefix` and below, sorted; empty where it does not exist."""
+        return list(self.sizes(prefix))
+
+    def folders(self, prefix: str) -> list[str]:
+        """Names of the folders directly in `prefix`, sorted, folders that are being deleted included."""
+        base = self._path(prefix)
+        if not base.is_dir():
+            return []
+        return sorted(f"{prefix}/{entry.name}" for entry in os.scandir(base) if entry.is_dir())
+
+    def write(self, name: str, data: bytes) -> None:
+        """Write a new object into a folder that is this caller's own. Not durable before `sync_tree`."""
+        path = self._path(name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("xb") as file:
+            file.write(data)
+
+    def create(self, name: str, data: bytes) -> bool:
+        """Create an object whole and durably, only if absent: False where it exists already.
+
+        Of several callers at once exactly one gets True. UsageError on a file system without hard links.
+        """
+        path = self._path(name)
+        self._make_folder(path.parent)
+        partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}{_PARTIAL}")
+        try:
+            with partial.open("xb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.link(partial, path)
+        except FileExistsError:
+            return False
+        except OSError as error:
+            if error.errno in (errno.EPERM, errno.ENOTSUP, errno.EMLINK) and partial.exists():
+                raise UsageError(
+                    f"cannot create {path}: the file system of {path.parent} has no hard links "
+                    f"({error.strerror}), which keep two runs from overwriting each other; put the cache "
+                    "on another file system"
+                ) from error
+            raise
+        finally:
+            partial.unlink(missing_ok=True)
+        _sync(path.parent)
+        return True
+
+    def sync_tree(self, prefix: str) -> None:
+        """Make everything in the folder `prefix` durable: each file, each folder, and its own name."""
+        base = self._path(prefix)
+        for folder, _, file_names in os.walk(base, topdown=False):
+            for file_name in file_names:
+                _sync(Path(folder, file_name))
+            _sync(Path(folder))
+        for parent in base.parents:
+            if parent == self.root.parent or not parent.exists():
+                break
+            _sync(parent)
+
+    def delete_tree(self, prefix: str) -> None:
+        """Delete the folder `prefix` and everything in it; nothing happens where there is none.
+
+        It loses its name first, in one step: a reader sees all of it or nothing, and somebody who still
+        writes there does not stop the deletion.
+        """
+        path = self._path(prefix)
+        if path == self.root:
+            raise ValueError("delete_tree: refusing to delete the whole cache; name a folder in it")
+        doomed = path if path.name.startswith(_DELETED) else path.with_name(_DELETED + uuid.uuid4().hex)
+        with contextlib.suppress(FileNotFoundError):
+            path.rename(doomed)
+            shutil.rmtree(doomed)
+
+    def _path(self, name: str) -> Path:
+        parts = PurePosixPath(name)
+        if parts.is_absolute() or ".." in parts.parts:  # names are read from files, which may be foreign
+            raise ValueError(f"{name!r} is not the name of an object of {self.root}: it leads outside")
+        return self.root / parts
+
+    def _make_folder(self, folder: Path) -> None:
+        """mkdir -p, with the names of the new folders durable."""
+        missing = [folder, *folder.parents]
+        missing = missing[: next(i for i, path in enumerate(missing) if path.is_dir())]
+        folder.mkdir(parents=True, exist_ok=True)
+        for path in missing:
+            _sync(path.parent)
+
+
+def _walk(base: Path) -> Iterator[tuple[str, list[str], list[str]]]:
+    """os.walk without what is being written or deleted."""
+    for folder, folder_names, file_names in os.walk(base):
+        folder_names[:] = [name for name in folder_names if not name.startswith(_DELETED)]
+        yield folder, folder_names, [name for name in file_names if not name.endswith(_PARTIAL)]
+
+
+def _sync(path: Path) -> None:
+    """fsync a file or a folder."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,202 @@
+"""The end of a job: totals, and the hash of everything.
+
+seal.json is an envelope (see `digest`) around SealBody. It vouches for manifest.json, tokenizer.json,
+index.parquet (all rows of all shards in plan order) and every index/<n>.parquet; those vouch for the
+objects of their shards, so that the seal stays small and one small read opens a cache of any size. It is
+created only if absent, and its bytes are a pure function of what is committed: two that seal at once agree.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Iterator
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from emkd.errors import CacheConflictError, CacheIncompleteError, DamagedCacheError, InputNotFoundError
+from emkd.storage.digest import (
+    NEXT_STEP,
+    ObjectDigest,
+    checked,
+    open_envelope,
+    seal_envelope,
+)
+from emkd.storage.files import LocalFiles
+from emkd.storage.index import (
+    INDEX_SCHEMA,
+    OK,
+    ShardIndex,
+    changed_sizes,
+    delete_lost_attempts,
+    index_name,
+    missing_shards,
+    read_index,
+    read_parquet,
+    write_parquet,
+)
+from emkd.storage.layout import array_layouts
+from emkd.storage.manifest import MANIFEST_NAME, TOKENIZER_NAME, Manifest
+
+SEAL_NAME = "seal.json"
+TABLE_NAME = "index.parquet"
+
+
+class _Stored(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class SealedObject(_Stored):
+    n_bytes: int
+    sha256: str
+
+    @property
+    def digest(self) -> ObjectDigest:
+        return ObjectDigest(n_bytes=self.n_bytes, sha256=self.sha256)
+
+
+class Totals(_Stored):
+    """Tokens of all samples, and stored bytes of the shards by array ("group": what describes the arrays)."""
+
+    vision_tokens: int
+    text_tokens: int
+    answer_tokens: int
+    n_bytes: dict[str, int]
+
+
+class Seal(_Stored):
+    """The body of seal.json. n_samples + n_skipped are the rows of the plan."""
+
+    n_samples: int
+    n_skipped: int
+    n_shards: int
+    totals: Totals
+    objects: dict[str, SealedObject]
+
+    def check(self, files: LocalFiles, name: str) -> bytes:
+        """The bytes of an object that the seal vouches for; DamagedCacheError where they are not those."""
+        if name not in self.objects:
+            raise DamagedCacheError(f"{files.where(name)}: not in the seal. {NEXT_STEP}")
+        return checked(files.where(name), files.read(name), self.objects[name].digest)
+
+
+def seal(files: LocalFiles) -> Seal:
+    """Seal a cache whose shards are all committed, durably, and delete the attempts that lost.
+
+    Sealing a sealed cache returns its seal. InputNotFoundError where there is no cache,
+    CacheIncompleteError where shards are missing, DamagedCacheError where an index cannot be read or an
+    object of a shard is gone or of another size (contents are not read: see `verify`).
+    """
+    found = read_seal(files)
+    if found is not None:
+        return found
+    manifest_bytes, tokenizer_bytes = files.read(MANIFEST_NAME), files.read(TOKENIZER_NAME)
+    if manifest_bytes is None or tokenizer_bytes is None:
+        raise InputNotFoundError(f"no cache at {files.root}: {MANIFEST_NAME} or {TOKENIZER_NAME} is missing")
+    manifest = Manifest.from_bytes(manifest_bytes, files.where(MANIFEST_NAME))
+    missing = missing_shards(files, manifest.plan)
+    if missing:
+        raise CacheIncompleteError(
+            f"{files.root}: {len(missing)} of {manifest.plan.n_shards} shards are missing (the first is "
+            f"{missing[0]}); run the same cache-teacher command again: it does only those"
+        )
+    indexes = [read_committed(files, shard, manifest) for shard in range(manifest.plan.n_shards)]
+    for index in indexes:
+        _check_sizes(files, index)
+    table_bytes = _create_table(files, indexes)
+    objects = {MANIFEST_NAME: manifest_bytes, TOKENIZER_NAME: tokenizer_bytes, TABLE_NAME: table_bytes}
+    objects |= {index_name(index.shard): files.read(index_name(index.shard)) or b"" for index in indexes}
+    body = _summary(manifest, indexes, objects)
+    envelope = seal_envelope(body.model_dump(mode="json"))
+    text = json.dumps(envelope, indent=2, sort_keys=True, ensure_ascii=False)
+    files.create(SEAL_NAME, text.encode() + b"\n")
+    delete_lost_attempts(files)
+    written = read_seal(files)
+    if written != body:
+        raise CacheConflictError(
+            f"{files.where(SEAL_NAME)}: another run sealed the cache at the same time with other content; "
+            "run `emkd inspect URI --verify`"
+        )
+    return body
+
+
+def read_seal(files: LocalFiles) -> Seal | None:
+    """The seal of a cache, None where it has none; DamagedCacheError where it does not match its own hash.
+
+    A seal of a newer format, whose body is another one, is a CacheVersionError if its manifest is intact.
+    """
+    data = files.read(SEAL_NAME)
+    if data is None:
+        return None
+    where = files.where(SEAL_NAME)
+    body = open_envelope(where, data)
+    try:
+        return Seal.model_validate(body)
+    except ValidationError as error:
+        Manifest.from_bytes(files.read(MANIFEST_NAME) or b"", files.where(MANIFEST_NAME))
+        raise DamagedCacheError(f"{where}: not the seal of a cache: {error}. {NEXT_STEP}") from error
+
+
+def read_committed(files: LocalFiles, shard: int, manifest: Manifest) -> ShardIndex:
+    """The index of a committed shard, checked to be this cache's own; DamagedCacheError where it is not."""
+    index, where = read_index(files, shard), files.where(index_name(shard))
+    if index.settings_sha256 != manifest.settings_sha256:
+        raise DamagedCacheError(
+            f"{where}: written under another manifest than {files.where(MANIFEST_NAME)}: one of the two is "
+            f"another cache's or was changed. {NEXT_STEP}"
+        )
+    if index.table["row"].to_pylist() != list(manifest.plan.rows(shard)):
+        raise DamagedCacheError(f"{where}: its rows are not those of the plan. {NEXT_STEP}")
+    return index
+
+
+def merge_tables(indexes: list[ShardIndex]) -> pa.Table:
+    """The rows of all indexes, in their order, with INDEX_SCHEMA."""
+    return pa.concat_tables([INDEX_SCHEMA.empty_table(), *(index.table for index in indexes)])
+
+
+def _check_sizes(files: LocalFiles, index: ShardIndex) -> None:
+    changed = changed_sizes(files, index)
+    if changed:
+        raise DamagedCacheError(f"{files.where(changed[0])}: gone or of another size. {NEXT_STEP}")
+
+
+def _create_table(files: LocalFiles, indexes: list[ShardIndex]) -> bytes:
+    """Write index.parquet, unless one of the same rows is there already; its bytes."""
+    table = merge_tables(indexes)
+    data = write_parquet(table)
+    if files.create(TABLE_NAME, data):
+        return data
+    where, existing = files.where(TABLE_NAME), files.read(TABLE_NAME) or b""
+    if existing != data and not read_parquet(where, existing).equals(table):
+        raise DamagedCacheError(
+            f"{where}: left by an earlier run and not the rows of the committed shards; it is made from "
+            "index/*.parquet, so delete it and run the same command again"
+        )
+    return existing
+
+
+def _summary(manifest: Manifest, indexes: list[ShardIndex], objects: dict[str, bytes]) -> Seal:
+    table = merge_tables(indexes)
+    n_samples = pc.sum(pc.equal(table["status"], OK)).as_py() or 0
+    counts = {axis: pc.sum(table[f"{axis}_count"]).as_py() or 0 for axis in ("vision", "text", "answer")}
+    n_bytes = Counter({name: 0 for name in ("group", *(layout.name for layout in array_layouts(manifest)))})
+    for name, size in _parts(indexes):
+        n_bytes[name] += size
+    return Seal(
+        n_samples=n_samples,
+        n_skipped=len(table) - n_samples,
+        n_shards=len(indexes),
+        totals=Totals(**{f"{axis}_tokens": n for axis, n in counts.items()}, n_bytes=dict(n_bytes)),
+        objects={
+            name: SealedObject(n_bytes=len(data), sha256=ObjectDigest.of(data).sha256)
+            for name, data in sorted(objects.items())
+        },
+    )
+
+
+def _parts(indexes: list[ShardIndex]) -> Iterator[tuple[str, int]]:
+    """(array, stored bytes) of every object; what belongs to no array is "group"."""
+    for index in indexes:
+        for name, digest in index.objects.items():
+            yield (name.partition("/")[0] if "/" in name else "group", digest.n_bytes)

@@ -1,0 +1,19 @@
+"""The student's way from the cache; no teacher and, on one worker, no Ray.
+
+Reading order: run.py (the whole run), recipe.py (what decides it), stream.py (cache and dataset to batches),
+order.py (which sample next), truncated.py (the teacher's logits with their tails), matching.py, losses.py,
+objective.py (all losses of a step), distillation.py (the Trainer), evaluation.py.
+"""
+
+from emkd.trainer.recipe import Recipe, load_recipe, make_recipe, with_flags
+from emkd.trainer.run import TrainSettings, evaluate_checkpoint, train_student
+
+__all__ = [
+    "Recipe",
+    "TrainSettings",
+    "evaluate_checkpoint",
+    "load_recipe",
+    "make_recipe",
+    "train_student",
+    "with_flags",
+]

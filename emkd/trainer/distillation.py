@@ -1,0 +1,125 @@
+"""transformers.Trainer with the objective of EM-KD: its arguments, logs and checkpoints work as usual.
+
+What is overridden, and why:
+    get_batch_samples      counts answers, pairs and samples of the whole optimizer step, over all ranks
+    compute_loss           the objective, divided by those counts
+    log                    adds each loss by its name
+    _load_from_checkpoint  transformers' own leaves most weights of a LLaVA at their initial values, silently
+    _get_train_sampler     shard by shard (order.py)
+    evaluate               answers right on the evaluation data
+"""
+
+from collections import defaultdict
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader
+from transformers import AutoModelForImageTextToText, Trainer, TrainingArguments
+
+from emkd.errors import ModelError
+from emkd.trainer.evaluation import evaluate_answers
+from emkd.trainer.objective import Counts, Objective
+from emkd.trainer.order import ShardSampler
+from emkd.trainer.stream import Collator, StudentSamples
+
+
+class DistillationTrainer(Trainer):
+    """Trains a student from a cache. `train_dataset` yields `StudentSample`s."""
+
+    def __init__(
+        self,
+        *,
+        model: Any,
+        processor: Any,
+        args: TrainingArguments,
+        objective: Objective,
+        train_dataset: StudentSamples,
+        sampler: ShardSampler,
+        eval_dataset: StudentSamples | None = None,
+    ) -> None:
+        super().__init__(
+            model=model,
+            args=args,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            data_collator=Collator(processor.tokenizer.pad_token_id or 0),
+            processing_class=processor,
+        )
+        self.model_accepts_loss_kwargs = True  # losses are divided by the step's counts here, not by Trainer
+        self.objective, self.sampler = objective, sampler
+        self._sums: dict[str, torch.Tensor] = defaultdict(lambda: torch.zeros((), device=args.device))
+        self._steps_summed = 0
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> ShardSampler:
+        return self.sampler
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
+    ) -> tuple[list[Any], Any]:
+        """The micro-batches of one optimizer step, and the counts that its losses are divided by."""
+        micro_batches = list(islice(epoch_iterator, num_batches))
+        counts = Counts.total(self.objective.count(batch["samples"]) for batch in micro_batches)
+        total = self.accelerator.reduce(counts.as_tensor().to(device), reduction="sum")
+        return micro_batches, Counts.from_tensor(total)
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> torch.Tensor:
+        """The micro-batch's share of the step's total loss, a scalar."""
+        base = self.accelerator.unwrap_model(model)
+        counts = num_items_in_batch or self.objective.count(inputs["samples"])
+        losses = self.objective(model, base, inputs["inputs"], inputs["samples"], counts)
+        for name in ("sup", "rld", "vsd", "vlad"):
+            self._sums[name] += getattr(losses, name).detach()
+        # Data parallelism averages gradients over ranks; the counts are already those of all ranks.
+        return losses.total(self.objective.weights) * self.accelerator.num_processes
+
+    def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        self._steps_summed += self.accelerator.sync_gradients
+        return loss
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Adds the mean over the steps since the last log of each loss that has a weight."""
+        if "loss" in logs and self._steps_summed:
+            for name, value in self._sums.items():
+                # Each rank's part is already divided by the counts of all ranks: their sum is the mean.
+                whole = float(self.accelerator.reduce(value, reduction="sum"))
+                logs = {**logs, name: round(whole / self._steps_summed, 6)}
+            self._sums.clear()
+            self._steps_summed = 0
+        super().log(logs, start_time)
+
+    def evaluate(self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval") -> dict[str, float]:
+        """Share of answer tokens right and their mean cross-entropy, under the names that Trainer users expect."""
+        chosen = eval_dataset if eval_dataset is not None else self.eval_dataset
+        loader = DataLoader(chosen, batch_size=self.args.eval_batch_size, collate_fn=self.data_collator)
+        model = self.accelerator.unwrap_model(self.model)
+        result = evaluate_answers(model, loader, self.objective.n_tokens)
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in result.items()}
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        """Weights of a checkpoint through `from_pretrained`, which knows how keys are named on disk."""
+        target = self.accelerator.unwrap_model(self.model if model is None else model)
+        target.load_state_dict(checkpoint_weights(Path(resume_from_checkpoint)), strict=True)
+
+    def _load_best_model(self) -> None:
+        if self.state.best_model_checkpoint is not None:
+            self._load_from_checkpoint(self.state.best_model_checkpoint)
+
+
+def checkpoint_weights(path: Path) -> dict[str, torch.Tensor]:
+    """State dict of a saved model under the names that it has in memory. Raises ModelError on missing ones."""
+    loaded, report = AutoModelForImageTextToText.from_pretrained(
+        path, dtype="auto", use_safetensors=True, output_loading_info=True
+    )
+    if report["missing_keys"]:
+        raise ModelError(f"checkpoint {path} lacks {len(report['missing_keys'])} weights: {sorted(report['missing_keys'])[:3]}")
+    state: dict[str, torch.Tensor] = loaded.state_dict()
+    return state

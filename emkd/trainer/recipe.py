@@ -1,0 +1,131 @@
+"""Recipes: everything that decides a training run but the paths, as a YAML file or from the command line.
+
+    losses:    {alpha: 0.5, beta: 0.25, gamma: 25, tail: uniform, matching: logits, top_k: null}
+    student:   {vision_pool: 2, freeze: [model.vision_tower]}
+    training:  {learning_rate: 2.0e-3, max_steps: 150, ...}     any field of transformers.TrainingArguments
+
+Flags of the command line go over the file. An unknown key is refused with the nearest known one.
+"""
+
+import dataclasses
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from transformers import TrainingArguments
+
+from emkd.errors import InputNotFoundError, UsageError
+from emkd.trainer.losses import Tail
+from emkd.trainer.matching import Matching
+from emkd.trainer.objective import Weights
+
+# What emkd decides itself: the order of samples and the columns that a batch has.
+RESERVED = {
+    "output_dir": "use --output",
+    "resume_from_checkpoint": "use --resume",
+    "remove_unused_columns": "batches hold cached records, which no model takes as columns",
+    "group_by_length": "samples come shard by shard, so that reads of the cache are whole",
+    "auto_find_batch_size": "losses are divided by the counts of a step that must not change its size",
+}
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class LossRecipe(_Section):
+    """Weights of the paper (arXiv 2511.21106), and how a cut teacher is read.
+
+    top_k: logits of a vision token that are used; null is all that are stored
+    """
+
+    alpha: float = Field(0.5, ge=0, le=1)
+    beta: float = Field(0.25, ge=0)
+    gamma: float = Field(25.0, ge=0)
+    tail: Tail = "uniform"
+    matching: Matching = "logits"
+    top_k: int | None = Field(None, ge=1)
+
+    @property
+    def weights(self) -> Weights:
+        return Weights(alpha=self.alpha, beta=self.beta, gamma=self.gamma)
+
+
+class StudentRecipe(_Section):
+    """vision_pool: side of the window of vision tokens that become one; null leaves the student as it is.
+    freeze: modules that do not learn, by the beginning of their parameters' names."""
+
+    vision_pool: int | None = Field(None, ge=1)
+    freeze: tuple[str, ...] = ()
+
+
+class Recipe(_Section):
+    """The whole file. `window` is how many shards are decoded at a time."""
+
+    losses: LossRecipe = LossRecipe()
+    student: StudentRecipe = StudentRecipe()
+    training: dict[str, Any] = Field(default_factory=dict)
+    window: int = Field(2, ge=1)
+
+    @field_validator("training")
+    @classmethod
+    def _known_arguments(cls, given: dict[str, Any]) -> dict[str, Any]:
+        known = [f.name for f in dataclasses.fields(TrainingArguments)]
+        for name in given:
+            if name in RESERVED:
+                raise ValueError(f"training.{name} cannot be set: {RESERVED[name]}")
+            if name not in known:
+                raise ValueError(f"training.{name} is no field of transformers.TrainingArguments{_nearest(name, known)}")
+        return given
+
+
+def load_recipe(path: Path | None) -> Recipe:
+    """A recipe file, or the defaults. Raises InputNotFoundError, UsageError."""
+    if path is None:
+        return Recipe()
+    if not path.is_file():
+        raise InputNotFoundError(f"no recipe at {path}")
+    try:
+        content = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise UsageError(f"{path} is not valid YAML: {error}") from error
+    return make_recipe(content or {}, str(path))
+
+
+def make_recipe(content: Any, where: str) -> Recipe:
+    """A recipe from a mapping; raises UsageError naming each wrong key and its nearest known one."""
+    try:
+        return Recipe.model_validate(content)
+    except ValidationError as error:
+        raise UsageError(f"{where}: " + "; ".join(_explain(dict(e)) for e in error.errors())) from error
+
+
+def with_flags(recipe: Recipe, flags: dict[str, Any]) -> Recipe:
+    """The recipe with the flags that were given (not None), by dotted name such as `losses.alpha`."""
+    content = recipe.model_dump()
+    for name, value in flags.items():
+        if value is None:
+            continue
+        *sections, last = name.split(".")
+        place = content
+        for section in sections:
+            place = place[section]
+        place[last] = value
+    return make_recipe(content, "command line")
+
+
+def _explain(error: dict[str, Any]) -> str:
+    place = ".".join(str(part) for part in error["loc"])
+    if error["type"] == "extra_forbidden":
+        section = {"losses": LossRecipe, "student": StudentRecipe}.get(str(error["loc"][0]), Recipe)
+        return f"unknown key {place!r}{_nearest(str(error['loc'][-1]), list(section.model_fields))}"
+    if error["type"] == "value_error":
+        return str(error["ctx"]["error"])
+    return f"{place}: {error['msg']}, got {error['input']!r}"
+
+
+def _nearest(name: str, known: list[str]) -> str:
+    close = get_close_matches(name, known, n=1)
+    return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(known)}" if len(known) < 20 else ""

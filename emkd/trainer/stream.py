@@ -1,0 +1,187 @@
+"""From cache and dataset to the batches that a student trains on.
+
+    sample number --cache--> row, key, record      --dataset--> Sample (its key is checked)
+                  --Encoder--> the student's tokens --checked against the record--> StudentSample
+
+The student's processor makes its own tokens and pixels; the record holds what the teacher answered. Both
+must be about the same text, or nothing is trained on.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.utils.data import Dataset as TorchDataset
+
+from emkd.errors import DataMismatchError, SampleError, TokenizerMismatchError
+from emkd.samples.dataset import Dataset
+from emkd.samples.encode import Encoded, Encoder
+from emkd.storage.cache import Cache
+from emkd.storage.record import ImageSpan, Record
+from emkd.trainer.truncated import TruncatedLogits, truncated
+from emkd.vlm.forward import collate
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeacherSample:
+    """What the cache says of one sample.
+
+    vision: t̂ of the Nt vision tokens;  answer: t̂ of the A predictions of answer tokens
+    affinity: [L, Nt] float32;  images: spans into the Nt tokens
+    """
+
+    vision: TruncatedLogits
+    answer: TruncatedLogits
+    affinity: torch.Tensor
+    images: tuple[ImageSpan, ...]
+
+    def to(self, device: torch.device | str) -> "TeacherSample":
+        return TeacherSample(
+            vision=self.vision.to(device),
+            answer=self.answer.to(device),
+            affinity=self.affinity.to(device),
+            images=self.images,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudentSample:
+    """One sample: the student's tokens, and the teacher's record where there is a cache."""
+
+    encoded: Encoded
+    teacher: TeacherSample | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeacherLimits:
+    """How much of a record is used. V, ids of the student's tokenizer, and a smaller k where asked for."""
+
+    vocabulary: int
+    n_student_tokens: int
+    top_k: int | None = None
+
+    def __call__(self, record: Record) -> TeacherSample:
+        vision = truncated(
+            torch.from_numpy(record.vision_ids),
+            torch.from_numpy(record.vision_logits),
+            torch.from_numpy(record.vision_tail_logsumexp),
+            self.vocabulary,
+            torch.from_numpy(record.vision_tail_mean),
+        )
+        answer = truncated(
+            torch.from_numpy(record.answer_ids),
+            torch.from_numpy(record.answer_logits),
+            torch.from_numpy(record.answer_tail_logsumexp),
+            self.vocabulary,
+        )
+        if self.top_k is not None:
+            vision = vision.smaller(self.top_k)
+        return TeacherSample(
+            vision=vision.for_student(self.n_student_tokens),
+            answer=answer.for_student(self.n_student_tokens),
+            affinity=torch.from_numpy(record.affinity),
+            images=record.images,
+        )
+
+
+class StudentSamples(TorchDataset[StudentSample]):
+    """Map-style dataset of the cache's samples (or of the dataset's rows, where there is no cache).
+
+    Open files stay with the process that opened them: loader workers get paths and open their own.
+
+    rows:    dataset row of each sample number
+    window:  decoded shards that are kept, the sampler's window
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        encoder: Encoder,
+        rows: Sequence[int],
+        cache: Cache | None = None,
+        limits: TeacherLimits | None = None,
+    ) -> None:
+        self.dataset, self.encoder, self.rows = dataset, encoder, rows
+        self.cache, self.limits = cache, limits
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, number: int) -> StudentSample:
+        row = int(self.rows[number])
+        try:
+            sample = self.dataset.sample(row)
+            encoded = self.encoder(sample)
+        except SampleError as error:
+            raise DataMismatchError(f"row {row} of {self.dataset.data} cannot be trained on: {error}") from error
+        if self.cache is None or self.limits is None:
+            return StudentSample(encoded=encoded, teacher=None)
+        info = self.cache.sample_info(number)
+        if sample.key != info.key:
+            raise DataMismatchError(
+                f"row {row} (id {sample.id!r}) of {self.dataset.data} is not what the teacher saw: its key is "
+                f"{sample.key[:12]}, the cache has {info.key[:12]}. The data changed after they were cached"
+            )
+        record = self.cache.record(number)
+        check_same_text(encoded, record, row)
+        return StudentSample(encoded=encoded, teacher=self.limits(record))
+
+
+def check_same_text(encoded: Encoded, record: Record, row: int) -> None:
+    """Raises TokenizerMismatchError unless student and teacher saw the same text tokens around the images."""
+    ours, theirs = encoded.text_ids, torch.from_numpy(record.text_ids).long()
+    if not torch.equal(ours, theirs):
+        length = min(len(ours), len(theirs))
+        differing = (ours[:length] != theirs[:length]).nonzero()
+        place = int(differing[0]) if len(differing) else length
+        raise TokenizerMismatchError(
+            f"row {row}: the student's text is {len(ours)} tokens and the teacher's {len(theirs)}; they differ first "
+            f"at text token {place} (student {_at(ours, place)}, teacher {_at(theirs, place)}). Both need the same "
+            "tokenizer and chat template"
+        )
+    if [i.text_position for i in encoded.images] != [i.text_position for i in record.images]:
+        raise TokenizerMismatchError(f"row {row}: images stand at other places of the text than for the teacher")
+
+
+def _at(ids: torch.Tensor, place: int) -> str:
+    return f"id {int(ids[place])}" if place < len(ids) else "nothing"
+
+
+class Collator:
+    """Samples of a micro-batch: padded model inputs, and the ragged rest left alone."""
+
+    def __init__(self, pad_token_id: int) -> None:
+        self.pad_token_id = pad_token_id
+
+    def __call__(self, samples: Sequence[StudentSample]) -> dict[str, Any]:
+        inputs = collate([sample.encoded for sample in samples], self.pad_token_id)
+        return {"inputs": inputs, "samples": list(samples)}
+
+
+def rows_of_cache(cache: Cache, dataset: Dataset, log: Any) -> list[int]:
+    """Dataset row of each of the cache's samples. Raises DataMismatchError with counts.
+
+    The same files need nothing but their fingerprint: each row is checked by its key when it is read. Other
+    files (moved, merged, in another format) are searched by key once.
+    """
+    numbers = cache.sample_rows
+    if dataset.fingerprint == cache.manifest.dataset.fingerprint:
+        return [int(row) for row in numbers]
+    log(f"{dataset.data} is not the file that was cached; comparing all rows by key")
+    found: dict[str, int] = {}
+    unreadable = 0
+    for row, key in dataset.keys():
+        unreadable += key is None
+        if key is not None:
+            found.setdefault(key, row)
+    keys = cache.sample_keys
+    missing = [key for key in keys if key not in found]
+    if missing:
+        raise DataMismatchError(
+            f"{dataset.data} is not the data of this cache: {len(missing)} of {len(keys)} cached samples are not in "
+            f"its {dataset.n_rows} rows ({unreadable} of them unreadable), the first by key {missing[0][:12]}. The "
+            f"cache was made from {', '.join(f.name for f in cache.manifest.dataset.files)}; name that data, or cache this"
+        )
+    return [found[key] for key in keys]
+

@@ -1,0 +1,102 @@
+"""Batches, hidden states and logits at chosen positions, the same way for teacher and student.
+
+Shape legend: B samples of a batch, T padded length, d hidden size, n chosen positions, V ids of the tokenizer
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from emkd.errors import ModelError
+from emkd.samples.encode import Encoded
+
+
+def collate(encoded: Sequence[Encoded], pad_token_id: int) -> dict[str, torch.Tensor]:
+    """One batch of model inputs: token tensors padded on the right, image tensors one after the other.
+
+    Right padding leaves every position of a causal model as it is alone, so that positions of `Encoded` stay
+    valid in the batch.
+    """
+    longest = max(item.n_tokens for item in encoded)
+    names = {name: None for item in encoded for name in item.inputs}  # ordered, and text-only items have fewer
+    batch: dict[str, torch.Tensor] = {}
+    for name in names:
+        items = [(item, item.inputs[name]) for item in encoded if name in item.inputs]
+        if all(tensor.shape == (1, item.n_tokens) for item, tensor in items):
+            fill = pad_token_id if name == "input_ids" else 0
+            batch[name] = torch.cat([_pad_right(tensor, longest, fill) for _, tensor in items])
+        else:
+            batch[name] = _stack_images(name, [tensor for _, tensor in items])
+    return batch
+
+
+def _pad_right(tensor: torch.Tensor, length: int, fill: int) -> torch.Tensor:
+    return torch.nn.functional.pad(tensor, (0, length - tensor.shape[1]), value=fill)
+
+
+def _stack_images(name: str, tensors: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Tensors of several samples along the first axis; a tile axis of other length is filled with zeros."""
+    ranks = {tensor.dim() for tensor in tensors}
+    if len(ranks) != 1:
+        raise ModelError(f"the processor's {name!r} has {sorted(ranks)} axes in samples of one batch")
+    widest = [max(sizes) for sizes in zip(*(tensor.shape[1:] for tensor in tensors), strict=True)]
+    padded = []
+    for tensor in tensors:
+        missing = [wide - size for wide, size in zip(widest, tensor.shape[1:], strict=True)]
+        pads = [amount for size in reversed(missing) for amount in (0, size)]
+        padded.append(torch.nn.functional.pad(tensor, pads) if any(missing) else tensor)
+    return torch.cat(padded)
+
+
+def last_hidden_state(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    """[B, T, d] after the final norm, as the LM head reads it, without computing any logits."""
+    base = base_model(model)
+    hidden: torch.Tensor = base(**batch, use_cache=False).last_hidden_state
+    return hidden
+
+
+def base_model(model: Any) -> Any:
+    """The model without its LM head. Raises ModelError where the class has none."""
+    base = getattr(model, "model", None)
+    if base is None or base is model:
+        raise ModelError(f"{type(model).__name__} has no base model below its LM head: family not supported")
+    return base
+
+
+@contextmanager
+def keep_last_hidden_state(model: Any) -> Iterator[list[torch.Tensor]]:
+    """While open, each call of `model` appends its last hidden state [B, T, d] to the list.
+
+    A wrapped model (DistributedDataParallel) has to be called whole, or its gradients are not averaged; this is
+    how its hidden states are had without a second pass.
+    """
+    kept: list[torch.Tensor] = []
+    handle = base_model(model).register_forward_hook(lambda _m, _i, out: kept.append(out.last_hidden_state))
+    try:
+        yield kept
+    finally:
+        handle.remove()
+
+
+def lm_logits(model: Any, hidden: torch.Tensor, n_tokens: int) -> torch.Tensor:
+    """float32 logits [n, V] of hidden states [n, d]; padding rows of the LM head are cut here."""
+    logits: torch.Tensor = model.get_output_embeddings()(hidden)
+    return logits[:, :n_tokens].float()
+
+
+@torch.no_grad()
+def check_head(model: Any, batch: dict[str, torch.Tensor], n_tokens: int) -> None:
+    """Raises ModelError unless the LM head on the last hidden state is what the model itself answers.
+
+    A family that does something behind its head (a softcap, a scale) would otherwise be cached wrongly.
+    """
+    expected = model(**batch, logits_to_keep=1, use_cache=False).logits[:, -1, :n_tokens].float()
+    found = lm_logits(model, last_hidden_state(model, batch)[:, -1], n_tokens)
+    worst = float((expected - found).abs().max())
+    if not worst <= 1e-2 * max(1.0, float(expected.abs().max())):
+        raise ModelError(
+            f"{type(model).__name__}: the LM head on the last hidden state differs from the model's own logits by "
+            f"{worst:.3g}; this family changes logits behind its head and is not supported"
+        )

@@ -1,0 +1,121 @@
+"""Checkpoints become models: local folders or hub names, safetensors only, every weight accounted for."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+import emkd.vlm.pooling  # noqa: F401  registers the pooled student, so that its checkpoints load by name
+from emkd.errors import InputNotFoundError, ModelError
+
+# No *.bin, *.pt: pickle is never read.
+FILES = ("*.json", "*.safetensors", "*.jinja", "*.model", "*.txt", "README.md")
+
+
+@dataclass(kw_only=True)
+class VisionLanguageModel:
+    """A model and its processor.
+
+    path:        the local folder that holds the checkpoint
+    n_tokens:    V, the ids of the tokenizer; LM-head rows beyond it are padding
+    """
+
+    path: Path
+    model: Any
+    processor: Any
+    n_tokens: int
+
+    @property
+    def image_token_id(self) -> int:
+        return int(self.model.config.image_token_id)
+
+    @property
+    def device(self) -> torch.device:
+        return torch.device(self.model.device)
+
+    @property
+    def max_positions(self) -> int | None:
+        """The longest sequence that the language model was made for, where its config says so."""
+        return getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+
+
+def resolve(name: str, revision: str | None = None) -> Path:
+    """The local folder of a checkpoint: the folder itself, or a hub snapshot. Raises InputNotFoundError."""
+    path = Path(name)
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise InputNotFoundError(f"{name} is a folder without config.json: not a saved model")
+        return path
+    try:
+        return Path(snapshot_download(name, revision=revision, allow_patterns=list(FILES)))
+    except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        raise InputNotFoundError(
+            f"no model {name!r}: it is not a folder with config.json, and the hub gave none: "
+            f"{str(error).splitlines()[0]}"
+        ) from error
+
+
+def load_processor(path: Path, trust_remote_code: bool = False) -> Any:
+    """The processor of a checkpoint, with a fast tokenizer: offsets of tokens are needed. Raises ModelError."""
+    try:
+        processor = AutoProcessor.from_pretrained(path, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError, ImportError, TypeError) as error:
+        raise ModelError(f"{path}: its processor cannot be loaded: {str(error).splitlines()[0]}") from error
+    tokenizer = getattr(processor, "tokenizer", None)
+    if tokenizer is None or getattr(processor, "image_processor", None) is None:
+        raise ModelError(f"{path} has no processor for images and text together: not a vision-language model")
+    if not tokenizer.is_fast:
+        raise ModelError(f"{path}: a fast tokenizer (tokenizer.json) is needed, this one is {type(tokenizer).__name__}")
+    if getattr(processor, "chat_template", None) is None:
+        raise ModelError(f"{path} has no chat template; save one as chat_template.jinja beside its processor")
+    return processor
+
+
+def load(
+    name: str,
+    *,
+    revision: str | None = None,
+    dtype: str = "auto",
+    attn_implementation: str | None = None,
+    device: str | torch.device = "cpu",
+    trust_remote_code: bool = False,
+) -> VisionLanguageModel:
+    """A checkpoint with all its weights. Raises InputNotFoundError, ModelError."""
+    path = resolve(name, revision)
+    processor = load_processor(path, trust_remote_code)
+    options: dict[str, Any] = {} if attn_implementation is None else {"attn_implementation": attn_implementation}
+    try:
+        model, report = AutoModelForImageTextToText.from_pretrained(
+            path,
+            dtype=dtype if dtype == "auto" else getattr(torch, dtype),
+            use_safetensors=True,
+            output_loading_info=True,
+            trust_remote_code=trust_remote_code,
+            **options,
+        )
+    except (OSError, ValueError, ImportError) as error:
+        raise ModelError(f"{path} cannot be loaded: {str(error).splitlines()[0]}") from error
+    _check_report(path, report)
+    if getattr(model.config, "image_token_id", None) is None:
+        raise ModelError(f"{path}: its config names no image_token_id; models of type {model.config.model_type!r}")
+    n_tokens = len(processor.tokenizer)
+    rows = model.get_output_embeddings().weight.shape[0]
+    if rows < n_tokens:
+        raise ModelError(f"{path}: its LM head has {rows} rows for {n_tokens} ids of the tokenizer")
+    return VisionLanguageModel(path=path, model=model.to(device).eval(), processor=processor, n_tokens=n_tokens)
+
+
+def _check_report(path: Path, report: dict[str, Sequence[Any]]) -> None:
+    """transformers initialises missing weights at random and only logs it; here that is an error."""
+    missing = sorted(map(str, report["missing_keys"]))
+    wrong = sorted(map(str, report.get("mismatched_keys", ())))
+    if missing or wrong:
+        raise ModelError(
+            f"{path}: {len(missing)} weights are missing and {len(wrong)} have another shape, for instance "
+            f"{(missing + wrong)[:3]}; the checkpoint does not belong to this architecture"
+        )

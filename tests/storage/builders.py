@@ -1,0 +1,141 @@
+"""Small caches of random but valid records, made without a teacher."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from emkd.storage.cache import create_cache
+from emkd.storage.files import LocalFiles
+from emkd.storage.index import commit_shard
+from emkd.storage.manifest import (
+    DatasetFile,
+    DatasetIdentity,
+    ImageProcessorIdentity,
+    Manifest,
+    ShardPlan,
+    TeacherIdentity,
+    TokenizerIdentity,
+)
+from emkd.storage.precision import round_logits
+from emkd.storage.record import CapturedRow, ImageSpan, Record, RowHint
+from emkd.storage.seal import seal
+from emkd.storage.shard import write_shard
+
+TOKENIZER_JSON = b'{"version": "1.0", "model": {"type": "WordLevel"}}'
+V = 40
+
+
+def make_manifest(
+    *, n_rows=5, rows_per_shard=2, top_k=4, answer_top_k=3, logits="bfloat16", affinity="int8", **changes
+):
+    manifest = Manifest(
+        teacher=TeacherIdentity(
+            name="tiny-teacher", weights_sha256="ab" * 32, dtype="bfloat16", architecture="llava"
+        ),
+        image_processor=ImageProcessorIdentity(
+            class_name="TinyProcessor", sha256="cd" * 32, settings={"size": (336, 336), "mean": [0.5, 0.25]}
+        ),
+        tokenizer=TokenizerIdentity(
+            sha256="ef" * 32, n_tokens=V, lm_head_rows=V + 24, chat_template_sha256="01" * 32
+        ),
+        top_k=top_k,
+        answer_top_k=answer_top_k,
+        logits_precision=logits,
+        affinity_precision=affinity,
+        batch_tokens=1024,
+        dataset=DatasetIdentity(
+            fingerprint="f" * 64,
+            n_rows=n_rows,
+            files=(DatasetFile(name="train.parquet", n_rows=n_rows, n_bytes=123),),
+        ),
+        plan=ShardPlan.of(n_rows=n_rows, rows_per_shard=rows_per_shard),
+        created_by={"emkd": "0.1.0"},
+    )
+    return manifest.model_copy(update=changes)
+
+
+def top_k_of(logits, k):
+    """Naive reference: the k largest of each row [n, V], ties to the smaller id, and the tail's two numbers."""
+    n = len(logits)
+    ids, values = np.empty((n, k), np.int32), np.empty((n, k), np.float32)
+    tail_logsumexp, tail_mean = np.empty(n, np.float32), np.empty(n, np.float32)
+    for i, row in enumerate(logits):
+        order = sorted(range(len(row)), key=lambda j: (-row[j], j))
+        ids[i], values[i] = order[:k], row[order[:k]]
+        tail = row[order[k:]].astype(np.float64)
+        tail_logsumexp[i] = np.log(np.exp(tail).sum()) if len(tail) else -np.inf
+        tail_mean[i] = tail.mean() if len(tail) else 0
+    return ids, values, tail_logsumexp, tail_mean
+
+
+def make_record(rng, manifest, *, n_text=6, image_sizes=(5,), n_answer=2, key=None):
+    n_vision, n_answer = sum(image_sizes), min(n_answer, n_text)
+    precision = manifest.logits_precision
+    vision = round_logits(rng.normal(0, 3, (n_vision, V)).astype(np.float32), precision)
+    answer = round_logits(rng.normal(0, 3, (n_answer, V)).astype(np.float32), precision)
+    vision_ids, vision_logits, tail_logsumexp, tail_mean = top_k_of(vision, manifest.top_k)
+    answer_ids, answer_logits, answer_tail, _ = top_k_of(answer, manifest.answer_top_k)
+    starts = np.cumsum([0, *image_sizes])
+    return Record(
+        key=key or rng.bytes(32).hex(),
+        text_ids=rng.integers(0, V, n_text).astype(np.int32),
+        images=tuple(
+            ImageSpan(
+                text_position=min(i, n_text),
+                start=int(starts[i]),
+                count=count,
+                grids=((1, count),) if i % 2 == 0 else (),
+                original_size=(30 + i, 40),
+            )
+            for i, count in enumerate(image_sizes)
+        ),
+        vision_ids=vision_ids,
+        vision_logits=vision_logits,
+        vision_tail_logsumexp=tail_logsumexp,
+        vision_tail_mean=tail_mean,
+        affinity=rng.uniform(-1, 1, (n_text, n_vision)).astype(np.float32),
+        answer_positions=np.sort(rng.choice(n_text, n_answer, replace=False)).astype(np.int32),
+        answer_ids=answer_ids,
+        answer_logits=answer_logits,
+        answer_tail_logsumexp=answer_tail,
+    )
+
+
+def make_rows(manifest, shard, *, seed=0, skip=(3,)):
+    """The captured rows of a shard, a pure function of (manifest, shard, seed)."""
+    rows = []
+    for row in manifest.plan.rows(shard):
+        hint = RowHint(row=row, id=f"id-{row}")
+        record = make_record(
+            np.random.default_rng([seed, row]), manifest, n_text=5 + row, image_sizes=(4, row)
+        )
+        if row in skip:
+            rows.append(
+                CapturedRow(hint=hint, key=record.key, record=None, reason="no_answer", detail="empty turn")
+            )
+        else:
+            rows.append(CapturedRow(hint=hint, key=record.key, record=record))
+    return rows
+
+
+def make_cache(path: Path, manifest=None, *, shards=None, sealed=True, seed=0) -> LocalFiles:
+    manifest = manifest or make_manifest()
+    files = create_cache(path, manifest, TOKENIZER_JSON)
+    for shard in range(manifest.plan.n_shards) if shards is None else shards:
+        index = write_shard(files, shard, f"a{shard}", make_rows(manifest, shard, seed=seed), manifest)
+        assert commit_shard(files, index)
+    if sealed:
+        seal(files)
+    return files
+
+
+def row_of(record, row, **changes):
+    return CapturedRow(
+        hint=RowHint(row=row, id=f"id-{row}"), key=record.key, record=replace(record, **changes)
+    )
+
+
+def array_fields(record):
+    """Name -> array of a record."""
+    return {name: value for name, value in vars(record).items() if isinstance(value, np.ndarray)}
