@@ -141,7 +141,7 @@ def inspect(
     """Print what a cache holds: teacher, data, sizes, retained mass; or one of its samples."""
     from emkd.inspection import inspect_cache, render
 
-    report = inspect_cache(uri, sample=sample, verify=verify)
+    report = inspect_cache(uri, sample=sample, verify_bytes=verify)
     if as_json:
         typer.echo(json.dumps(report, ensure_ascii=False))
     else:

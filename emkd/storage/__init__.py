@@ -7,16 +7,18 @@ In reading order:
     files         the operations on the place where a cache lies
     digest        SHA-256 of objects, and JSON that vouches for itself
     manifest      what a cache says of itself; who may share a cache
+    create        the beginning of a cache: manifest and tokenizer, only if absent
     layout        the arrays of a shard: shapes, types, chunks, codecs
     check         what must hold of rows before they are written
     shard         writing: the rows of one shard -> one Zarr group and its index
-    index         one row per sample; its appearance is the commit of a shard
+    table         the rows of an index, in Arrow and Parquet
+    index         one row per row of the plan; its appearance is the commit of a shard
     seal          the end of a job: totals, and the hash of everything
     integrity     reading: no byte is used that was not checked
     decode        a shard in memory, and records cut from it
     find          from a key or an id to a sample
     verification  every byte read and checked
-    cache         what readers use: create, open, find, read
+    cache         what readers use: open, find, read
 
     cache/
       manifest.json  tokenizer.json               before the first shard
@@ -35,7 +37,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from emkd.storage.cache import Cache as Cache
     from emkd.storage.cache import SampleInfo as SampleInfo
-    from emkd.storage.cache import create_cache as create_cache
+    from emkd.storage.create import create_cache as create_cache
     from emkd.storage.index import commit_shard as commit_shard
     from emkd.storage.index import missing_shards as missing_shards
     from emkd.storage.manifest import Manifest as Manifest
@@ -58,7 +60,7 @@ _HOMES = {
     "RowHint": "record",
     "SampleInfo": "cache",
     "commit_shard": "index",
-    "create_cache": "cache",
+    "create_cache": "create",
     "missing_shards": "index",
     "verify": "verification",
     "write_shard": "shard",

@@ -1,7 +1,6 @@
-"""What readers use: create a cache, open it, find a sample, read it.
+"""What readers use: open a cache, find a sample, read it.
 
-    files = create_cache(uri, manifest, tokenizer_json)          the teacher's job: then shard, index, seal
-    cache = Cache.open(uri)                                      the student's run, inspection
+    cache = Cache.open(uri)
     cache.record(cache.find("a1b2c3"))
 
 Opening reads and checks four small files (one, and each shard's index, with `partial`); a shard is checked
@@ -10,7 +9,6 @@ a shard are contiguous. A cache object may be pickled to another process; it hol
 """
 
 from collections import OrderedDict
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -22,21 +20,21 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from emkd.errors import (
-    CacheConflictError,
     CacheIncompleteError,
     DamagedCacheError,
     InputNotFoundError,
-    OutputExistsError,
     SampleNotFoundError,
 )
+from emkd.storage.create import create_cache
 from emkd.storage.decode import DecodedShard, read_shard
 from emkd.storage.digest import NEXT_STEP
 from emkd.storage.files import LocalFiles, open_files
 from emkd.storage.find import find_sample
-from emkd.storage.index import OK, committed_shards, images_from_json, index_name, read_parquet
-from emkd.storage.manifest import MANIFEST_NAME, TOKENIZER_NAME, Manifest, conflicts
+from emkd.storage.index import committed_shards, index_name
+from emkd.storage.manifest import MANIFEST_NAME, TOKENIZER_NAME, Manifest
 from emkd.storage.record import ImageSpan, Record
 from emkd.storage.seal import TABLE_NAME, Seal, merge_tables, read_committed, read_seal
+from emkd.storage.table import OK, images_from_json, read_parquet
 from emkd.storage.verification import Damage, verify
 
 __all__ = ["Cache", "Damage", "SampleInfo", "create_cache", "verify"]
@@ -58,23 +56,6 @@ class SampleInfo:
     n_answer: int
     images: tuple[ImageSpan, ...]
     retained_mass: float | None
-
-
-def create_cache(uri: str | Path, manifest: Manifest, tokenizer_json: bytes) -> LocalFiles:
-    """Begin a cache, or come back to one that agrees with `manifest`.
-
-    CacheConflictError names the settings that differ; OutputExistsError where the folder has other things
-    in it; DamagedCacheError and CacheVersionError for a manifest that cannot be read.
-    """
-    files = open_files(uri)
-    if not files.exists(MANIFEST_NAME):
-        _check_empty(files)
-    if not files.create(MANIFEST_NAME, manifest.to_bytes()):
-        found = Manifest.from_bytes(files.read(MANIFEST_NAME) or b"", files.where(MANIFEST_NAME))
-        _refuse(files, conflicts(found, manifest))
-    if not files.create(TOKENIZER_NAME, tokenizer_json) and files.read(TOKENIZER_NAME) != tokenizer_json:
-        _refuse(files, [f"{TOKENIZER_NAME}: the cache has another tokenizer than this run"])
-    return files
 
 
 class Cache:
@@ -236,24 +217,6 @@ class Cache:
         if not 0 <= i < self.n_samples:
             raise SampleNotFoundError(f"{self.files.root}: no sample {i}, it has {self.n_samples} samples")
         return i
-
-
-def _check_empty(files: LocalFiles) -> None:
-    found = files.names()
-    if found:
-        raise OutputExistsError(
-            f"{files.root}: {len(found)} files that are not a cache ({found[0]}, ...); name an empty "
-            "or a new folder"
-        )
-
-
-def _refuse(files: LocalFiles, differences: Sequence[str]) -> None:
-    if differences:
-        raise CacheConflictError(
-            f"{files.root}: a cache made with other settings is there:\n  "
-            + "\n  ".join(differences)
-            + "\nUse the settings of the cache, or name another folder"
-        )
 
 
 def _read_manifest(files: LocalFiles) -> bytes:

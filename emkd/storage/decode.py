@@ -17,12 +17,13 @@ from numpy.typing import NDArray
 from emkd.errors import DamagedCacheError, SampleNotFoundError
 from emkd.storage.digest import NEXT_STEP
 from emkd.storage.files import LocalFiles
-from emkd.storage.index import OK, ShardIndex, images_from_json
+from emkd.storage.index import ShardIndex
 from emkd.storage.integrity import VerifiedStore
 from emkd.storage.layout import AXES, ArrayLayout, Axis, array_layouts
 from emkd.storage.manifest import Manifest
 from emkd.storage.precision import decode_affinity, decode_logits
 from emkd.storage.record import Record
+from emkd.storage.table import OK, images_from_json
 
 
 @dataclass(frozen=True, kw_only=True)

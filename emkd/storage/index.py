@@ -1,7 +1,7 @@
 """The index of a shard: one row per row of the plan. Its appearance is the commit.
 
-index/<n>.parquet has the columns of INDEX_SCHEMA, and in its schema's metadata, under b"emkd", an envelope
-(see `digest`) of
+index/<n>.parquet has the columns of INDEX_SCHEMA (see `table`), and in its schema's metadata, under b"emkd",
+an envelope (see `digest`) of
 
     {"shard", "attempt", "settings_sha256", "objects": {name in the shard's folder: {n_bytes, sha256}},
      "rows_sha256": of the canonical JSON of all rows}
@@ -13,13 +13,10 @@ exist for readers.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from io import BytesIO
-from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from emkd.errors import DamagedCacheError
 from emkd.storage.digest import (
@@ -32,48 +29,12 @@ from emkd.storage.digest import (
 )
 from emkd.storage.files import LocalFiles
 from emkd.storage.manifest import ShardPlan
-from emkd.storage.record import ImageSpan
-
-OK = "ok"
-SKIPPED = "skipped"
+from emkd.storage.table import read_parquet, write_parquet
 
 _METADATA_KEY = b"emkd"
 _INDEX_NAME = re.compile(r"index/(\d{6,})\.parquet")
+_SHARD_FOLDER = re.compile(r"shards/(\d{6,})-.+")
 _ATTEMPT = re.compile(r"[A-Za-z0-9_.-]+")
-
-IMAGE_TYPE = pa.struct(
-    [
-        ("text_position", pa.int32()),
-        ("start", pa.int32()),
-        ("count", pa.int32()),
-        ("grids", pa.list_(pa.list_(pa.int32()))),
-        ("height", pa.int32()),
-        ("width", pa.int32()),
-    ]
-)
-
-# Offsets and counts are in elements along the axis of the shard's arrays (see `layout`), 0 for skipped rows.
-INDEX_SCHEMA = pa.schema(
-    [
-        ("row", pa.int64()),
-        ("id", pa.string()),
-        ("key", pa.string()),
-        ("status", pa.string()),
-        ("reason", pa.string()),
-        ("detail", pa.string()),
-        ("shard", pa.int32()),
-        ("text_offset", pa.int64()),
-        ("text_count", pa.int64()),
-        ("vision_offset", pa.int64()),
-        ("vision_count", pa.int64()),
-        ("affinity_offset", pa.int64()),
-        ("affinity_count", pa.int64()),
-        ("answer_offset", pa.int64()),
-        ("answer_count", pa.int64()),
-        ("images", pa.list_(IMAGE_TYPE)),
-        ("retained_mass", pa.float64()),  # null without vision tokens
-    ]
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -192,65 +153,21 @@ def delete_lost_attempts(files: LocalFiles) -> list[str]:
     An attempt at a shard that is not committed stays: somebody may be writing it. Safe while others run: an
     attempt that is deleted here could not have won any more.
     """
-    winners = {shard: read_index(files, shard).prefix for shard in committed_shards(files)}
-    deleted = []
-    for folder in files.folders("shards"):
-        number = folder.removeprefix("shards/").partition("-")[0]
-        lost = number.isdigit() and winners.get(int(number), folder) != folder
-        if lost or folder.startswith("shards/.deleted-"):  # the latter: a deletion that was interrupted
-            files.delete_tree(folder)
-            deleted.append(folder)
+    folders = files.folders("shards")
+    deleted = [folder for folder in folders if folder.startswith("shards/.deleted-")]  # was interrupted
+    committed = set(committed_shards(files))
+    attempts: dict[int, list[str]] = {}
+    for folder in folders:
+        match = _SHARD_FOLDER.fullmatch(folder)
+        if match and int(match[1]) in committed:
+            attempts.setdefault(int(match[1]), []).append(folder)
+    for shard, rivals in attempts.items():
+        if len(rivals) > 1:  # so that an index is read only where there is a choice
+            winner = read_index(files, shard).prefix
+            deleted += [folder for folder in rivals if folder != winner]
+    for folder in deleted:
+        files.delete_tree(folder)
     return deleted
-
-
-def images_to_json(images: Sequence[ImageSpan]) -> list[dict[str, Any]]:
-    """Image spans as a value of IMAGE_TYPE."""
-    return [
-        {
-            "text_position": span.text_position,
-            "start": span.start,
-            "count": span.count,
-            "grids": [list(grid) for grid in span.grids],
-            "height": span.original_size[0],
-            "width": span.original_size[1],
-        }
-        for span in images
-    ]
-
-
-def images_from_json(values: Sequence[Mapping[str, Any]]) -> tuple[ImageSpan, ...]:
-    """The inverse of images_to_json."""
-    return tuple(
-        ImageSpan(
-            text_position=value["text_position"],
-            start=value["start"],
-            count=value["count"],
-            grids=tuple((rows, columns) for rows, columns in value["grids"]),
-            original_size=(value["height"], value["width"]),
-        )
-        for value in values
-    )
-
-
-def write_parquet(table: pa.Table, metadata: dict[bytes, bytes] | None = None) -> bytes:
-    """A table of INDEX_SCHEMA as the bytes of a Parquet file: the same ones each time."""
-    buffer = BytesIO()
-    pq.write_table(table.replace_schema_metadata(metadata).combine_chunks(), buffer, compression="zstd")
-    return buffer.getvalue()
-
-
-def read_parquet(where: str, data: bytes) -> pa.Table:
-    """The table in the bytes of a Parquet file; DamagedCacheError where it is not one of INDEX_SCHEMA."""
-    try:
-        table = pq.ParquetFile(BytesIO(data)).read(use_threads=False)
-        table.validate(full=True)
-    except (pa.ArrowException, OSError, ValueError, MemoryError) as error:
-        raise DamagedCacheError(
-            f"{where}: not the Parquet file that was written ({error}). {NEXT_STEP}"
-        ) from error
-    if not table.schema.equals(INDEX_SCHEMA, check_metadata=False):
-        raise DamagedCacheError(f"{where}: columns differ from those of an index. {NEXT_STEP}")
-    return table
 
 
 def _rows_sha256(table: pa.Table) -> str:

@@ -137,8 +137,12 @@ class Manifest(_Stored):
 
     @property
     def settings_sha256(self) -> str:
-        """Hash of all that is compared; each shard's index names it, so no shard joins a foreign cache."""
-        return sha256_hex(canonical_json(self.model_dump(mode="json", exclude={_UNCOMPARED})))
+        """Hash of all that is compared; each shard's index names it, so no shard joins a foreign cache.
+
+        What is None is left out, so that a later version may add such a field and still read this cache.
+        """
+        compared = self.model_dump(mode="json", exclude={_UNCOMPARED}, exclude_none=True)
+        return sha256_hex(canonical_json(compared))
 
     def to_bytes(self) -> bytes:
         """The content of manifest.json: indented JSON, keys sorted."""

@@ -24,19 +24,16 @@ from emkd.storage.digest import (
 )
 from emkd.storage.files import LocalFiles
 from emkd.storage.index import (
-    INDEX_SCHEMA,
-    OK,
     ShardIndex,
     changed_sizes,
     delete_lost_attempts,
     index_name,
     missing_shards,
     read_index,
-    read_parquet,
-    write_parquet,
 )
 from emkd.storage.layout import array_layouts
 from emkd.storage.manifest import MANIFEST_NAME, TOKENIZER_NAME, Manifest
+from emkd.storage.table import INDEX_SCHEMA, OK, read_parquet, write_parquet
 
 SEAL_NAME = "seal.json"
 TABLE_NAME = "index.parquet"

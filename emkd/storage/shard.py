@@ -20,7 +20,7 @@ from emkd.errors import OutputExistsError
 from emkd.storage.check import check_rows
 from emkd.storage.digest import ObjectDigest
 from emkd.storage.files import LocalFiles
-from emkd.storage.index import INDEX_SCHEMA, OK, SKIPPED, ShardIndex, images_to_json, shard_prefix
+from emkd.storage.index import ShardIndex, shard_prefix
 from emkd.storage.layout import AXES, ArrayLayout, Axis, array_layouts, group_attributes
 from emkd.storage.manifest import Manifest
 from emkd.storage.precision import (
@@ -30,6 +30,7 @@ from emkd.storage.precision import (
     encode_logits,
 )
 from emkd.storage.record import CapturedRow, Record
+from emkd.storage.table import INDEX_SCHEMA, OK, SKIPPED, images_to_json
 
 
 def write_shard(
@@ -49,9 +50,13 @@ def write_shard(
         )
     check_rows(rows, number, manifest)
     objects = _encode_group(rows, number, manifest)
-    for name, data in objects.items():
-        files.write(f"{prefix}/{name}", data)
-    files.sync_tree(prefix)
+    try:
+        for name, data in objects.items():
+            files.write(f"{prefix}/{name}", data)
+        files.sync_tree(prefix)
+    except OSError:
+        files.delete_tree(prefix)  # a full disk: what is of no use must not fill it
+        raise
     return ShardIndex(
         shard=number,
         attempt=attempt,

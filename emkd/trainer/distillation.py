@@ -9,6 +9,7 @@ What is overridden, and why:
     evaluate               answers right on the evaluation data
 """
 
+import sys
 from collections import defaultdict
 from collections.abc import Iterator
 from itertools import islice
@@ -17,13 +18,29 @@ from typing import Any
 
 import torch
 from torch.utils.data import DataLoader
-from transformers import AutoModelForImageTextToText, Trainer, TrainingArguments
+from transformers import (
+    AutoModelForImageTextToText,
+    PrinterCallback,
+    ProgressCallback,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
 
 from emkd.errors import ModelError
 from emkd.trainer.evaluation import evaluate_answers
 from emkd.trainer.objective import Counts, Objective
 from emkd.trainer.order import ShardSampler
 from emkd.trainer.stream import Collator, StudentSamples
+
+
+class LogLines(TrainerCallback):
+    """One line on stderr for each log: step, then each number by its name."""
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
+        if logs and state.is_world_process_zero:
+            numbers = ", ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in logs.items())
+            print(f"step {state.global_step}/{state.max_steps}: {numbers}", file=sys.stderr, flush=True)
 
 
 class DistillationTrainer(Trainer):
@@ -48,6 +65,9 @@ class DistillationTrainer(Trainer):
             data_collator=Collator(processor.tokenizer.pad_token_id or 0),
             processing_class=processor,
         )
+        self.remove_callback(PrinterCallback)  # prints dictionaries to stdout, which belongs to results
+        self.remove_callback(ProgressCallback)
+        self.add_callback(LogLines)
         self.model_accepts_loss_kwargs = True  # losses are divided by the step's counts here, not by Trainer
         self.objective, self.sampler = objective, sampler
         self._sums: dict[str, torch.Tensor] = defaultdict(lambda: torch.zeros((), device=args.device))

@@ -39,7 +39,7 @@ DEFAULTS: dict[str, Any] = {
     "logging_steps": 10,
     "save_strategy": "no",
     "report_to": "none",
-    "disable_tqdm": not sys.stderr.isatty(),
+    "dataloader_pin_memory": torch.cuda.is_available(),
 }
 
 

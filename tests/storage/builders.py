@@ -56,7 +56,7 @@ def make_manifest(
 
 
 def top_k_of(logits, k):
-    """Naive reference: the k largest of each row [n, V], ties to the smaller id, and the tail's two numbers."""
+    """Naive reference: the k largest of each row [n, V], ties to the smaller id, and the tail's numbers."""
     n = len(logits)
     ids, values = np.empty((n, k), np.int32), np.empty((n, k), np.float32)
     tail_logsumexp, tail_mean = np.empty(n, np.float32), np.empty(n, np.float32)
@@ -119,11 +119,13 @@ def make_rows(manifest, shard, *, seed=0, skip=(3,)):
     return rows
 
 
-def make_cache(path: Path, manifest=None, *, shards=None, sealed=True, seed=0) -> LocalFiles:
+def make_cache(path: Path, manifest=None, *, shards=None, sealed=True, seed=0, skip=(3,)) -> LocalFiles:
     manifest = manifest or make_manifest()
     files = create_cache(path, manifest, TOKENIZER_JSON)
     for shard in range(manifest.plan.n_shards) if shards is None else shards:
-        index = write_shard(files, shard, f"a{shard}", make_rows(manifest, shard, seed=seed), manifest)
+        index = write_shard(
+            files, shard, f"a{shard}", make_rows(manifest, shard, seed=seed, skip=skip), manifest
+        )
         assert commit_shard(files, index)
     if sealed:
         seal(files)

@@ -1,6 +1,7 @@
 """The operations on local disk."""
 
 import os
+import resource
 import threading
 
 import pytest
@@ -19,7 +20,7 @@ def test_plain_paths_and_file_uris(tmp_path):
     "uri", ["s3://bucket/cache", "gs://bucket", "https://example.org/c", "file://host/c"]
 )
 def test_other_schemes_are_refused(uri):
-    with pytest.raises(UsageError, match="only local paths .* supported by this version"):
+    with pytest.raises(UsageError, match=r"only local paths .* supported by this version"):
         open_files(uri)
 
 
@@ -88,11 +89,15 @@ def test_the_whole_cache_is_never_deleted(tmp_path):
         LocalFiles(tmp_path).delete_tree("")
 
 
-def test_a_file_system_without_hard_links_is_named(tmp_path, monkeypatch):
-    def link(source, target):
-        raise PermissionError(1, "Operation not permitted")
-
-    monkeypatch.setattr(os, "link", link)
-    with pytest.raises(UsageError, match="has no hard links"):
-        LocalFiles(tmp_path).create("object", b"1")
+def test_a_write_that_fails_leaves_nothing(tmp_path):
+    """As on a full disk: here the limit is on the size of a file."""
+    files = LocalFiles(tmp_path)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            files.create("object", bytes(5000))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert os.listdir(tmp_path) == []
+    assert files.create("object", bytes(5000))

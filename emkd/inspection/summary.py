@@ -1,0 +1,75 @@
+"""The whole cache in numbers, from manifest, index and seal alone: no shard is read."""
+
+from typing import Any
+
+import numpy as np
+import pyarrow.compute as pc
+
+from emkd.storage.cache import Cache
+
+PERCENTILES = (1, 10, 50, 90, 99)
+DENSE_BYTES = 2  # of a bfloat16 logit
+
+
+def summarize(cache: Cache) -> dict[str, Any]:
+    """Teacher, data, counts, bytes by part, ratio to dense logits, retained mass."""
+    manifest, totals = cache.manifest, cache.totals
+    n_bytes = sum(totals.n_bytes.values())
+    return {
+        "sealed": cache.sealed,
+        "format_version": manifest.format_version,
+        "teacher": manifest.teacher.model_dump(),
+        "image_processor": manifest.image_processor.class_name,
+        "vocabulary": manifest.vocabulary_size,
+        "stored": {
+            "top_k": manifest.top_k,
+            "answer_top_k": manifest.answer_top_k,
+            "logits": manifest.logits_precision,
+            "affinity": manifest.affinity_precision,
+        },
+        "dataset": {
+            "files": [file.name for file in manifest.dataset.files],
+            "rows": manifest.dataset.n_rows,
+            "cached_rows": manifest.plan.n_rows,
+            "fingerprint": manifest.dataset.fingerprint,
+        },
+        "samples": cache.n_samples,
+        "skipped": _skipped(cache),
+        "shards": {"committed": len(cache.shards), "planned": manifest.plan.n_shards},
+        "tokens": {
+            "vision": totals.vision_tokens,
+            "text": totals.text_tokens,
+            "answer": totals.answer_tokens,
+        },
+        "bytes": {**totals.n_bytes, "total": n_bytes},
+        "bytes_per_vision_token": _per_vision_token(totals.n_bytes, totals.vision_tokens),
+        "dense_ratio": _dense_ratio(cache, totals.n_bytes),
+        "retained_mass": _retained_mass(cache),
+    }
+
+
+def _skipped(cache: Cache) -> dict[str, int]:
+    counted = pc.value_counts(cache.skipped["reason"]).to_pylist()
+    return {entry["values"]: entry["counts"] for entry in sorted(counted, key=lambda e: -e["counts"])}
+
+
+def _per_vision_token(n_bytes: dict[str, int], vision_tokens: int) -> dict[str, float | None]:
+    parts = {**n_bytes, "total": sum(n_bytes.values())}
+    return {name: value / vision_tokens if vision_tokens else None for name, value in parts.items()}
+
+
+def _dense_ratio(cache: Cache, n_bytes: dict[str, int]) -> float | None:
+    """How many times larger all V logits of vision and answer tokens would be, as raw bfloat16."""
+    totals = cache.totals
+    dense = (totals.vision_tokens + totals.answer_tokens) * cache.manifest.vocabulary_size * DENSE_BYTES
+    stored = sum(value for name, value in n_bytes.items() if name.startswith(("vision_", "answer_")))
+    return dense / stored if stored else None
+
+
+def _retained_mass(cache: Cache) -> dict[str, float] | None:
+    """Percentiles over samples of the probability that the stored logits of a vision token hold together."""
+    masses = cache.samples["retained_mass"].drop_null().to_numpy()
+    if len(masses) == 0:
+        return None
+    values = np.percentile(masses, PERCENTILES)
+    return {f"p{p}": float(value) for p, value in zip(PERCENTILES, values, strict=True)}

@@ -1,0 +1,47 @@
+"""The beginning of a cache: its manifest and its tokenizer.
+
+The manifest comes first, and only if absent: a folder with a manifest is a cache, and whoever comes later
+must agree with it. A run that was killed between the two files is completed by the next one.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from emkd.errors import CacheConflictError, OutputExistsError
+from emkd.storage.files import LocalFiles, open_files
+from emkd.storage.manifest import MANIFEST_NAME, TOKENIZER_NAME, Manifest, conflicts
+
+
+def create_cache(uri: str | Path, manifest: Manifest, tokenizer_json: bytes) -> LocalFiles:
+    """Begin a cache, or come back to one that agrees with `manifest`.
+
+    CacheConflictError names the settings that differ; OutputExistsError where the folder has other things
+    in it; DamagedCacheError and CacheVersionError for a manifest that cannot be read.
+    """
+    files = open_files(uri)
+    if not files.exists(MANIFEST_NAME):
+        _check_empty(files)
+    if not files.create(MANIFEST_NAME, manifest.to_bytes()):
+        found = Manifest.from_bytes(files.read(MANIFEST_NAME) or b"", files.where(MANIFEST_NAME))
+        _refuse(files, conflicts(found, manifest))
+    if not files.create(TOKENIZER_NAME, tokenizer_json) and files.read(TOKENIZER_NAME) != tokenizer_json:
+        _refuse(files, [f"{TOKENIZER_NAME}: the cache has another tokenizer than this run"])
+    return files
+
+
+def _check_empty(files: LocalFiles) -> None:
+    found = files.names()
+    if found:
+        raise OutputExistsError(
+            f"{files.root}: {len(found)} files that are not a cache ({found[0]}, ...); name an empty "
+            "or a new folder"
+        )
+
+
+def _refuse(files: LocalFiles, differences: Sequence[str]) -> None:
+    if differences:
+        raise CacheConflictError(
+            f"{files.root}: a cache made with other settings is there:\n  "
+            + "\n  ".join(differences)
+            + "\nUse the settings of the cache, or name another folder"
+        )

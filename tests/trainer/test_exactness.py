@@ -1,0 +1,134 @@
+"""With k = V in float32 nothing is cut: a written and re-read cache gives what the teacher in memory gives."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from emkd.samples.dataset import Dataset
+from emkd.samples.encode import Encoder
+from emkd.storage.cache import Cache
+from emkd.trainer.matching import matching_cost
+from emkd.trainer.objective import Losses, Objective, Weights
+from emkd.trainer.stream import Collator, StudentSamples, TeacherLimits
+from emkd.vlm import load
+from emkd.vlm.forward import last_hidden_state, lm_logits
+from emkd.vlm.pooling import pooled
+from tests import tiny
+from tests.trainer import dense
+
+V = len(tiny.VOCABULARY)
+NAMES = ("sup", "rld", "vsd", "vlad")
+
+
+def student_and_batch(student_path: Path, data: Path, cache_path: Path, pool: int):
+    student = load(str(student_path))
+    student.model = pooled(student.model, student.processor, pool)
+    cache = Cache.open(cache_path)
+    samples = StudentSamples(
+        Dataset(str(data)),
+        Encoder(student.processor, student.image_token_id),
+        cache.sample_rows.tolist(),
+        cache,
+        TeacherLimits(vocabulary=cache.manifest.vocabulary_size, n_student_tokens=student.n_tokens),
+    )
+    return student, Collator(0)([samples[i] for i in range(len(samples))])
+
+
+def cached_losses(student, batch, **options) -> Losses:
+    objective = Objective(Weights(), V, **options)
+    counts = objective.count(batch["samples"])
+    return objective(student.model, student.model, batch["inputs"], batch["samples"], counts)
+
+
+def dense_losses(student, teacher_path: Path, pool: int) -> dict[str, torch.Tensor]:
+    teacher = load(str(teacher_path))
+    with torch.no_grad():
+        theirs = [dense.view(teacher.model, teacher.processor, row, 16, V) for row in tiny.rows()]
+    ours = [dense.view(student.model, student.processor, row, 16 // pool**2, V) for row in tiny.rows()]
+    return dense.losses(ours, theirs)
+
+
+def gradients(student, loss: torch.Tensor) -> dict[str, torch.Tensor]:
+    student.model.zero_grad()
+    loss.backward()
+    return {n: p.grad.double().clone() for n, p in student.model.named_parameters() if p.grad is not None}
+
+
+def relative(found: torch.Tensor, expected: torch.Tensor) -> float:
+    found, expected = found.detach().double(), expected.detach().double()
+    return float((found - expected).norm() / expected.norm().clamp(min=1e-12))
+
+
+@pytest.mark.parametrize("pool", [1, 2])
+@pytest.mark.parametrize("tail", ["bucket", "uniform"])
+def test_losses_and_gradients_equal_the_dense_ones(pool, tail, student_path, teacher_path, data_path, cache_path):
+    student, batch = student_and_batch(student_path, data_path, cache_path, pool)
+    found, expected = cached_losses(student, batch, tail=tail), dense_losses(student, teacher_path, pool)
+    weights = dict(zip(NAMES, (0.5, 0.5, 0.25, 25.0), strict=True))
+    for name in NAMES:
+        assert float(expected[name].detach()) > 1e-3, "a loss of nothing would agree with anything"
+        assert relative(getattr(found, name), expected[name]) <= 1e-5, name
+        one = gradients(student, getattr(cached_losses(student, batch, tail=tail), name))
+        other = gradients(student, dense_losses(student, teacher_path, pool)[name])
+        compare_gradients(one, other)
+    total = sum(weights[name] * expected[name] for name in NAMES)
+    assert relative(found.total(Weights()), total) <= 1e-5
+    compare_gradients(gradients(student, found.total(Weights())), gradients(student, total))
+
+
+def compare_gradients(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
+    """Every parameter's; those whose gradient is nothing but rounding (a bias before a softmax) by the whole's size."""
+    assert set(found) == set(expected)
+    whole = torch.cat([g.flatten() for g in expected.values()]).norm()
+    assert float(whole) > 0
+    for name, expected_gradient in expected.items():
+        error = float((found[name] - expected_gradient).norm())
+        assert error <= 1e-5 * max(float(expected_gradient.norm()), 1e-3 * float(whole)), name
+
+
+@pytest.mark.parametrize("pool", [1, 2])
+def test_total_cost_of_the_assignment_equals_the_dense_one(pool, student_path, teacher_path, data_path, cache_path):
+    student, batch = student_and_batch(student_path, data_path, cache_path, pool)
+    expected = dense_losses(student, teacher_path, pool)["cost"]
+    objective = Objective(Weights(), V)
+    hidden = last_hidden_state(student.model, batch["inputs"])
+    cost = 0.0
+    for states, sample in zip(hidden, batch["samples"], strict=True):
+        logits = lm_logits(student.model, states[: sample.encoded.n_tokens][sample.encoded.vision_mask], V)
+        i, j = objective.match(logits, sample.encoded.key, sample, sample.teacher)
+        if len(i):
+            cost += float(matching_cost(logits, sample.teacher.vision)[i, j].sum())
+    assert abs(cost - float(expected)) <= 1e-5 * float(expected)
+
+
+# What rounding on disk may change, relative: measured errors are a third of these or less.
+BOUNDS = {
+    ("bfloat16", "float32"): {"sup": 1e-6, "rld": 2e-2, "vsd": 2e-2, "vlad": 1e-2},
+    ("float32", "int8"): {"sup": 1e-6, "rld": 1e-5, "vsd": 1e-5, "vlad": 1e-2},
+    ("float16", "float16"): {"sup": 1e-6, "rld": 2e-3, "vsd": 2e-3, "vlad": 1e-3},
+}
+
+
+@pytest.mark.parametrize(("logits", "affinity"), list(BOUNDS))
+def test_bounds_of_stored_precision(logits, affinity, student_path, teacher_path, data_path, tmp_path):
+    cache = tiny.make_cache(
+        teacher_path, data_path, tmp_path / "cache", precision=logits, affinity_precision=affinity
+    )
+    student, batch = student_and_batch(student_path, data_path, cache, 2)
+    found, expected = cached_losses(student, batch), dense_losses(student, teacher_path, 2)
+    for name, bound in BOUNDS[logits, affinity].items():
+        assert relative(getattr(found, name), expected[name]) <= bound, name
+    one = gradients(student, found.total(Weights()))
+    other = gradients(student, sum(w * expected[n] for n, w in zip(NAMES, (0.5, 0.5, 0.25, 25.0), strict=True)))
+    whole = [torch.cat([g[name].flatten() for name in sorted(g)]) for g in (one, other)]
+    assert relative(whole[0], whole[1]) <= 5e-2
+
+
+def test_random_matching_gives_other_losses(student_path, data_path, cache_path):
+    student, batch = student_and_batch(student_path, data_path, cache_path, 2)
+    by_logits, at_random = cached_losses(student, batch), cached_losses(student, batch, matching="random")
+    one, other = ({name: float(getattr(x, name).detach()) for name in NAMES} for x in (by_logits, at_random))
+    assert other["vsd"] > 1.01 * one["vsd"]
+    assert other["vlad"] != one["vlad"]
+    assert (other["sup"], other["rld"]) == (one["sup"], one["rld"])
