@@ -52,20 +52,22 @@ def cache_teacher(
     trust_remote_code: RemoteCode = False,
     limit: Annotated[int | None, typer.Option(help="Only the first rows.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print size and time of the job, and stop.")] = False,
+    clean: Annotated[bool, typer.Option("--clean", help="Remove what killed runs left behind.")] = False,
     max_skipped: Annotated[float, typer.Option(help="Share of rows that may be skipped.")] = 0.01,
 ) -> None:
     """Run the teacher once over a dataset and store what students need.
 
     Can be stopped at any time and run again: shards that are committed stay, missing ones are done.
     """
-    from emkd.pipeline import JobSettings, cache_teacher
+    given = dict(locals())
+    from emkd.pipeline import JobSettings, cache_teacher, estimate_job
 
-    chosen = {name: value for name, value in locals().items() if name in JobSettings.__dataclass_fields__}
-    result = cache_teacher(JobSettings(**chosen), dry_run=dry_run)
+    settings = JobSettings(**{name: given[name] for name in JobSettings.__dataclass_fields__})
     if dry_run:
-        typer.echo(result.describe())
+        typer.echo(estimate_job(settings).describe())
     else:
-        typer.echo(f"sealed: {result.n_samples} samples in {cache}; look at them with: emkd inspect {cache}")
+        made = cache_teacher(settings, clean=clean)
+        typer.echo(f"sealed: {made.n_samples} samples in {cache}; look at them with: emkd inspect {cache}")
 
 
 @app.command("train-student")

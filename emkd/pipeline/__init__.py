@@ -10,13 +10,14 @@ from emkd.pipeline.settings import JobSettings
 
 if TYPE_CHECKING:
     from emkd.pipeline.job import cache_teacher as cache_teacher
+    from emkd.pipeline.job import estimate_job as estimate_job
 
-__all__ = ["JobSettings", "cache_teacher"]
+__all__ = ["JobSettings", "cache_teacher", "estimate_job"]
 
 
 def __getattr__(name: str) -> Any:
-    if name == "cache_teacher":  # the only thing here that needs Ray
-        from emkd.pipeline.job import cache_teacher
+    if name in ("cache_teacher", "estimate_job"):  # what needs Ray
+        from emkd.pipeline import job
 
-        return cache_teacher
+        return getattr(job, name)
     raise AttributeError(f"module 'emkd.pipeline' has no attribute {name!r}")

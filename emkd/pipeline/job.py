@@ -7,6 +7,7 @@ again, and a shard that fails for good does not stop the others. Running the sam
 missing.
 """
 
+import logging
 import os
 import shutil
 import sys
@@ -28,7 +29,7 @@ from emkd.pipeline.worker import CaptureWorker, Preflight, ShardReport
 from emkd.samples.dataset import Dataset
 from emkd.storage.cache import Cache, create_cache
 from emkd.storage.files import open_files
-from emkd.storage.index import missing_shards
+from emkd.storage.index import delete_lost_attempts, missing_shards
 from emkd.storage.manifest import Manifest
 from emkd.storage.seal import seal
 
@@ -54,18 +55,16 @@ class Estimate:
         )
 
 
-def cache_teacher(settings: JobSettings, dry_run: bool = False) -> Estimate | Cache:
-    """Runs the teacher over the dataset and returns the sealed cache, or the estimate of a dry run.
+def cache_teacher(settings: JobSettings, *, clean: bool = False) -> Cache:
+    """Runs the teacher over the dataset and returns the sealed cache.
+
+    clean: removes what killed runs left behind, once the cache is sealed; nothing else ever does
 
     Raises UsageError for a wrong call, CacheConflictError where the cache exists with other settings,
     JobFailedError where shards failed or too many rows were skipped. What was committed stays in any case.
     """
     settings = settings.with_absolute_paths()
-    dataset = Dataset(settings.data, settings.image_root)
-    manifest, tokenizer = identify(settings, dataset)
-    if dry_run:
-        with _ray(settings):
-            return _preflight(_workers(settings, manifest, 1)[0], settings, manifest, range(manifest.plan.n_shards))
+    manifest, tokenizer = identify(settings, Dataset(settings.data, settings.image_root))
     files = create_cache(settings.cache, manifest, tokenizer)
     missing = missing_shards(files, manifest.plan)
     if missing:
@@ -74,7 +73,18 @@ def cache_teacher(settings: JobSettings, dry_run: bool = False) -> Estimate | Ca
             _run(settings, manifest, missing)
     _check_skipped(settings, manifest)
     seal(files)
+    if clean:
+        for name in delete_lost_attempts(files):
+            _log(f"removed {name}, which another attempt was faster than")
     return Cache.open(settings.cache)
+
+
+def estimate_job(settings: JobSettings) -> Estimate:
+    """What `cache_teacher` would cost, from a few rows that really go through the teacher; writes no cache."""
+    settings = settings.with_absolute_paths()
+    manifest, _ = identify(settings, Dataset(settings.data, settings.image_root))
+    with _ray(settings):
+        return _preflight(_workers(settings, manifest, 1)[0], settings, manifest, range(manifest.plan.n_shards))
 
 
 def _run(settings: JobSettings, manifest: Manifest, missing: Sequence[int]) -> None:
@@ -172,7 +182,7 @@ def _ray(settings: JobSettings) -> Iterator[None]:
     ray.init(
         address=settings.address,
         log_to_driver=False,
-        logging_level="ERROR",
+        logging_level=logging.ERROR,
         configure_logging=True,
         **({} if settings.address else own),
     )

@@ -2,11 +2,11 @@
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import get_args
 
 from emkd.errors import UsageError
+from emkd.storage.precision import AffinityPrecision, LogitsPrecision
 
-LOGITS_PRECISIONS = ("bfloat16", "float16", "float32")
-AFFINITY_PRECISIONS = ("int8", "float16", "float32")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
@@ -27,8 +27,8 @@ class JobSettings:
     image_root: Path | None = None
     top_k: int = 64
     answer_top_k: int = 64
-    precision: str = "bfloat16"
-    affinity_precision: str = "int8"
+    precision: LogitsPrecision = "bfloat16"
+    affinity_precision: AffinityPrecision = "int8"
     workers: int = 1
     gpus_per_worker: float = 1
     address: str | None = None
@@ -43,8 +43,8 @@ class JobSettings:
     max_skipped: float = 0.01
 
     def __post_init__(self) -> None:
-        _one_of("--precision", self.precision, LOGITS_PRECISIONS)
-        _one_of("--affinity-precision", self.affinity_precision, AFFINITY_PRECISIONS)
+        _one_of("--precision", self.precision, get_args(LogitsPrecision))
+        _one_of("--affinity-precision", self.affinity_precision, get_args(AffinityPrecision))
         _one_of("--dtype", self.dtype, DTYPES)
         for flag, value, least in (
             ("--top-k", self.top_k, 0),

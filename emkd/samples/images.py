@@ -48,8 +48,9 @@ def decode_image(data: bytes) -> Image.Image:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             image = Image.open(io.BytesIO(data))
-            if getattr(image, "n_frames", 1) > 1:
-                raise SampleError("image-animated", f"{image.n_frames} frames; store the one frame that is meant")
+            n_frames = getattr(image, "n_frames", 1)
+            if n_frames > 1:
+                raise SampleError("image-animated", f"{n_frames} frames; store the one frame that is meant")
             image.load()
             return ImageOps.exif_transpose(image).convert("RGB")
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:

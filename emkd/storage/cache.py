@@ -30,10 +30,10 @@ from emkd.storage.decode import DecodedShard, read_shard
 from emkd.storage.digest import NEXT_STEP
 from emkd.storage.files import LocalFiles, open_files
 from emkd.storage.find import find_sample
-from emkd.storage.index import committed_shards, index_name
+from emkd.storage.index import ShardIndex, committed_shards, index_name
 from emkd.storage.manifest import MANIFEST_NAME, TOKENIZER_NAME, Manifest
 from emkd.storage.record import ImageSpan, Record
-from emkd.storage.seal import TABLE_NAME, Seal, merge_tables, read_committed, read_seal
+from emkd.storage.seal import TABLE_NAME, Seal, Totals, count_totals, merge_tables, read_committed, read_seal
 from emkd.storage.table import OK, images_from_json, read_parquet
 from emkd.storage.verification import Damage, verify
 
@@ -62,13 +62,20 @@ class Cache:
     """A cache that is open for reading. Use `Cache.open`."""
 
     def __init__(
-        self, files: LocalFiles, manifest: Manifest, seal: Seal | None, table: pa.Table, window: int
+        self,
+        files: LocalFiles,
+        manifest: Manifest,
+        seal: Seal | None,
+        table: pa.Table,
+        totals: Totals,
+        window: int,
     ) -> None:
         if window < 1:
             raise ValueError(f"window is {window}; expected at least 1 shard")
         self.files = files
         self.manifest = manifest
         self.seal = seal
+        self.totals = totals
         self._table = table
         self._window = window
         self._decoded: OrderedDict[int, DecodedShard] = OrderedDict()
@@ -90,9 +97,9 @@ class Cache:
         if seal is not None:
             seal.check(files, TOKENIZER_NAME)
             table = read_parquet(files.where(TABLE_NAME), seal.check(files, TABLE_NAME))
-        else:
-            table = _committed_table(files, manifest, partial)
-        return cls(files, manifest, seal, table, window)
+            return cls(files, manifest, seal, table, seal.totals, window)
+        indexes = _committed_indexes(files, manifest, partial)
+        return cls(files, manifest, None, merge_tables(indexes), count_totals(manifest, indexes), window)
 
     def __len__(self) -> int:
         return self.n_samples
@@ -228,8 +235,8 @@ def _read_manifest(files: LocalFiles) -> bytes:
     return data
 
 
-def _committed_table(files: LocalFiles, manifest: Manifest, partial: bool) -> pa.Table:
-    """The rows of the committed shards; CacheIncompleteError unless `partial`."""
+def _committed_indexes(files: LocalFiles, manifest: Manifest, partial: bool) -> list[ShardIndex]:
+    """The indexes of the committed shards; CacheIncompleteError unless `partial`."""
     n_shards = manifest.plan.n_shards
     committed = [shard for shard in committed_shards(files) if shard < n_shards]
     if not partial:
@@ -238,4 +245,4 @@ def _committed_table(files: LocalFiles, manifest: Manifest, partial: bool) -> pa
             "cache-teacher command again (it does only what is missing), or use --partial to train on what "
             "is there"
         )
-    return merge_tables([read_committed(files, shard, manifest) for shard in committed])
+    return [read_committed(files, shard, manifest) for shard in committed]

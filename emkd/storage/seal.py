@@ -26,7 +26,6 @@ from emkd.storage.files import LocalFiles
 from emkd.storage.index import (
     ShardIndex,
     changed_sizes,
-    delete_lost_attempts,
     index_name,
     missing_shards,
     read_index,
@@ -78,7 +77,7 @@ class Seal(_Stored):
 
 
 def seal(files: LocalFiles) -> Seal:
-    """Seal a cache whose shards are all committed, durably, and delete the attempts that lost.
+    """Seal a cache whose shards are all committed, durably.
 
     Sealing a sealed cache returns its seal. InputNotFoundError where there is no cache,
     CacheIncompleteError where shards are missing, DamagedCacheError where an index cannot be read or an
@@ -107,7 +106,6 @@ def seal(files: LocalFiles) -> Seal:
     envelope = seal_envelope(body.model_dump(mode="json"))
     text = json.dumps(envelope, indent=2, sort_keys=True, ensure_ascii=False)
     files.create(SEAL_NAME, text.encode() + b"\n")
-    delete_lost_attempts(files)
     written = read_seal(files)
     if written != body:
         raise CacheConflictError(
@@ -176,20 +174,26 @@ def _create_table(files: LocalFiles, indexes: list[ShardIndex]) -> bytes:
 def _summary(manifest: Manifest, indexes: list[ShardIndex], objects: dict[str, bytes]) -> Seal:
     table = merge_tables(indexes)
     n_samples = pc.sum(pc.equal(table["status"], OK)).as_py() or 0
-    counts = {axis: pc.sum(table[f"{axis}_count"]).as_py() or 0 for axis in ("vision", "text", "answer")}
-    n_bytes = Counter({name: 0 for name in ("group", *(layout.name for layout in array_layouts(manifest)))})
-    for name, size in _parts(indexes):
-        n_bytes[name] += size
     return Seal(
         n_samples=n_samples,
         n_skipped=len(table) - n_samples,
         n_shards=len(indexes),
-        totals=Totals(**{f"{axis}_tokens": n for axis, n in counts.items()}, n_bytes=dict(n_bytes)),
+        totals=count_totals(manifest, indexes),
         objects={
             name: SealedObject(n_bytes=len(data), sha256=ObjectDigest.of(data).sha256)
             for name, data in sorted(objects.items())
         },
     )
+
+
+def count_totals(manifest: Manifest, indexes: list[ShardIndex]) -> Totals:
+    """Tokens and bytes of some shards, from their indexes alone."""
+    table = merge_tables(indexes)
+    counts = {axis: pc.sum(table[f"{axis}_count"]).as_py() or 0 for axis in ("vision", "text", "answer")}
+    n_bytes = Counter({name: 0 for name in ("group", *(layout.name for layout in array_layouts(manifest)))})
+    for name, size in _parts(indexes):
+        n_bytes[name] += size
+    return Totals(**{f"{axis}_tokens": n for axis, n in counts.items()}, n_bytes=dict(n_bytes))
 
 
 def _parts(indexes: list[ShardIndex]) -> Iterator[tuple[str, int]]:

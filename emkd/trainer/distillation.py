@@ -19,7 +19,6 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader
 from transformers import (
-    AutoModelForImageTextToText,
     PrinterCallback,
     ProgressCallback,
     Trainer,
@@ -27,11 +26,11 @@ from transformers import (
     TrainingArguments,
 )
 
-from emkd.errors import ModelError
 from emkd.trainer.evaluation import evaluate_answers
 from emkd.trainer.objective import Counts, Objective
 from emkd.trainer.order import ShardSampler
 from emkd.trainer.stream import Collator, StudentSamples
+from emkd.vlm.loading import load_model
 
 
 class LogLines(TrainerCallback):
@@ -45,6 +44,9 @@ class LogLines(TrainerCallback):
 
 class DistillationTrainer(Trainer):
     """Trains a student from a cache. `train_dataset` yields `StudentSample`s."""
+
+    objective: Objective
+    sampler: ShardSampler
 
     def __init__(
         self,
@@ -92,7 +94,7 @@ class DistillationTrainer(Trainer):
         base = self.accelerator.unwrap_model(model)
         counts = num_items_in_batch or self.objective.count(inputs["samples"])
         losses = self.objective(model, base, inputs["inputs"], inputs["samples"], counts)
-        for name in ("sup", "rld", "vsd", "vlad"):
+        for name in self.objective.weights.named:
             self._sums[name] += getattr(losses, name).detach()
         # Data parallelism averages gradients over ranks; the counts are already those of all ranks.
         return losses.total(self.objective.weights) * self.accelerator.num_processes
@@ -115,7 +117,7 @@ class DistillationTrainer(Trainer):
 
     def evaluate(self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval") -> dict[str, float]:
         """Share of answer tokens right and their mean cross-entropy, under the names that Trainer users expect."""
-        chosen = eval_dataset if eval_dataset is not None else self.eval_dataset
+        chosen: Any = eval_dataset if eval_dataset is not None else self.eval_dataset
         loader = DataLoader(chosen, batch_size=self.args.eval_batch_size, collate_fn=self.data_collator)
         model = self.accelerator.unwrap_model(self.model)
         result = evaluate_answers(model, loader, self.objective.n_tokens)
@@ -136,10 +138,6 @@ class DistillationTrainer(Trainer):
 
 def checkpoint_weights(path: Path) -> dict[str, torch.Tensor]:
     """State dict of a saved model under the names that it has in memory. Raises ModelError on missing ones."""
-    loaded, report = AutoModelForImageTextToText.from_pretrained(
-        path, dtype="auto", use_safetensors=True, output_loading_info=True
-    )
-    if report["missing_keys"]:
-        raise ModelError(f"checkpoint {path} lacks {len(report['missing_keys'])} weights: {sorted(report['missing_keys'])[:3]}")
+    loaded: Any = load_model(path, dtype="auto")
     state: dict[str, torch.Tensor] = loaded.state_dict()
     return state

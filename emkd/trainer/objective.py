@@ -29,8 +29,14 @@ class Weights:
     gamma: float = 25.0
 
     @property
+    def named(self) -> dict[str, float]:
+        """Weight of each loss that has one, by the loss's name."""
+        weights = {"sup": self.alpha, "rld": 1 - self.alpha, "vsd": self.beta, "vlad": self.gamma}
+        return {name: weight for name, weight in weights.items() if weight}
+
+    @property
     def needs_cache(self) -> bool:
-        return self.alpha < 1 or self.needs_vision
+        return set(self.named) != {"sup"}
 
     @property
     def needs_vision(self) -> bool:
@@ -68,8 +74,8 @@ class Losses:
     vlad: torch.Tensor
 
     def total(self, weights: Weights) -> torch.Tensor:
-        answers = weights.alpha * self.sup + (1 - weights.alpha) * self.rld
-        return answers + weights.beta * self.vsd + weights.gamma * self.vlad
+        """The weighted sum, a scalar; a loss without a weight is left out."""
+        return torch.stack([weight * getattr(self, name) for name, weight in weights.named.items()]).sum()
 
 
 class Objective:

@@ -41,12 +41,12 @@ class LossRecipe(_Section):
     top_k: logits of a vision token that are used; null is all that are stored
     """
 
-    alpha: float = Field(0.5, ge=0, le=1)
-    beta: float = Field(0.25, ge=0)
-    gamma: float = Field(25.0, ge=0)
+    alpha: float = Field(default=0.5, ge=0, le=1)
+    beta: float = Field(default=0.25, ge=0)
+    gamma: float = Field(default=25.0, ge=0)
     tail: Tail = "uniform"
     matching: Matching = "logits"
-    top_k: int | None = Field(None, ge=1)
+    top_k: int | None = Field(default=None, ge=1)
 
     @property
     def weights(self) -> Weights:
@@ -57,7 +57,7 @@ class StudentRecipe(_Section):
     """vision_pool: side of the window of vision tokens that become one; null leaves the student as it is.
     freeze: modules that do not learn, by the beginning of their parameters' names."""
 
-    vision_pool: int | None = Field(None, ge=1)
+    vision_pool: int | None = Field(default=None, ge=1)
     freeze: tuple[str, ...] = ()
 
 
@@ -67,7 +67,7 @@ class Recipe(_Section):
     losses: LossRecipe = LossRecipe()
     student: StudentRecipe = StudentRecipe()
     training: dict[str, Any] = Field(default_factory=dict)
-    window: int = Field(2, ge=1)
+    window: int = Field(default=2, ge=1)
 
     @field_validator("training")
     @classmethod
@@ -119,7 +119,8 @@ def with_flags(recipe: Recipe, flags: dict[str, Any]) -> Recipe:
 def _explain(error: dict[str, Any]) -> str:
     place = ".".join(str(part) for part in error["loc"])
     if error["type"] == "extra_forbidden":
-        section = {"losses": LossRecipe, "student": StudentRecipe}.get(str(error["loc"][0]), Recipe)
+        sections: dict[str, type[_Section]] = {"losses": LossRecipe, "student": StudentRecipe}
+        section = sections.get(str(error["loc"][0]), Recipe)
         return f"unknown key {place!r}{_nearest(str(error['loc'][-1]), list(section.model_fields))}"
     if error["type"] == "value_error":
         return str(error["ctx"]["error"])

@@ -89,18 +89,7 @@ def load(
     path = resolve(name, revision)
     processor = load_processor(path, trust_remote_code)
     options: dict[str, Any] = {} if attn_implementation is None else {"attn_implementation": attn_implementation}
-    try:
-        model, report = AutoModelForImageTextToText.from_pretrained(
-            path,
-            dtype=dtype if dtype == "auto" else getattr(torch, dtype),
-            use_safetensors=True,
-            output_loading_info=True,
-            trust_remote_code=trust_remote_code,
-            **options,
-        )
-    except (OSError, ValueError, ImportError) as error:
-        raise ModelError(f"{path} cannot be loaded: {str(error).splitlines()[0]}") from error
-    _check_report(path, report)
+    model = load_model(path, dtype=dtype, trust_remote_code=trust_remote_code, **options)
     if getattr(model.config, "image_token_id", None) is None:
         raise ModelError(f"{path}: its config names no image_token_id; models of type {model.config.model_type!r}")
     n_tokens = len(processor.tokenizer)
@@ -108,6 +97,23 @@ def load(
     if rows < n_tokens:
         raise ModelError(f"{path}: its LM head has {rows} rows for {n_tokens} ids of the tokenizer")
     return VisionLanguageModel(path=path, model=model.to(device).eval(), processor=processor, n_tokens=n_tokens)
+
+
+def load_model(path: Path, *, dtype: str, **options: Any) -> Any:
+    """The weights of a saved model under the names that they have in memory. Raises ModelError."""
+    try:
+        loaded: Any = AutoModelForImageTextToText.from_pretrained(
+            path,
+            dtype=dtype if dtype == "auto" else getattr(torch, dtype),
+            use_safetensors=True,
+            output_loading_info=True,
+            **options,
+        )
+    except (OSError, ValueError, ImportError) as error:
+        raise ModelError(f"{path} cannot be loaded: {str(error).splitlines()[0]}") from error
+    model, report = loaded
+    _check_report(path, report)
+    return model
 
 
 def _check_report(path: Path, report: dict[str, Sequence[Any]]) -> None:

@@ -98,9 +98,9 @@ def pooled(model: Any, processor: Any, window: int) -> Any:
 
 
 def _check_grid(config: LlavaConfig, window: int) -> None:
-    vision = config.vision_config
-    if vision is None or window < 1 or (vision.image_size // vision.patch_size) % window:
-        side = vision.image_size // vision.patch_size if vision is not None else "?"
+    vision: Any = config.vision_config
+    side = vision.image_size // vision.patch_size
+    if side % window:
         raise UsageError(
             f"--vision-pool {window} does not divide this model's grid of {side} x {side} vision tokens; "
             "choose a divisor of its side"

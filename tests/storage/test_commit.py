@@ -205,4 +205,6 @@ def test_a_damaged_shard_is_made_anew(tmp_path, manifest):
     commit_shard(files, write_shard(files, 1, "again", make_rows(manifest, 1), manifest))
     seal(files)
     assert verify(tmp_path) == []
+    assert "shards/000001-a1" in files.folders("shards"), "what is not read is removed only when asked for"
+    assert delete_lost_attempts(files) == ["shards/000001-a1"]
     assert files.folders("shards") == ["shards/000000-a0", "shards/000001-again", "shards/000002-a2"]

@@ -102,11 +102,14 @@ def test_total_cost_of_the_assignment_equals_the_dense_one(pool, student_path, t
     assert abs(cost - float(expected)) <= 1e-5 * float(expected)
 
 
-# What rounding on disk may change, relative: measured errors are a third of these or less.
+# What rounding on disk may change, relative; "gradient" is that of the total loss, all parameters together.
+# Measured on this batch: bfloat16 3e-4 for the KLs and 4e-4 for the gradient, int8 5e-4 and 3e-3, float16 3e-5 and
+# 1e-4. The matching is the same in all.
 BOUNDS = {
-    ("bfloat16", "float32"): {"sup": 1e-6, "rld": 2e-2, "vsd": 2e-2, "vlad": 1e-2},
-    ("float32", "int8"): {"sup": 1e-6, "rld": 1e-5, "vsd": 1e-5, "vlad": 1e-2},
-    ("float16", "float16"): {"sup": 1e-6, "rld": 2e-3, "vsd": 2e-3, "vlad": 1e-3},
+    ("bfloat16", "float32"): {"sup": 1e-6, "rld": 1e-3, "vsd": 1e-3, "vlad": 1e-6, "gradient": 2e-3},
+    ("float32", "int8"): {"sup": 1e-6, "rld": 1e-6, "vsd": 1e-6, "vlad": 2e-3, "gradient": 1e-2},
+    ("bfloat16", "int8"): {"sup": 1e-6, "rld": 1e-3, "vsd": 1e-3, "vlad": 2e-3, "gradient": 1e-2},
+    ("float16", "float16"): {"sup": 1e-6, "rld": 1e-4, "vsd": 1e-4, "vlad": 1e-4, "gradient": 5e-4},
 }
 
 
@@ -117,12 +120,13 @@ def test_bounds_of_stored_precision(logits, affinity, student_path, teacher_path
     )
     student, batch = student_and_batch(student_path, data_path, cache, 2)
     found, expected = cached_losses(student, batch), dense_losses(student, teacher_path, 2)
-    for name, bound in BOUNDS[logits, affinity].items():
-        assert relative(getattr(found, name), expected[name]) <= bound, name
+    bounds = BOUNDS[logits, affinity]
+    for name in NAMES:
+        assert relative(getattr(found, name), expected[name]) <= bounds[name], name
     one = gradients(student, found.total(Weights()))
     other = gradients(student, sum(w * expected[n] for n, w in zip(NAMES, (0.5, 0.5, 0.25, 25.0), strict=True)))
     whole = [torch.cat([g[name].flatten() for name in sorted(g)]) for g in (one, other)]
-    assert relative(whole[0], whole[1]) <= 5e-2
+    assert relative(whole[0], whole[1]) <= bounds["gradient"]
 
 
 def test_random_matching_gives_other_losses(student_path, data_path, cache_path):

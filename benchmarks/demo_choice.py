@@ -1,0 +1,57 @@
+"""How the demonstration's hyperparameters were chosen: a small grid, judged on the validation scenes alone.
+
+    python benchmarks/demo_choice.py DEMO_OUT --seeds 2
+
+DEMO_OUT is a folder that `emkd demo` made: its teacher, cache and data are used. Both SFT and EM-KD are trained
+for each choice, and each is judged at its best, so that the comparison is not won by a choice that suits one
+alone. The test scenes are not read. Writes benchmarks/results/demo_choice.json.
+"""
+
+import argparse
+import itertools
+import json
+import shutil
+import tempfile
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+from provenance import provenance
+
+from emkd.demo.run import _one_quiet_thread, train_one
+from emkd.demo.variants import VARIANTS
+from emkd.trainer import evaluate_checkpoint
+
+LEARNING_RATES = (1e-3, 2e-3, 4e-3)
+STEPS = (150, 300)
+CHOSEN_VARIANTS = ("sft", "emkd")
+
+
+def measure(demo: Path, variant: str, seed: int, learning_rate: float, steps: int) -> float:
+    """Validation accuracy of one student, which is thrown away."""
+    folder = Path(tempfile.mkdtemp(prefix="emkd-choice-"))
+    try:
+        flags: dict[str, Any] = {"training.learning_rate": learning_rate, "training.max_steps": steps}
+        train_one(demo, folder, VARIANTS[variant], seed, **flags)
+        return evaluate_checkpoint(str(folder), str(demo / "data" / "validation.parquet"))["accuracy"]
+    finally:
+        shutil.rmtree(folder)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("demo", type=Path)
+    parser.add_argument("--seeds", type=int, default=2)
+    arguments = parser.parse_args()
+    results = []
+    with _one_quiet_thread():
+        for variant, rate, steps in itertools.product(CHOSEN_VARIANTS, LEARNING_RATES, STEPS):
+            found = [measure(arguments.demo, variant, seed, rate, steps) for seed in range(arguments.seeds)]
+            results.append({"variant": variant, "learning_rate": rate, "max_steps": steps, "accuracy": found})
+            print(f"{variant} learning rate {rate} steps {steps}: {mean(found):.4f}", flush=True)
+    path = Path(__file__).parent / "results" / "demo_choice.json"
+    path.write_text(json.dumps({**provenance(), "split": "validation", "results": results}, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
