@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from image_checks.dockerfile import Ignore, Step, UnknownStepError, copied_files, environment, only, parse
+from image_checks.dockerfile import Ignore, Step, StepError, copied_files, environment, only, parse
 
 # Programs that change a whole system: they have a meaning in an image only.
 OF_THE_IMAGE = {"useradd", "groupadd", "adduser", "install", "chown", "apt-get", "apt", "ldconfig"}
@@ -38,7 +38,7 @@ class Built:
 
 
 def build(context: Path, dockerfile: Path, folder: Path, base_python: str, say: Say) -> Built:
-    """Runs all steps in `folder`. Raises CalledProcessError where one fails; `finished` marks a whole build."""
+    """Runs all steps in `folder`. Raises StepError where one fails; `finished` marks a whole build."""
     steps = parse(dockerfile.read_text())
     ignore = Ignore(dockerfile.with_name(dockerfile.name + ".dockerignore").read_text())
     image, home, finished = folder / "image", folder / "home", folder / "finished"
@@ -53,10 +53,17 @@ def build(context: Path, dockerfile: Path, folder: Path, base_python: str, say: 
         _check_leftovers(home, folder)
         finished.touch()
         say("build: no cache was left in HOME")
-    return Built(folder=folder, env=env, user=only(steps, "USER").text, entrypoint=only(steps, "ENTRYPOINT").json_list())
+    return Built(
+        folder=folder,
+        env=env,
+        user=only(steps, "USER").text,
+        entrypoint=only(steps, "ENTRYPOINT").json_list(),
+    )
 
 
-def _run_all(steps: list[Step], context: Path, ignore: Ignore, image: Path, env: dict[str, str], say: Say) -> None:
+def _run_all(
+    steps: list[Step], context: Path, ignore: Ignore, image: Path, env: dict[str, str], say: Say
+) -> None:
     workdir = "/"
     for step in steps:
         here = image / workdir.lstrip("/")
@@ -74,7 +81,7 @@ def _run_all(steps: list[Step], context: Path, ignore: Ignore, image: Path, env:
 def _copy(step: Step, context: Path, ignore: Ignore, here: Path) -> int:
     *sources, target = step.words()
     if Path(target).is_absolute():
-        raise UnknownStepError(f"line {step.line}: COPY to an absolute path is not known to these checks")
+        raise StepError(f"line {step.line}: COPY to an absolute path is not known to these checks")
     count = 0
     for source in sources:
         for path in copied_files(context, source, ignore):
@@ -94,7 +101,17 @@ def _run(step: Step, here: Path, env: dict[str, str], say: Say) -> None:
             say(f"RUN {part.strip()}: NOT RUN, it names a path outside of the working folder")
         else:
             say(f"RUN {part.strip()}")
-            subprocess.run(["sh", "-euc", part], cwd=here, env=env, check=True)
+            _quietly(["sh", "-euc", part], here, env)
+
+
+def _quietly(command: list[str], here: Path, env: dict[str, str]) -> None:
+    """Shows the end of the output where the command fails."""
+    done = subprocess.run(
+        command, cwd=here, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
+    )
+    if done.returncode:
+        tail = "\n".join(done.stdout.splitlines()[-30:])
+        raise StepError(f"{' '.join(command)} ended with {done.returncode}:\n{tail}")
 
 
 def _environment(steps: list[Step], folder: Path) -> dict[str, str]:
@@ -111,15 +128,21 @@ def _check_base(step: Step, base_python: str) -> None:
     """The stand-in must be the Python of the image, at least by its minor version."""
     asked = re.fullmatch(r"python:(\d+\.\d+)-slim", step.text)
     if step.name != "FROM" or asked is None:
-        raise UnknownStepError(f"line {step.line}: expected FROM python:<minor>-slim, got {step.name} {step.text}")
+        raise StepError(f"line {step.line}: expected FROM python:<minor>-slim, got {step.name} {step.text}")
     code = "import sys; print('%d.%d' % sys.version_info[:2])"
     got = subprocess.run([base_python, "-c", code], check=True, capture_output=True, text=True).stdout.strip()
     if got != asked[1]:
-        raise UnknownStepError(f"the image has Python {asked[1]} and {base_python} is {got}; name one by BASE_PYTHON")
+        raise StepError(
+            f"the image has Python {asked[1]} and {base_python} is {got}; name one by BASE_PYTHON"
+        )
 
 
 def _check_leftovers(home: Path, folder: Path) -> None:
     left = [str(path.relative_to(folder)) for path in home.rglob("*") if path.is_file()]
-    left += [str(path.relative_to(folder)) for name in ("build", "*.egg-info") for path in folder.glob(f"image/**/{name}")]
+    left += [
+        str(path.relative_to(folder))
+        for name in ("build", "*.egg-info")
+        for path in folder.glob(f"image/**/{name}")
+    ]
     if left:
         raise FileExistsError(f"the build left {len(left)} files behind, the first is {left[0]}")

@@ -112,7 +112,9 @@ def _command_problems(service: Mapping[str, Any]) -> Iterator[str]:
 
 def commands(service: Mapping[str, Any]) -> list[str]:
     """Command lines without redirections, in the order in which the service runs them."""
-    found = [line for script in (start_script(service), health_script(service)) for line in script.splitlines()]
+    found = [
+        line for script in (start_script(service), health_script(service)) for line in script.splitlines()
+    ]
     parts = [part.strip() for line in found for part in line.split("|")]
     for redirection in REDIRECTIONS:
         parts = [part.removesuffix(redirection).strip() for part in parts]
@@ -154,7 +156,7 @@ def parse_command(words: list[str]) -> None:
     try:
         inner.make_context(inner.name, arguments[1:]).close()
     except Exception as error:
-        # Click is there twice, in Ray's own version and inside typer: their errors share no class but have this.
+        # Ray's click and the one inside typer have no class of errors in common, but this.
         if not hasattr(error, "format_message"):
             raise
         raise CommandError(error.format_message()) from error

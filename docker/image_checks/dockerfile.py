@@ -1,7 +1,7 @@
 """Reads a Dockerfile and its .dockerignore, as far as ours use them; what is not known is refused.
 
-    parse(text)                     -> [Step("RUN", "pip install .", line=12), ...]
-    Ignore(text).ignored("a/b.py")  -> the rule of Docker: the last pattern that fits decides
+parse(text)                     -> [Step("RUN", "pip install .", line=12), ...]
+Ignore(text).ignored("a/b.py")  -> the rule of Docker: the last pattern that fits decides
 """
 
 import json
@@ -13,8 +13,8 @@ from pathlib import Path
 KNOWN = {"FROM", "ENV", "RUN", "COPY", "WORKDIR", "USER", "ENTRYPOINT", "CMD"}
 
 
-class UnknownStepError(ValueError):
-    """The file has something that these checks do not understand, so they cannot vouch for it."""
+class StepError(ValueError):
+    """A step that failed, or that these checks do not know and so cannot vouch for."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,16 +29,16 @@ class Step:
         return shlex.split(self.text)
 
     def json_list(self) -> list[str]:
-        """The exec form of ENTRYPOINT and CMD. Raises UnknownStepError for the shell form."""
+        """The exec form of ENTRYPOINT and CMD. Raises StepError for the shell form."""
         try:
             words = json.loads(self.text)
         except json.JSONDecodeError as error:
-            raise UnknownStepError(f"line {self.line}: {self.name} is not a JSON list: {self.text}") from error
+            raise StepError(f"line {self.line}: {self.name} is not a JSON list: {self.text}") from error
         return [str(word) for word in words]
 
 
 def parse(text: str) -> list[Step]:
-    """The steps in order. Raises UnknownStepError for instructions, flags and here-documents."""
+    """The steps in order. Raises StepError for instructions, flags and here-documents."""
     steps: list[Step] = []
     pending, start = "", 0
     for number, line in enumerate(text.splitlines(), start=1):
@@ -53,7 +53,7 @@ def parse(text: str) -> list[Step]:
         steps.append(_step(pending + line, start))
         pending = ""
     if pending:
-        raise UnknownStepError(f"line {start}: ends in a continuation")
+        raise StepError(f"line {start}: ends in a continuation")
     return steps
 
 
@@ -61,9 +61,9 @@ def _step(text: str, line: int) -> Step:
     name, _, rest = text.partition(" ")
     rest = rest.strip()
     if name not in KNOWN:
-        raise UnknownStepError(f"line {line}: {name} is not known to these checks")
+        raise StepError(f"line {line}: {name} is not known to these checks")
     if "<<" in rest or (name in {"RUN", "COPY", "FROM"} and rest.startswith("--")):
-        raise UnknownStepError(f"line {line}: flags and here-documents are not known to these checks: {text}")
+        raise StepError(f"line {line}: flags and here-documents are not known to these checks: {text}")
     return Step(name=name, text=rest, line=line)
 
 
@@ -71,7 +71,7 @@ def only(steps: list[Step], name: str) -> Step:
     """The last step of a name: the one that counts for USER, ENTRYPOINT and CMD."""
     found = [step for step in steps if step.name == name]
     if not found:
-        raise UnknownStepError(f"the Dockerfile has no {name}")
+        raise StepError(f"the Dockerfile has no {name}")
     return found[-1]
 
 
@@ -104,7 +104,7 @@ class Ignore:
 
 def _regex(pattern: str) -> re.Pattern[str]:
     if set(pattern) & set("[]\\"):
-        raise UnknownStepError(f".dockerignore: {pattern!r} is not known to these checks")
+        raise StepError(f".dockerignore: {pattern!r} is not known to these checks")
     known = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
     pieces = re.split(r"(\*\*/|\*\*|\*|\?)", pattern)
     return re.compile("".join(known.get(piece, re.escape(piece)) for piece in pieces))

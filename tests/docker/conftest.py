@@ -1,0 +1,6 @@
+"""The checks live beside the files they check and are no part of the package: they are found by their folder."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "docker"))

@@ -1,0 +1,46 @@
+import pytest
+import yaml
+
+from emkd.errors import InputNotFoundError, UsageError
+from emkd.trainer.recipe import Recipe, load_recipe, make_recipe, with_flags
+
+
+def test_defaults_are_the_papers():
+    weights = Recipe().losses.weights
+    assert (weights.alpha, weights.beta, weights.gamma) == (0.5, 0.25, 25.0)
+
+
+def test_a_file_and_flags_over_it(tmp_path):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump({"losses": {"alpha": 0.3, "beta": 1.0}, "training": {"max_steps": 7}}))
+    recipe = with_flags(load_recipe(path), {"losses.beta": 2.0, "training.seed": 3, "losses.gamma": None})
+    assert (recipe.losses.alpha, recipe.losses.beta, recipe.losses.gamma) == (0.3, 2.0, 25.0)
+    assert recipe.training == {"max_steps": 7, "seed": 3}
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"losses": {"alfa": 1}}, r"unknown key 'losses.alfa'; did you mean 'alpha'"),
+        ({"loses": {}}, r"unknown key 'loses'; did you mean 'losses'"),
+        ({"training": {"learnig_rate": 1}}, r"training.learnig_rate is no field .*did you mean 'learning_rate'"),
+        ({"training": {"output_dir": "x"}}, r"training.output_dir cannot be set: use --output"),
+        ({"training": {"auto_find_batch_size": True}}, "must not change its size"),
+        ({"losses": {"alpha": 2}}, "losses.alpha: .*less than or equal to 1, got 2"),
+        ({"losses": {"tail": "fat"}}, "losses.tail: .*'bucket' or 'uniform', got 'fat'"),
+        ([1], "valid dictionary"),
+    ],
+)
+def test_what_is_wrong_is_named(content, message):
+    with pytest.raises(UsageError, match=message):
+        make_recipe(content, "here")
+
+
+def test_files(tmp_path):
+    with pytest.raises(InputNotFoundError, match="no recipe at"):
+        load_recipe(tmp_path / "none.yaml")
+    (tmp_path / "bad.yaml").write_text("a: [")
+    with pytest.raises(UsageError, match="not valid YAML"):
+        load_recipe(tmp_path / "bad.yaml")
+    (tmp_path / "empty.yaml").write_text("")
+    assert load_recipe(tmp_path / "empty.yaml") == Recipe()

@@ -1,0 +1,183 @@
+"""`train_student` as a user calls it: whole runs, small models."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from transformers import AutoModelForImageTextToText
+
+from emkd.errors import (
+    CacheIncompleteError,
+    DataMismatchError,
+    InputNotFoundError,
+    OutputExistsError,
+    TokenizerMismatchError,
+    UsageError,
+)
+from emkd.trainer import Recipe, TrainSettings, evaluate_checkpoint, train_student, with_flags
+from emkd.vlm.loading import load_model
+from tests import tiny
+
+BASE = with_flags(
+    Recipe(),
+    {
+        "training.per_device_train_batch_size": 2, "training.max_steps": 4, "training.learning_rate": 1e-3,
+        "training.logging_steps": 1, "student.vision_pool": 2,
+    },
+)  # fmt: skip
+
+
+@pytest.fixture
+def settings(student_path, data_path, cache_path, tmp_path):
+    def make(recipe=BASE, **chosen):
+        given = {"student": str(student_path), "data": str(data_path), "cache": str(cache_path), "output": tmp_path / "out"}
+        return TrainSettings(**{**given, "recipe": recipe, **chosen})
+
+    return make
+
+
+def weights(folder):
+    """By their names in memory: the names on disk may be LLaVA's older ones."""
+    return load_model(folder, dtype="auto").state_dict()
+
+
+def test_the_teacher_is_gone(teacher_path, student_path, data_path, tmp_path, settings):
+    """A copy of the teacher makes the cache and is deleted before the student trains."""
+    shutil.copytree(teacher_path, tmp_path / "teacher")
+    cache = tiny.make_cache(tmp_path / "teacher", data_path, tmp_path / "cache", top_k=8, answer_top_k=8)
+    shutil.rmtree(tmp_path / "teacher")
+    metrics = train_student(settings(cache=str(cache)))
+    assert metrics["train_loss"] > 0
+    before, after = weights(student_path), weights(tmp_path / "out")
+    assert set(before) == set(after)
+    assert any(not torch.equal(before[name], after[name]) for name in before)
+
+
+def test_it_learns_from_every_loss(settings, tmp_path, capsys):
+    train_student(settings(with_flags(BASE, {"training.max_steps": 40, "training.logging_steps": 5})))
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("step") and " sup " in line]
+    first, last = (dict(part.rsplit(" ", 1) for part in line.split(": ", 1)[1].split(", ")) for line in (lines[0], lines[-1]))
+    for name in ("sup", "rld", "vsd", "vlad"):
+        assert float(last[name]) < float(first[name]), name
+
+
+def test_resumed_training_restores_every_weight(settings, tmp_path):
+    """Stopped after 2 of 4 steps and resumed: bit for bit what an undisturbed run leaves."""
+    recipe = with_flags(BASE, {"training.save_strategy": "steps", "training.save_steps": 2})
+    train_student(settings(recipe))
+    whole = weights(tmp_path / "out")
+    stopped = tmp_path / "stopped"
+    shutil.copytree(tmp_path / "out" / "checkpoint-2", stopped / "checkpoint-2")
+    train_student(settings(recipe, output=stopped, resume=True))
+    resumed = weights(stopped)
+    assert set(resumed) == set(whole)
+    for name in whole:
+        assert torch.equal(resumed[name], whole[name]), name
+    middle = weights(tmp_path / "out" / "checkpoint-2")
+    assert any(not torch.equal(middle[name], whole[name]) for name in whole)
+
+
+def test_what_is_saved_loads_and_generates(settings, tmp_path, data_path):
+    train_student(settings())
+    model, report = AutoModelForImageTextToText.from_pretrained(tmp_path / "out", output_loading_info=True)
+    assert (report["missing_keys"], report["unexpected_keys"]) == (set(), set())
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["vision_pool"] == 2
+    assert "alpha: 0.5" in (tmp_path / "out" / "recipe.yaml").read_text()
+    assert 0 <= evaluate_checkpoint(str(tmp_path / "out"), str(data_path))["accuracy"] <= 1
+    assert model.config.image_token_id == 2
+
+
+def test_freezing(settings, student_path, tmp_path):
+    train_student(settings(with_flags(BASE, {"student.freeze": ["model.vision_tower"]})))
+    before, after = weights(student_path), weights(tmp_path / "out")
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed
+    assert not {name for name in changed if "vision_tower" in name}
+    with pytest.raises(UsageError, match=r"freeze 'no.such': no parameter.*model.language_model"):
+        train_student(settings(with_flags(BASE, {"student.freeze": ["no.such"]}), output=tmp_path / "other"))
+
+
+def test_plain_fine_tuning_needs_no_cache(settings, tmp_path):
+    sft = {"losses.alpha": 1.0, "losses.beta": 0.0, "losses.gamma": 0.0}
+    train_student(settings(with_flags(BASE, sft), cache=None))
+    assert (tmp_path / "out" / "model.safetensors").is_file()
+    with pytest.raises(UsageError, match="--cache is missing: only plain fine-tuning"):
+        train_student(settings(cache=None, output=tmp_path / "other"))
+
+
+def test_sft_with_and_without_a_cache_is_the_same(settings, tmp_path):
+    """The cache decides the order of samples alone, and six rows in one shard have one order."""
+    sft = with_flags(BASE, {"losses.alpha": 1.0, "losses.beta": 0.0, "losses.gamma": 0.0})
+    train_student(settings(sft, cache=None))
+    expected = weights(tmp_path / "out")
+    rows = tiny.make_cache(tiny.save_model(tmp_path / "t", seed=5, hidden=32), settings().data, tmp_path / "c", rows_per_shard=256)
+    train_student(settings(sft, cache=str(rows), output=tmp_path / "other"))
+    found = weights(tmp_path / "other")
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+def test_evaluation_data(settings, data_path):
+    metrics = train_student(settings(eval_data=str(data_path)))
+    assert metrics["eval_answer_tokens"] == 27
+    assert 0 <= metrics["eval_accuracy"] <= 1
+
+
+def test_an_output_folder_in_use_is_refused(settings, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "notes.txt").write_text("mine")
+    with pytest.raises(OutputExistsError, match="exists and is not empty; name another folder"):
+        train_student(settings())
+    with pytest.raises(InputNotFoundError, match="has no checkpoint; start without --resume"):
+        train_student(settings(resume=True))
+    assert (tmp_path / "out" / "notes.txt").read_text() == "mine"
+
+
+def test_another_tokenizer_is_refused_before_training(settings, tmp_path):
+    words = list(tiny.VOCABULARY)
+    words[10], words[11] = words[11], words[10]
+    student = tiny.save_model(tmp_path / "student", seed=3, hidden=24, words=words)
+    with pytest.raises(TokenizerMismatchError, match="id 10: teacher 'picture', student 'and'"):
+        train_student(settings(student=str(student)))
+
+
+def test_another_chat_template_is_refused_with_the_first_differing_token(settings, student_path, tmp_path):
+    shutil.copytree(student_path, tmp_path / "student")
+    template = (tmp_path / "student" / "chat_template.jinja").read_text()
+    (tmp_path / "student" / "chat_template.jinja").write_text("yes " + template)
+    with pytest.raises(TokenizerMismatchError, match=r"differ first at text token 0 \(student id \d+, teacher id \d+\)"):
+        train_student(settings(student=str(tmp_path / "student")))
+
+
+def test_a_cache_of_other_data_is_refused_with_counts(settings, tmp_path):
+    rows = tiny.rows()
+    rows[3]["images"] = [tiny.png(99)]
+    other = tiny.write_data(tmp_path / "other.parquet", rows)
+    with pytest.raises(DataMismatchError, match=r"not the data of this cache: 1 of 6 cached samples are not in its 6 rows"):
+        train_student(settings(data=str(other)))
+
+
+def test_the_same_rows_in_another_file_and_order_are_the_same_data(settings, tmp_path, capsys):
+    rows = tiny.rows()
+    moved = tiny.write_llava(tmp_path, rows[::-1])
+    train_student(settings(data=str(moved), image_root=tmp_path))
+    assert "comparing all rows by key" in capsys.readouterr().err
+    found = weights(tmp_path / "out")
+    train_student(settings(output=tmp_path / "again"))
+    assert all(torch.equal(value, found[name]) for name, value in weights(tmp_path / "again").items())
+
+
+def test_an_unsealed_cache_trains_only_when_asked(settings, cache_path, tmp_path, capsys):
+    shutil.copytree(cache_path, tmp_path / "cache")
+    (tmp_path / "cache" / "seal.json").unlink()
+    (tmp_path / "cache" / "index" / "000001.parquet").unlink()
+    with pytest.raises(CacheIncompleteError, match="not sealed, 1 of 2 shards"):
+        train_student(settings(cache=str(tmp_path / "cache")))
+    train_student(settings(cache=str(tmp_path / "cache"), partial=True))
+    assert "training on the 4 samples that are committed" in capsys.readouterr().err
+
+
+def test_a_smaller_k_than_stored_and_not_a_larger_one(settings, tmp_path):
+    train_student(settings(with_flags(BASE, {"losses.top_k": 4})))
+    with pytest.raises(UsageError, match=r"losses.top_k 27: the cache stores 26"):
+        train_student(settings(with_flags(BASE, {"losses.top_k": 27}), output=tmp_path / "other"))

@@ -1,0 +1,96 @@
+"""A pooled student is an ordinary checkpoint: saved, loaded, generated with, every weight in its place."""
+
+import pytest
+import torch
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+from emkd.errors import ModelError, UsageError
+from emkd.samples import Dataset
+from emkd.samples.encode import Encoder
+from emkd.vlm import load
+from emkd.vlm.pooling import PooledLlavaForConditionalGeneration, pool_tokens, pooled
+from tests import tiny
+
+
+def test_pooling_averages_windows():
+    features = torch.randn(2, 36, 5)
+    found = pool_tokens(features, 3)
+    grid = features.reshape(2, 6, 6, 5)
+    for row in range(2):
+        for column in range(2):
+            window = grid[:, 3 * row : 3 * row + 3, 3 * column : 3 * column + 3].reshape(2, 9, 5)
+            torch.testing.assert_close(found[:, 2 * row + column], window.mean(1))
+
+
+@pytest.mark.parametrize("tokens", [15, 25])
+def test_grids_that_do_not_fit_are_refused(tokens):
+    with pytest.raises(ModelError, match="square grid is needed"):
+        pool_tokens(torch.zeros(1, tokens, 2), 2)
+
+
+@pytest.fixture
+def pooled_student(student_path):
+    student = load(str(student_path))
+    student.model = pooled(student.model, student.processor, 2)
+    return student
+
+
+def test_every_weight_is_kept(pooled_student, student_path):
+    plain = load(str(student_path)).model.state_dict()
+    found = pooled_student.model.state_dict()
+    assert set(found) == set(plain)
+    assert all(torch.equal(found[name], plain[name]) for name in plain)
+
+
+def test_projector_outputs_are_averaged(pooled_student, student_path):
+    pixels = torch.randn(3, 3, tiny.SIDE, tiny.SIDE)
+    with torch.no_grad():
+        plain = torch.stack(list(load(str(student_path)).model.get_image_features(pixels).pooler_output))
+        found = torch.stack(list(pooled_student.model.get_image_features(pixels).pooler_output))
+    torch.testing.assert_close(found, pool_tokens(plain, 2))
+
+
+def test_saved_and_loaded_through_the_public_classes(pooled_student, tmp_path, data_path):
+    pooled_student.model.save_pretrained(tmp_path)
+    pooled_student.processor.save_pretrained(tmp_path)
+    model, report = AutoModelForImageTextToText.from_pretrained(tmp_path, output_loading_info=True)
+    assert isinstance(model, PooledLlavaForConditionalGeneration)
+    assert not report["missing_keys"]
+    assert not report["unexpected_keys"]
+    assert model.config.vision_pool == 2
+    processor = AutoProcessor.from_pretrained(tmp_path)
+    inputs = Encoder(processor, model.config.image_token_id)(Dataset(str(data_path)).sample(0)).inputs
+    assert int((inputs["input_ids"] == 2).sum()) == 4
+    with torch.no_grad():
+        assert torch.equal(model(**inputs).logits, pooled_student.model(**inputs).logits)
+        assert (model(**inputs).logits[..., :28] != 0).any()
+
+
+def test_generate(pooled_student, data_path):
+    encoder = Encoder(pooled_student.processor, pooled_student.image_token_id)
+    inputs = encoder(Dataset(str(data_path)).sample(0)).inputs
+    found = pooled_student.model.generate(**inputs, max_new_tokens=3, do_sample=False, eos_token_id=None, suppress_tokens=[2])
+    ids = inputs
+    for _ in range(3):  # without a key-value cache, token by token
+        with torch.no_grad():
+            logits = pooled_student.model(**ids, use_cache=False).logits[:, -1]
+        logits[:, 2] = -torch.inf  # the image token: a random model may well say it
+        following = logits.argmax(1, keepdim=True)
+        ids = {
+            "input_ids": torch.cat([ids["input_ids"], following], 1),
+            "attention_mask": torch.ones(1, ids["input_ids"].shape[1] + 1, dtype=torch.long),
+            "pixel_values": ids["pixel_values"],
+        }
+    assert torch.equal(found, ids["input_ids"])
+
+
+def test_pooling_again(pooled_student):
+    assert pooled(pooled_student.model, pooled_student.processor, 2) is pooled_student.model
+    with pytest.raises(UsageError, match="averages 2 x 2 tokens already"):
+        pooled(pooled_student.model, pooled_student.processor, 4)
+
+
+def test_windows_that_do_not_divide_the_grid(student_path):
+    student = load(str(student_path))
+    with pytest.raises(UsageError, match=r"--vision-pool 3 does not divide this model's grid of 4 x 4"):
+        pooled(student.model, student.processor, 3)

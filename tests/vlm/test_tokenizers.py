@@ -1,0 +1,32 @@
+import pytest
+
+from emkd.errors import TokenizerMismatchError
+from emkd.vlm.identity import check_shared_tokenizer, tokenizer_json
+from tests import tiny
+
+
+def saved(tmp_path, words=tiny.VOCABULARY) -> bytes:
+    tiny.new_processor(words).save_pretrained(tmp_path)
+    return tokenizer_json(tmp_path)
+
+
+def test_the_same_and_longer_or_shorter_vocabularies_are_shared(tmp_path):
+    teacher = saved(tmp_path / "a")
+    check_shared_tokenizer(teacher, saved(tmp_path / "b"))
+    check_shared_tokenizer(teacher, saved(tmp_path / "c", (*tiny.VOCABULARY, "more")))
+    check_shared_tokenizer(teacher, saved(tmp_path / "d", tiny.VOCABULARY[:-3]))
+
+
+def test_an_id_with_another_meaning_is_refused(tmp_path):
+    words = list(tiny.VOCABULARY)
+    words[10], words[11] = words[11], words[10]
+    with pytest.raises(TokenizerMismatchError, match=r"id 10: teacher 'picture', student 'and'; id 11"):
+        check_shared_tokenizer(saved(tmp_path / "a"), saved(tmp_path / "b", words))
+
+
+def test_another_way_to_cut_text_is_refused(tmp_path):
+    teacher = saved(tmp_path / "a")
+    student = teacher.replace(b'"WhitespaceSplit"', b'"Whitespace"')
+    assert student != teacher
+    with pytest.raises(TokenizerMismatchError, match="another pre_tokenizer"):
+        check_shared_tokenizer(teacher, student)
