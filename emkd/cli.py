@@ -14,6 +14,8 @@ import typer
 import emkd
 from emkd.errors import EmkdError
 
+INTERRUPTED = 130
+
 app = typer.Typer(
     name="emkd",
     help="Distil a vision-language teacher into an efficient student without keeping the teacher in memory.",
@@ -183,14 +185,14 @@ def main(arguments: list[str] | None = None) -> None:
         result: Any = app(args=arguments, standalone_mode=False)
     except EmkdError as error:
         _leave(str(error), error.exit_code)
-    except KeyboardInterrupt:
-        _leave("interrupted; what was committed stays, and the same command goes on from there", 130)
-    except typer.Abort:
-        _leave("interrupted", 130)
+    except (KeyboardInterrupt, typer.Abort):
+        result = INTERRUPTED
     except Exception as error:  # noqa: BLE001  click's own errors have no public base in typer
         if not hasattr(error, "exit_code") or not hasattr(error, "format_message"):
             raise
         _leave(f"{error.format_message()} (see --help)", error.exit_code)
+    if result == INTERRUPTED:  # typer turns Ctrl-C into this exit code
+        _leave("interrupted; what was committed or saved stays", INTERRUPTED)
     sys.exit(result if isinstance(result, int) else 0)
 
 

@@ -18,7 +18,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -122,14 +122,16 @@ class Cluster:
         return script
 
     def end(self) -> None:
-        """Ends every process with our mark: first asked, then killed."""
+        """Ends every process with our mark: asked, then killed. Raises ClusterError for any that is left."""
         for ask in (signal.SIGTERM, signal.SIGKILL):
             found = self._marked()
             for process in found:
-                process.send_signal(ask)
-            _, left = psutil.wait_procs(found, timeout=GRACE_S)
-            if not left and not self._marked():
-                return
+                with suppress(psutil.NoSuchProcess):
+                    process.send_signal(ask)
+            psutil.wait_procs(found, timeout=GRACE_S)
+        left = [process.pid for process in self._marked()]
+        if left:
+            raise ClusterError(f"processes that do not end: {left}")
 
     def _marked(self) -> list[psutil.Process]:
         return [process for process in psutil.process_iter() if self._is_marked(process)]

@@ -138,10 +138,13 @@ def health_script(service: Mapping[str, Any]) -> str:
 def parse_command(words: list[str]) -> None:
     """Parses with the program's own parser. Raises CommandError."""
     program, *arguments = words
+    command: Any
     if program == "grep":
         return
     if program == "ray":
-        from ray.scripts.scripts import cli as command
+        from ray.scripts.scripts import cli
+
+        command = cli
     elif program == "emkd":
         import typer
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from safetensors import SafetensorError
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 import emkd.vlm.pooling  # noqa: F401  registers the pooled student, so that its checkpoints load by name
@@ -109,7 +110,7 @@ def load_model(path: Path, *, dtype: str, **options: Any) -> Any:
             output_loading_info=True,
             **options,
         )
-    except (OSError, ValueError, ImportError) as error:
+    except (OSError, ValueError, ImportError, SafetensorError) as error:
         raise ModelError(f"{path} cannot be loaded: {str(error).splitlines()[0]}") from error
     model, report = loaded
     _check_report(path, report)

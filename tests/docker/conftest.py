@@ -1,4 +1,4 @@
-"""The checks live beside the files they check and are no part of the package: they are found by their folder."""
+"""The checks live beside the files they check, outside of the package, and are found by their folder."""
 
 import sys
 from pathlib import Path

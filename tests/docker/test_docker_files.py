@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from image_checks.build import OUTSIDE
 from image_checks.compose import CommandError, Compose, commands, load, parse_command, problems
 from image_checks.dockerfile import Ignore, StepError, copied_files, environment, only, parse
 
@@ -38,14 +39,23 @@ def test_runs_as_a_user_that_it_makes() -> None:
     assert user not in {"root", "0"}
     assert any(step.name == "RUN" and re.search(rf"useradd .*\b{user}\b", step.text) for step in STEPS)
     # Nothing is installed after the user changes, so root's steps are all before it.
-    assert [step.name for step in STEPS[STEPS.index(only(STEPS, "USER")) :]] == ["USER", "WORKDIR", "ENTRYPOINT", "CMD"]
+    assert [step.name for step in STEPS[STEPS.index(only(STEPS, "USER")) :]] == [
+        "USER",
+        "WORKDIR",
+        "ENTRYPOINT",
+        "CMD",
+    ]
 
 
 def test_starts_emkd_with_one_thread_and_no_usage_report() -> None:
     assert only(STEPS, "ENTRYPOINT").json_list() == ["emkd"]
     parse_command(["emkd", "inspect", "cache"])
     env = environment(STEPS)
-    assert (env["OMP_NUM_THREADS"], env["RAY_USAGE_STATS_ENABLED"], env["PIP_NO_CACHE_DIR"]) == ("1", "0", "1")
+    assert (env["OMP_NUM_THREADS"], env["RAY_USAGE_STATS_ENABLED"], env["PIP_NO_CACHE_DIR"]) == (
+        "1",
+        "0",
+        "1",
+    )
 
 
 def test_base_is_a_python_that_the_project_supports() -> None:
@@ -57,7 +67,9 @@ def test_base_is_a_python_that_the_project_supports() -> None:
 def test_copies_the_package_and_what_building_it_needs() -> None:
     files = copied()
     assert {"pyproject.toml", "README.md", "LICENSE", "emkd/cli.py", "emkd/py.typed"} <= files
-    assert not [name for name in files if "__pycache__" in name or name.startswith(("tests/", ".", "docker/"))]
+    assert not [
+        name for name in files if "__pycache__" in name or name.startswith(("tests/", ".", "docker/"))
+    ]
     package = {path.relative_to(ROOT).as_posix() for path in (ROOT / "emkd").rglob("*.py")}
     assert package <= files
 
@@ -92,7 +104,9 @@ def test_last_fitting_pattern_decides() -> None:
     ]
 
 
-@pytest.mark.parametrize("text", ["ADD . /src", "RUN --mount=type=cache,target=/x pip list", "RUN <<EOF\nls\nEOF"])
+@pytest.mark.parametrize(
+    "text", ["ADD . /src", "RUN --mount=type=cache,target=/x pip list", "RUN <<EOF\nls\nEOF"]
+)
 def test_steps_that_the_checks_do_not_know_are_refused(text: str) -> None:
     with pytest.raises(StepError, match="not known"):
         parse(text)
@@ -100,7 +114,10 @@ def test_steps_that_the_checks_do_not_know_are_refused(text: str) -> None:
 
 def test_comments_and_continuations() -> None:
     steps = parse("# one\nRUN a \\\n    # between\n    && b\n\nENV X=1 Y='2 3'\n")
-    assert [(step.name, step.text, step.line) for step in steps] == [("RUN", "a && b", 2), ("ENV", "X=1 Y='2 3'", 6)]
+    assert [(step.name, step.text, step.line) for step in steps] == [
+        ("RUN", "a && b", 2),
+        ("ENV", "X=1 Y='2 3'", 6),
+    ]
     assert environment(steps) == {"X": "1", "Y": "2 3"}
 
 
@@ -145,7 +162,9 @@ def test_what_is_wrong_is_found(compose: Compose, change: dict[str, Any], proble
     assert any(problem in line for line in found), found
 
 
-@pytest.mark.parametrize("line", ["emkd nothing", "emkd demo --nothing", "emkd demo --seeds 0", "ray nothing", "ls"])
+@pytest.mark.parametrize(
+    "line", ["emkd nothing", "emkd demo --nothing", "emkd demo --seeds 0", "ray nothing", "ls"]
+)
 def test_unknown_command_lines(line: str) -> None:
     with pytest.raises(CommandError):
         parse_command(line.split())
@@ -161,3 +180,21 @@ def test_readme_names_files_and_services_that_exist(compose: Compose) -> None:
             if found := re.search(r" exec (\S+) (emkd .*)", line):
                 assert found[1] in compose.services
                 parse_command(found[2].split("#")[0].split())
+
+
+@pytest.mark.parametrize(
+    ("part", "outside"),
+    [
+        ("touch emkd/__init__.py", False),
+        ("pip install --constraint constraints.txt .", False),
+        ("rm -r /usr", True),
+        ("rm -r ~/x", True),
+        ("rm -r ../x", True),
+        ("rm -r $HOME", True),
+        ("echo x >/etc/x", True),
+        ("tool --out=/etc/x", True),
+        ("tool '/etc/x'", True),
+    ],
+)
+def test_steps_that_reach_outside_are_not_run_on_this_machine(part: str, outside: bool) -> None:
+    assert bool(OUTSIDE.search(part)) is outside

@@ -1,0 +1,89 @@
+"""The Ray job, for real: one worker on the CPU."""
+
+import pytest
+
+from emkd.errors import CacheConflictError, JobFailedError, ModelError, UsageError
+from emkd.pipeline import JobSettings, cache_teacher, estimate_job
+from emkd.storage.cache import Cache, verify
+from tests import tiny
+
+pytestmark = pytest.mark.xdist_group("ray")
+
+
+def settings(teacher_path, data_path, cache, **chosen) -> JobSettings:
+    given = {"gpus_per_worker": 0, "rows_per_shard": 4, "top_k": 8, "answer_top_k": 8}
+    return JobSettings(teacher=str(teacher_path), data=str(data_path), cache=str(cache), **{**given, **chosen})
+
+
+def objects(cache: Cache) -> list[dict]:
+    """Size and hash of every object of every shard, without the attempts' names."""
+    from emkd.storage.index import read_index
+
+    return [dict(read_index(cache.files, shard).objects) for shard in cache.shards]
+
+
+def test_the_job_writes_what_the_worker_alone_writes(teacher_path, data_path, tmp_path, capfd):
+    chosen = settings(teacher_path, data_path, tmp_path / "cache")
+    cache = cache_teacher(chosen)
+    assert cache.sealed
+    assert cache.n_samples == 6
+    alone = tiny.make_cache(
+        teacher_path, data_path, tmp_path / "alone", top_k=8, answer_top_k=8, precision="bfloat16", affinity_precision="int8"
+    )  # fmt: skip
+    assert objects(cache) == objects(Cache.open(alone))
+    assert verify(tmp_path / "cache") == []
+    err = capfd.readouterr().err
+    assert "2 of 2 shards to do" in err
+    assert "bytes a vision token" in err
+
+    again = cache_teacher(chosen)  # nothing is missing: no Ray, no teacher
+    assert again.seal == cache.seal
+    assert "to do" not in capfd.readouterr().err
+
+    with pytest.raises(CacheConflictError, match=r"top_k: cache has 8, this run 4"):
+        cache_teacher(settings(teacher_path, data_path, tmp_path / "cache", top_k=4))
+    with pytest.raises(CacheConflictError, match=r"teacher.weights_sha256"):
+        cache_teacher(settings(tiny.save_model(tmp_path / "other", seed=9, hidden=32), data_path, tmp_path / "cache"))
+
+
+def test_a_stopped_job_goes_on(teacher_path, data_path, tmp_path, capfd):
+    """A shard is committed already, another one is half written; both as the first run left them."""
+    whole = cache_teacher(settings(teacher_path, data_path, tmp_path / "whole"))
+    cache_teacher(settings(teacher_path, data_path, tmp_path / "cache"))
+    folder = tmp_path / "cache"
+    (folder / "seal.json").unlink()
+    (folder / "index.parquet").unlink()
+    (folder / "index" / "000001.parquet").unlink()
+    capfd.readouterr()
+    cache = cache_teacher(settings(teacher_path, data_path, folder), clean=True)
+    err = capfd.readouterr().err
+    assert "1 of 2 shards to do" in err
+    assert "removed shards/000001-" in err
+    assert objects(cache) == objects(whole)
+    assert len(list((folder / "shards").iterdir())) == 2
+
+
+def test_too_many_skipped_rows_fail_and_cost_nothing_to_accept(teacher_path, tmp_path, capfd):
+    rows = tiny.rows()
+    rows[1]["images"] = [b"broken", tiny.png(3)]
+    data = tiny.write_data(tmp_path / "rows.parquet", rows)
+    with pytest.raises(JobFailedError, match=r"1 of 6 rows were skipped \(1 image-broken\), more than --max-skipped 0.01"):
+        cache_teacher(settings(teacher_path, data, tmp_path / "cache"))
+    assert not (tmp_path / "cache" / "seal.json").exists()
+    capfd.readouterr()
+    cache = cache_teacher(settings(teacher_path, data, tmp_path / "cache", max_skipped=0.5))
+    assert "to do" not in capfd.readouterr().err
+    assert (cache.sealed, cache.n_samples) == (True, 5)
+    assert cache.skipped.to_pylist()[0]["reason"] == "image-broken"
+
+
+def test_what_a_worker_raises_arrives_as_it_is(teacher_path, data_path, tmp_path):
+    broken = tiny.save_model(tmp_path / "broken", seed=1, hidden=32)
+    (broken / "model.safetensors").write_bytes(b"")
+    with pytest.raises(ModelError, match="cannot be loaded"):
+        estimate_job(settings(broken, data_path, tmp_path / "cache"))
+    with pytest.raises(UsageError, match=r"1 workers need 1 GPUs and Ray has 0; run on the CPU with --gpus-per-worker 0"):
+        estimate_job(settings(teacher_path, data_path, tmp_path / "cache", gpus_per_worker=1))
+    estimate = estimate_job(settings(teacher_path, data_path, tmp_path / "cache"))
+    assert (estimate.n_rows, estimate.n_bytes > 0) == (6, True)
+    assert not (tmp_path / "cache").exists()

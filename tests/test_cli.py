@@ -1,0 +1,182 @@
+"""Wrong calls of the command line: one clear message, the right exit code, no traceback. Each in a real process
+would take seconds to import; here `main` is called, and what it prints and exits with is looked at."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+
+import pytest
+import yaml
+
+from emkd.cli import main
+from tests import tiny
+
+
+@pytest.fixture
+def call(capfd):
+    """(exit code, stdout, stderr) of a call."""
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as left:
+            main([str(argument) for argument in arguments])
+        out, err = capfd.readouterr()
+        assert "Traceback" not in err
+        return int(left.value.code or 0), out, err
+
+    return run
+
+
+def train(student, data, output, *more: object) -> list[object]:
+    return ["train-student", "--student", student, "--data", data, "--output", output, *more]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["cache-teacher"], "Missing option '--teacher'"),
+        (["cache-techer"], "No such command 'cache-techer'"),
+        (["inspect", "x", "--jsn"], "No such option: --jsn"),
+        (["train-student", "--student", "s", "--data", "d", "--output", "o", "--alpha", "much"], "Invalid value for .--alpha.: .*valid"),
+        (["inspect", "nowhere"], "no cache at .*nowhere.*make one with `emkd cache-teacher`"),
+        (["inspect", "s3://bucket/cache"], "local"),
+        (["demo", "--seeds", "0"], "Invalid value for .--seeds.: .*greater than or equal to 1"),
+    ],
+)  # fmt: skip
+def test_wrong_flags(call, arguments, message):
+    code, out, err = call(*arguments)
+    assert code == 2
+    assert out == ""
+    assert len(err.strip().splitlines()) <= 2
+    assert re.search(message, err.replace("\n", " ")), err
+
+
+def test_missing_files(call, teacher_path, student_path, data_path, cache_path, tmp_path):
+    cases = [
+        (["cache-teacher", "--teacher", tmp_path, "--data", data_path, "--cache", tmp_path / "c"], "without config.json"),
+        (["cache-teacher", "--teacher", teacher_path, "--data", tmp_path / "no", "--cache", tmp_path / "c"], "no data at"),
+        (["cache-teacher", "--teacher", teacher_path, "--data", data_path, "--cache", tmp_path / "c", "--precision", "int4"], "--precision 'int4': expected one of"),
+        (train(student_path, data_path, tmp_path / "o", "--cache", tmp_path / "no"), "no cache at"),
+        (train(tmp_path / "no", data_path, tmp_path / "o", "--cache", cache_path), "no model"),
+        (train(student_path, data_path, tmp_path / "o", "--cache", cache_path, "--recipe", tmp_path / "no"), "no recipe at"),
+        (train(student_path, data_path, tmp_path / "o"), "--cache is missing"),
+        (train(student_path, data_path, tmp_path / "o", "--cache", cache_path, "--tail", "fat"), "losses.tail: .*'bucket' or 'uniform'"),
+        (train(student_path, data_path, tmp_path / "o", "--cache", cache_path, "--vision-pool", "3"), "--vision-pool 3 does not divide"),
+        (train(student_path, data_path, tmp_path / "o", "--cache", cache_path, "--resume"), "start without --resume"),
+    ]  # fmt: skip
+    for arguments, message in cases:
+        code, out, err = call(*arguments)
+        assert (code, out) == (2, ""), err
+        assert re.search(message, err), err
+        assert not (tmp_path / "o").exists()
+        assert not (tmp_path / "c").exists()
+
+
+def test_folders_in_use(call, student_path, teacher_path, data_path, cache_path, tmp_path):
+    (tmp_path / "o").mkdir()
+    (tmp_path / "o" / "mine.txt").write_text("x")
+    code, _, err = call(*train(student_path, data_path, tmp_path / "o", "--cache", cache_path))
+    assert (code, "exists and is not empty" in err) == (2, True)
+    code, _, err = call("demo", "--out", tmp_path / "o")
+    assert (code, "exists and is not empty" in err) == (2, True)
+    code, _, err = call(
+        "cache-teacher", "--teacher", teacher_path, "--data", data_path, "--cache", tmp_path / "o", "--gpus-per-worker", 0
+    )  # fmt: skip
+    assert (code, "not a cache" in err) == (2, True)
+    assert (tmp_path / "o" / "mine.txt").read_text() == "x"
+
+
+def test_a_student_with_another_tokenizer(call, data_path, cache_path, tmp_path):
+    words = list(tiny.VOCABULARY)
+    words[10], words[11] = words[11], words[10]
+    student = tiny.save_model(tmp_path / "student", seed=3, hidden=24, words=words)
+    code, _, err = call(*train(student, data_path, tmp_path / "o", "--cache", cache_path))
+    assert code == 2
+    assert "id 10: teacher 'picture', student 'and'" in err
+
+
+def test_a_cache_of_other_data(call, student_path, cache_path, tmp_path):
+    rows = tiny.rows()
+    rows[3]["images"] = [tiny.png(99)]
+    other = tiny.write_data(tmp_path / "other.parquet", rows)
+    code, _, err = call(*train(student_path, other, tmp_path / "o", "--cache", cache_path))
+    assert code == 2
+    assert "is not the data of this cache: 1 of 6 cached samples" in err
+
+
+def test_a_cache_of_another_teacher_is_not_gone_on_with(call, cache_path, data_path, tmp_path):
+    other = tiny.save_model(tmp_path / "other", seed=9, hidden=32)
+    code, _, err = call(
+        "cache-teacher", "--teacher", other, "--data", data_path, "--cache", cache_path, "--gpus-per-worker", 0
+    )  # fmt: skip
+    assert code == 2
+    assert "teacher.weights_sha256: cache has" in err
+
+
+def test_damage_is_a_failure_not_a_wrong_call(call, student_path, data_path, cache_path, tmp_path):
+    shutil.copytree(cache_path, tmp_path / "cache")
+    chunk = next((tmp_path / "cache" / "shards").glob("*/vision_logits/c/0/0"))
+    content = bytearray(chunk.read_bytes())
+    content[len(content) // 2] ^= 1
+    chunk.write_bytes(content)
+    code, _, err = call(*train(student_path, data_path, tmp_path / "o", "--cache", tmp_path / "cache", "--batch-size", 2))
+    assert code == 1
+    assert "vision_logits/c/0/0" in err
+    code, out, _ = call("inspect", tmp_path / "cache", "--verify", "--json")
+    damaged = json.loads(out)["damaged"]
+    assert code == 1
+    assert [entry["name"].split("/", 2)[2] for entry in damaged] == ["vision_logits/c/0/0"]
+
+
+def test_a_whole_run(call, student_path, data_path, cache_path, tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(yaml.safe_dump({"training": {"max_steps": 1}, "student": {"vision_pool": 2}}))
+    code, out, err = call(
+        *train(student_path, data_path, tmp_path / "o", "--cache", cache_path, "--recipe", recipe, "--eval-data", data_path)
+    )
+    assert code == 0
+    assert out.startswith(f"trained {tmp_path}/o: ")
+    assert "eval_accuracy" in out
+    assert "saved to" in err
+
+
+def test_help_names_every_option_that_is_fixed(call):
+    fixed = {
+        "cache-teacher": "--teacher --data --cache --top-k --answer-top-k --precision --affinity-precision --workers "
+        "--gpus-per-worker --address --batch-tokens --max-length --dtype --attn-implementation --revision --limit "
+        "--dry-run --max-skipped",
+        "train-student": "--student --data --cache --output --recipe --alpha --beta --gamma --tail --vision-pool "
+        "--eval-data --epochs --max-steps --batch-size --learning-rate --resume",
+        "inspect": "--sample --verify --json",
+        "demo": "--out --seeds --ablate",
+    }
+    for command, options in fixed.items():
+        code, out, _ = call(command, "--help")
+        assert code == 0
+        for option in options.split():
+            assert option in out, option
+
+
+def test_ctrl_c_exits_with_130(student_path, data_path, cache_path, tmp_path):
+    arguments = train(student_path, data_path, tmp_path / "o", "--cache", cache_path, "--max-steps", 100_000)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "emkd.cli", *map(str, arguments)], stderr=subprocess.PIPE, text=True,
+        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+    )  # fmt: skip
+    for line in process.stderr:
+        if line.startswith("step"):
+            break
+    process.send_signal(signal.SIGINT)
+    rest = process.communicate(timeout=60)[1]
+    assert process.returncode == 130
+    assert "emkd: interrupted" in rest
+    assert "Traceback" not in rest
+
+
+def test_import_and_version_are_instant():
+    code = "import sys, emkd; print(emkd.__version__, [m for m in ('torch', 'ray', 'zarr', 'pyarrow') if m in sys.modules])"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert out.split()[1] == "[]"
