@@ -2,7 +2,7 @@
 a user makes.
 
     data/        scenes as Parquet: train (few, a quarter of the answers wrong), validation, test
-    teacher/     a vanilla LLaVA, trained from nothing in a minute
+    teacher/     a vanilla LLaVA, trained from nothing in two minutes
     cache/       its cache, by the Ray job
     students/    <variant>-<seed>/, each with a quarter of the teacher's vision tokens
     results.json

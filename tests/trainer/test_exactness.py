@@ -41,11 +41,12 @@ def cached_losses(student, batch, **options) -> Losses:
     return objective(student.model, student.model, batch["inputs"], batch["samples"], counts)
 
 
-def dense_losses(student, teacher_path: Path, pool: int) -> dict[str, torch.Tensor]:
+def dense_losses(student, teacher_path: Path, per_image: int) -> dict[str, torch.Tensor]:
+    """per_image: vision tokens that the student has of an image; the teacher has 16."""
     teacher = load(str(teacher_path))
     with torch.no_grad():
         theirs = [dense.view(teacher.model, teacher.processor, row, 16, V) for row in tiny.rows()]
-    ours = [dense.view(student.model, student.processor, row, 16 // pool**2, V) for row in tiny.rows()]
+    ours = [dense.view(student.model, student.processor, row, per_image, V) for row in tiny.rows()]
     return dense.losses(ours, theirs)
 
 
@@ -60,17 +61,27 @@ def relative(found: torch.Tensor, expected: torch.Tensor) -> float:
     return float((found - expected).norm() / expected.norm().clamp(min=1e-12))
 
 
-@pytest.mark.parametrize("pool", [1, 2])
+@pytest.fixture(scope="module")
+def large_student_path(tmp_path_factory):
+    """Sees images at twice the teacher's side: 64 vision tokens."""
+    return tiny.save_model(tmp_path_factory.mktemp("large"), seed=4, hidden=24, side=40)
+
+
+# (pool, vision tokens of an image): fewer than the teacher's 16, as many, one, more.
+@pytest.mark.parametrize(("pool", "per_image"), [(2, 4), (1, 16), (4, 1), (1, 64)])
 @pytest.mark.parametrize("tail", ["bucket", "uniform"])
-def test_losses_and_gradients_equal_the_dense_ones(pool, tail, student_path, teacher_path, data_path, cache_path):
-    student, batch = student_and_batch(student_path, data_path, cache_path, pool)
-    found, expected = cached_losses(student, batch, tail=tail), dense_losses(student, teacher_path, pool)
+def test_losses_and_gradients_equal_the_dense_ones(
+    pool, per_image, tail, student_path, large_student_path, teacher_path, data_path, cache_path
+):
+    path = large_student_path if per_image == 64 else student_path
+    student, batch = student_and_batch(path, data_path, cache_path, pool)
+    found, expected = cached_losses(student, batch, tail=tail), dense_losses(student, teacher_path, per_image)
     weights = dict(zip(NAMES, (0.5, 0.5, 0.25, 25.0), strict=True))
     for name in NAMES:
         assert float(expected[name].detach()) > 1e-3, "a loss of nothing would agree with anything"
         assert relative(getattr(found, name), expected[name]) <= 1e-5, name
         one = gradients(student, getattr(cached_losses(student, batch, tail=tail), name))
-        other = gradients(student, dense_losses(student, teacher_path, pool)[name])
+        other = gradients(student, dense_losses(student, teacher_path, per_image)[name])
         compare_gradients(one, other)
     total = sum(weights[name] * expected[name] for name in NAMES)
     assert relative(found.total(Weights()), total) <= 1e-5
@@ -87,10 +98,13 @@ def compare_gradients(found: dict[str, torch.Tensor], expected: dict[str, torch.
         assert error <= 1e-5 * max(float(expected_gradient.norm()), 1e-3 * float(whole)), name
 
 
-@pytest.mark.parametrize("pool", [1, 2])
-def test_total_cost_of_the_assignment_equals_the_dense_one(pool, student_path, teacher_path, data_path, cache_path):
-    student, batch = student_and_batch(student_path, data_path, cache_path, pool)
-    expected = dense_losses(student, teacher_path, pool)["cost"]
+@pytest.mark.parametrize(("pool", "per_image"), [(2, 4), (1, 16), (4, 1), (1, 64)])
+def test_total_cost_of_the_assignment_equals_the_dense_one(
+    pool, per_image, student_path, large_student_path, teacher_path, data_path, cache_path
+):
+    path = large_student_path if per_image == 64 else student_path
+    student, batch = student_and_batch(path, data_path, cache_path, pool)
+    expected = dense_losses(student, teacher_path, per_image)["cost"]
     objective = Objective(Weights(), V)
     hidden = last_hidden_state(student.model, batch["inputs"])
     cost = 0.0
@@ -119,7 +133,7 @@ def test_bounds_of_stored_precision(logits, affinity, student_path, teacher_path
         teacher_path, data_path, tmp_path / "cache", precision=logits, affinity_precision=affinity
     )
     student, batch = student_and_batch(student_path, data_path, cache, 2)
-    found, expected = cached_losses(student, batch), dense_losses(student, teacher_path, 2)
+    found, expected = cached_losses(student, batch), dense_losses(student, teacher_path, 4)
     bounds = BOUNDS[logits, affinity]
     for name in NAMES:
         assert relative(getattr(found, name), expected[name]) <= bounds[name], name
