@@ -18,7 +18,7 @@ from typing import Any
 
 from provenance import provenance
 
-from emkd.demo.run import _one_quiet_thread, train_one
+from emkd.demo.run import one_quiet_thread, train_one
 from emkd.demo.variants import VARIANTS
 from emkd.trainer import evaluate_checkpoint
 
@@ -44,7 +44,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=2)
     arguments = parser.parse_args()
     results = []
-    with _one_quiet_thread():
+    with one_quiet_thread():
         for variant, rate, steps in itertools.product(CHOSEN_VARIANTS, LEARNING_RATES, STEPS):
             found = [measure(arguments.demo, variant, seed, rate, steps) for seed in range(arguments.seeds)]
             results.append({"variant": variant, "learning_rate": rate, "max_steps": steps, "accuracy": found})

@@ -88,9 +88,7 @@ def train_student(
     tail: Annotated[
         str | None, typer.Option(help="What logits not stored look like: bucket or uniform. [default: uniform]")
     ] = None,
-    matching: Annotated[
-        str | None, typer.Option(help="logits, pooled or random. [default: logits]")
-    ] = None,
+    matching: Annotated[str | None, typer.Option(help="logits, pooled or random. [default: logits]")] = None,
     top_k: Annotated[int | None, typer.Option(help="Use fewer stored logits than the cache has.")] = None,
     vision_pool: Annotated[int | None, typer.Option(help="R: average R x R vision tokens into one.")] = None,
     freeze: Annotated[
@@ -159,11 +157,12 @@ def demo(
     out: Annotated[Path, typer.Option(help="Folder for everything; must be new or empty.")] = Path("demo-out"),
     seeds: Annotated[int, typer.Option(min=1, help="Students of each variant.")] = 3,
     ablate: Annotated[bool, typer.Option("--ablate", help="Also each loss alone, and other matchings.")] = False,
+    address: Annotated[str | None, typer.Option(help="A Ray cluster for the teacher's job.")] = None,
 ) -> None:
     """The whole way on real handwritten digits: data, teacher, cache, students, table. A few minutes on a CPU."""
     from emkd.demo import run_demo
 
-    run_demo(out, seeds=seeds, ablate=ablate)
+    run_demo(out, seeds=seeds, ablate=ablate, address=address)
 
 
 def _version(show: bool) -> None:
@@ -187,7 +186,7 @@ def main(arguments: list[str] | None = None) -> None:
         _leave(str(error), error.exit_code)
     except (KeyboardInterrupt, typer.Abort):
         result = INTERRUPTED
-    except Exception as error:  # noqa: BLE001  click's own errors have no public base in typer
+    except Exception as error:
         if not hasattr(error, "exit_code") or not hasattr(error, "format_message"):
             raise
         _leave(f"{error.format_message()} (see --help)", error.exit_code)

@@ -122,7 +122,9 @@ def test_damage_is_a_failure_not_a_wrong_call(call, student_path, data_path, cac
     content = bytearray(chunk.read_bytes())
     content[len(content) // 2] ^= 1
     chunk.write_bytes(content)
-    code, _, err = call(*train(student_path, data_path, tmp_path / "o", "--cache", tmp_path / "cache", "--batch-size", 2))
+    code, _, err = call(
+        *train(student_path, data_path, tmp_path / "o", "--cache", tmp_path / "cache", "--batch-size", 2)
+    )
     assert code == 1
     assert "vision_logits/c/0/0" in err
     code, out, _ = call("inspect", tmp_path / "cache", "--verify", "--json")
@@ -135,7 +137,9 @@ def test_a_whole_run(call, student_path, data_path, cache_path, tmp_path):
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(yaml.safe_dump({"training": {"max_steps": 1}, "student": {"vision_pool": 2}}))
     code, out, err = call(
-        *train(student_path, data_path, tmp_path / "o", "--cache", cache_path, "--recipe", recipe, "--eval-data", data_path)
+        *train(
+            student_path, data_path, tmp_path / "o", "--cache", cache_path, "--recipe", recipe, "--eval-data", data_path
+        )
     )
     assert code == 0
     assert out.startswith(f"trained {tmp_path}/o: ")

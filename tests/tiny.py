@@ -36,7 +36,30 @@ from emkd.storage.cache import create_cache
 from emkd.storage.seal import seal
 
 SPECIALS = ("<pad>", "<unk>", "<image>", "<end>", "user:", "assistant:")
-WORDS = tuple("what is in this picture and that one red green blue big small cat dog none of them yes no".split())
+WORDS = tuple(
+    [
+        "what",
+        "is",
+        "in",
+        "this",
+        "picture",
+        "and",
+        "that",
+        "one",
+        "red",
+        "green",
+        "blue",
+        "big",
+        "small",
+        "cat",
+        "dog",
+        "none",
+        "of",
+        "them",
+        "yes",
+        "no",
+    ]
+)
 VOCABULARY = (*SPECIALS, *WORDS)
 SIDE, PATCH = 20, 5  # 4 x 4 = 16 vision tokens an image
 TEMPLATE = (

@@ -70,15 +70,9 @@ def main() -> int:
 
 
 def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="docker/check.sh", description="Checks docker/ without a Docker engine."
-    )
-    parser.add_argument(
-        "--base-python", default="python3.11", help="the interpreter that stands for the base image"
-    )
-    parser.add_argument(
-        "--keep", type=Path, help="build in this folder and keep it; a finished build is used again"
-    )
+    parser = argparse.ArgumentParser(prog="docker/check.sh", description="Checks docker/ without a Docker engine.")
+    parser.add_argument("--base-python", default="python3.11", help="the interpreter that stands for the base image")
+    parser.add_argument("--keep", type=Path, help="build in this folder and keep it; a finished build is used again")
     parser.add_argument("--no-cluster", dest="cluster", action="store_false", help="start no Ray")
     parser.add_argument("--demo", action="store_true", help="run the demo service too: some minutes")
     return parser.parse_args()
@@ -135,8 +129,7 @@ def _check_cluster(compose: Compose, built: Built, demo: bool) -> None:
     try:
         with cluster(compose, built, folder, _say) as services:
             _say(
-                "services run as "
-                + ("nobody, not as root" if services.user is not None else "the user of this check")
+                "services run as " + ("nobody, not as root" if services.user is not None else "the user of this check")
             )
             services.start("ray-worker")
             _check_job(services)

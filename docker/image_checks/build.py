@@ -63,9 +63,7 @@ def build(context: Path, dockerfile: Path, folder: Path, base_python: str, say: 
     )
 
 
-def _run_all(
-    steps: list[Step], context: Path, ignore: Ignore, image: Path, env: dict[str, str], say: Say
-) -> None:
+def _run_all(steps: list[Step], context: Path, ignore: Ignore, image: Path, env: dict[str, str], say: Say) -> None:
     workdir = "/"
     for step in steps:
         here = image / workdir.lstrip("/")
@@ -134,17 +132,13 @@ def _check_base(step: Step, base_python: str) -> None:
     code = "import sys; print('%d.%d' % sys.version_info[:2])"
     got = subprocess.run([base_python, "-c", code], check=True, capture_output=True, text=True).stdout.strip()
     if got != asked[1]:
-        raise StepError(
-            f"the image has Python {asked[1]} and {base_python} is {got}; name one by BASE_PYTHON"
-        )
+        raise StepError(f"the image has Python {asked[1]} and {base_python} is {got}; name one by BASE_PYTHON")
 
 
 def _check_leftovers(home: Path, folder: Path) -> None:
     left = [str(path.relative_to(folder)) for path in home.rglob("*") if path.is_file()]
     left += [
-        str(path.relative_to(folder))
-        for name in ("build", "*.egg-info")
-        for path in folder.glob(f"image/**/{name}")
+        str(path.relative_to(folder)) for name in ("build", "*.egg-info") for path in folder.glob(f"image/**/{name}")
     ]
     if left:
         raise FileExistsError(f"the build left {len(left)} files behind, the first is {left[0]}")

@@ -108,9 +108,7 @@ class Cluster:
     def adapted(self, name: str, script: str) -> str:
         """The service's script as it can run outside of a container."""
         temp = self.folder / f"ray-{list(self.compose.services).index(name)}"
-        own = (
-            f"--node-ip-address={self._ip(name)} --temp-dir={temp} --object-store-memory={OBJECT_STORE_BYTES}"
-        )
+        own = f"--node-ip-address={self._ip(name)} --temp-dir={temp} --object-store-memory={OBJECT_STORE_BYTES}"
         for old, new in (
             ("ray-head:6379", self.address),
             ("--port=6379", f"--port={self.port}"),
@@ -138,9 +136,7 @@ class Cluster:
 
     def _is_marked(self, process: psutil.Process) -> bool:
         try:
-            return (
-                process.status() != psutil.STATUS_ZOMBIE and self._mark.items() <= process.environ().items()
-            )
+            return process.status() != psutil.STATUS_ZOMBIE and self._mark.items() <= process.environ().items()
         except (psutil.NoSuchProcess, psutil.AccessDenied):
             return False
 
@@ -165,9 +161,7 @@ class Cluster:
         while time.monotonic() < until:
             if self.running[name].poll() is not None:
                 raise ClusterError(f"{name} ended with {self.running[name].returncode}:\n{self.log(name)}")
-            checked = subprocess.run(
-                ["sh", "-c", script], capture_output=True, check=False, **self._as_user(name)
-            )
+            checked = subprocess.run(["sh", "-c", script], capture_output=True, check=False, **self._as_user(name))
             if checked.returncode == 0:
                 return
             time.sleep(1)

@@ -112,9 +112,7 @@ def _command_problems(service: Mapping[str, Any]) -> Iterator[str]:
 
 def commands(service: Mapping[str, Any]) -> list[str]:
     """Command lines without redirections, in the order in which the service runs them."""
-    found = [
-        line for script in (start_script(service), health_script(service)) for line in script.splitlines()
-    ]
+    found = [line for script in (start_script(service), health_script(service)) for line in script.splitlines()]
     parts = [part.strip() for line in found for part in line.split("|")]
     for redirection in REDIRECTIONS:
         parts = [part.removesuffix(redirection).strip() for part in parts]

@@ -137,9 +137,7 @@ def new_teacher(seed: int) -> LlavaForConditionalGeneration:
         torch.manual_seed(seed)
         model = LlavaForConditionalGeneration(teacher_config())
     positions = model.model.vision_tower.embeddings.position_embedding.weight
-    with (
-        torch.no_grad()
-    ):  # SigLIP starts from weak noise, and where a patch lies is all that a question asks for
+    with torch.no_grad():  # SigLIP starts from weak noise, and where a patch lies is all that a question asks for
         positions.copy_(sine_positions(PATCHES_PER_SIDE, HIDDEN_SIZE))
     return model.eval()
 

@@ -39,11 +39,14 @@ TOP_K = 8  # of 31 words: a cut cache, as real ones are
 DATA_SEED = 1
 
 
-def run_demo(out: Path, *, seeds: int = 3, ablate: bool = False) -> dict[str, Any]:
-    """Runs the whole demonstration in `out` and returns what results.json holds. Raises OutputExistsError."""
+def run_demo(out: Path, *, seeds: int = 3, ablate: bool = False, address: str | None = None) -> dict[str, Any]:
+    """Runs the whole demonstration in `out` and returns what results.json holds. Raises OutputExistsError.
+
+    address: a Ray cluster for the teacher's job that sees the same files; None starts one of our own
+    """
     if out.exists() and (out.is_file() or any(out.iterdir())):
         raise OutputExistsError(f"--out {out} exists and is not empty; name another folder or remove it")
-    with _one_quiet_thread():
+    with one_quiet_thread():
         seconds: dict[str, float] = {}
         results: dict[str, Any] = {"seconds": seconds}
         make_data(out / "data")
@@ -51,7 +54,7 @@ def run_demo(out: Path, *, seeds: int = 3, ablate: bool = False) -> dict[str, An
             make_models(out)
             results["teacher"] = _evaluate(out / "teacher", out)
         with _timed(seconds, "cache", "caching the teacher"):
-            results["cache"] = _cache(out)
+            results["cache"] = cache_demo(out, address)
         with _timed(seconds, "students", "training students"):
             variants = {**VARIANTS, **(ABLATIONS if ablate else {})}
             results["students"] = _students(out, variants, seeds)
@@ -76,7 +79,8 @@ def make_models(out: Path) -> None:
     (out / "recipe.yaml").write_text(yaml.safe_dump(RECIPE, sort_keys=False))
 
 
-def _cache(out: Path) -> dict[str, Any]:
+def cache_demo(out: Path, address: str | None = None) -> dict[str, Any]:
+    """The teacher's job over data/train.parquet, and what results.json says of it."""
     cache_teacher(
         JobSettings(
             teacher=str(out / "teacher"),
@@ -85,6 +89,7 @@ def _cache(out: Path) -> dict[str, Any]:
             top_k=TOP_K,
             answer_top_k=TOP_K,
             gpus_per_worker=0,
+            address=address,
             rows_per_shard=25,
         )
     )
@@ -140,8 +145,8 @@ def _timed(seconds: dict[str, float], name: str, what: str) -> Iterator[None]:
 
 
 @contextmanager
-def _one_quiet_thread() -> Iterator[None]:
-    """One thread: models this small are many times slower on two that wait for each other."""
+def one_quiet_thread() -> Iterator[None]:
+    """One thread, no bars of transformers: models this small are many times slower on two that wait for each other."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     os.environ.setdefault("OMP_NUM_THREADS", "1")

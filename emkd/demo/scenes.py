@@ -156,9 +156,7 @@ def write_scenes(path: Path, n: int, pool: str, seed: int, wrong_answers: float 
     10 other words. Pictures and questions stay as they are at 0.
     """
     if n < 1 or not 0 <= wrong_answers <= 1:
-        raise UsageError(
-            f"expected at least 1 scene and a share of wrong answers in 0-1, got {n} and {wrong_answers}"
-        )
+        raise UsageError(f"expected at least 1 scene and a share of wrong answers in 0-1, got {n} and {wrong_answers}")
     scenes = file_scenes(n, pool, seed)
     said = _with_mistakes(scenes.answers, wrong_answers, _generators(seed)[1])
     rows = [
@@ -184,9 +182,7 @@ def conversation(order: NDArray[np.int64], answers: NDArray[np.int64]) -> list[d
     return messages
 
 
-def _with_mistakes(
-    answers: NDArray[np.int64], share: float, generator: np.random.Generator
-) -> NDArray[np.int64]:
+def _with_mistakes(answers: NDArray[np.int64], share: float, generator: np.random.Generator) -> NDArray[np.int64]:
     """answers [n, 16] with a share of them moved on by 1-10 places: uniform over the other words."""
     said = answers.copy().reshape(-1)
     wrong = generator.choice(said.size, size=round(share * said.size), replace=False)

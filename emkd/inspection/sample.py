@@ -1,5 +1,6 @@
 """One sample: its text as the teacher read it, and the likeliest word of each vision token as a grid."""
 
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -26,9 +27,7 @@ def describe_sample(cache: Cache, key_or_id: str) -> dict[str, Any]:
         "tokens": {"text": info.n_text, "vision": info.n_vision, "answer": info.n_answer},
         "retained_mass": info.retained_mass,
         "text": _text(record, tokenizer),
-        "answers": [
-            {"said": word, "teacher": best} for word, best in zip(*_answers(record, tokenizer), strict=True)
-        ],
+        "answers": [{"said": word, "teacher": best} for word, best in zip(*_answers(record, tokenizer), strict=True)],
         "images": [_image(record, span, tokenizer) for span in record.images],
     }
 
@@ -37,7 +36,7 @@ def _text(record: Record, tokenizer: Tokenizer) -> str:
     """The text tokens decoded, with a sign where each image stood."""
     cuts = [0, *(span.text_position for span in record.images), len(record.text_ids)]
     parts = []
-    for number, (start, stop) in enumerate(zip(cuts, cuts[1:], strict=False)):
+    for number, (start, stop) in enumerate(pairwise(cuts)):
         parts.append(tokenizer.decode(record.text_ids[start:stop].tolist(), skip_special_tokens=False))
         if number < len(record.images):
             parts.append(IMAGE_SIGN.format(number=number))

@@ -137,7 +137,9 @@ class Teacher:
 
 def _check_finite(what: str, tensor: torch.Tensor) -> None:
     if not bool(tensor.isfinite().all()):
-        raise SampleError("not-finite", f"{what} are not finite ({int((~tensor.isfinite()).sum())} of {tensor.numel()})")
+        raise SampleError(
+            "not-finite", f"{what} are not finite ({int((~tensor.isfinite()).sum())} of {tensor.numel()})"
+        )
 
 
 def _skipped(hint: RowHint, key: str, error: SampleError) -> CapturedRow:

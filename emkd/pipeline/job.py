@@ -169,8 +169,8 @@ def _check_skipped(settings: JobSettings, manifest: Manifest) -> None:
         first = skipped[0]
         raise JobFailedError(
             f"{len(skipped)} of {manifest.plan.n_rows} rows were skipped ({reasons}), more than --max-skipped "
-            f"{settings.max_skipped}; the first is row {first['row']} (id {first['id']!r}): {first['detail']}. Mend the data, or "
-            "accept them by a larger --max-skipped: nothing is computed again"
+            f"{settings.max_skipped}; the first is row {first['row']} (id {first['id']!r}): {first['detail']}. "
+            "Mend the data, or accept them by a larger --max-skipped: nothing is computed again"
         )
 
 

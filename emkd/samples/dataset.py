@@ -178,7 +178,7 @@ class Dataset:
         images = tuple(read_image_bytes(entry, self.image_root) for entry in entries)
         return Sample(row=row, id=self.row_id(row), key=sample_key(turns, images), turns=turns, images=images)
 
-    def keys(self) -> Iterator[tuple[int, str | None]]:
+    def keyed_rows(self) -> Iterator[tuple[int, str | None]]:
         """(row, key) of every row; None where a row cannot be read. Reads everything: slow on purpose."""
         for row in range(self.n_rows):
             try:
@@ -197,7 +197,9 @@ def find_files(data: str) -> list[Path]:
     else:
         paths = [Path(p) for p in sorted(glob.glob(data))]
     if not paths:
-        raise InputNotFoundError(f"no data at {data}: expected a {', '.join(SUFFIXES)} file, a folder of them, or a glob")
+        raise InputNotFoundError(
+            f"no data at {data}: expected a {', '.join(SUFFIXES)} file, a folder of them, or a glob"
+        )
     strange = [str(p) for p in paths if p.suffix not in SUFFIXES]
     if strange:
         raise DataFormatError(f"{strange[0]} is none of {', '.join(SUFFIXES)}")

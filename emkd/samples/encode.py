@@ -18,10 +18,10 @@ import torch
 from PIL import Image
 
 from emkd.errors import SampleError
+from emkd.samples.geometry import tile_grids
 from emkd.samples.images import decode_image
 from emkd.samples.sample import Sample, Turn
 from emkd.storage.record import ImageSpan
-from emkd.samples.geometry import tile_grids
 
 Span = tuple[int, int]
 

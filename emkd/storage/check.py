@@ -43,9 +43,7 @@ def _check_row(row: CapturedRow, manifest: Manifest) -> None:
         _check_ids(f"{name}_ids", ids, manifest.vocabulary_size)
         _check_order(name, ids, logits)
         tail = getattr(row.record, f"{name}_tail_logsumexp")
-        _expect(
-            not np.isnan(tail).any() and not np.isposinf(tail).any(), f"{name}_tail_logsumexp: not finite"
-        )
+        _expect(not np.isnan(tail).any() and not np.isposinf(tail).any(), f"{name}_tail_logsumexp: not finite")
     _check_ids("text_ids", row.record.text_ids, 2**31)  # the embedding may have more rows than the LM head
     _check_ids("answer_positions", row.record.answer_positions, len(row.record.text_ids))
     _expect(bool(np.isfinite(row.record.vision_tail_mean).all()), "vision_tail_mean: not finite")

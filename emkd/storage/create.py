@@ -33,8 +33,7 @@ def _check_empty(files: LocalFiles) -> None:
     found = files.names()
     if found:
         raise OutputExistsError(
-            f"{files.root}: {len(found)} files that are not a cache ({found[0]}, ...); name an empty "
-            "or a new folder"
+            f"{files.root}: {len(found)} files that are not a cache ({found[0]}, ...); name an empty or a new folder"
         )
 
 

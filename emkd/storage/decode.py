@@ -50,9 +50,7 @@ class DecodedShard:
         if not 0 <= i < len(self):
             raise SampleNotFoundError(f"sample {i} of shard {self.number}: it has {len(self)} samples")
         row = self.table.slice(i, 1).to_pylist()[0]
-        at = {
-            axis: slice(row[f"{axis}_offset"], row[f"{axis}_offset"] + row[f"{axis}_count"]) for axis in AXES
-        }
+        at = {axis: slice(row[f"{axis}_offset"], row[f"{axis}_offset"] + row[f"{axis}_count"]) for axis in AXES}
         parts = {layout.name: self.arrays[layout.name][at[layout.axis]] for layout in self.layouts}
         precision = self.manifest.logits_precision
         for name in ("vision_logits", "answer_logits"):

@@ -48,9 +48,7 @@ def sha256_hex(data: bytes) -> str:
 
 def canonical_json(value: Any) -> bytes:
     """The one JSON text of a value. ValueError for NaN and infinities, TypeError for what JSON lacks."""
-    return json.dumps(
-        value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
-    ).encode()
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
 
 
 def describe_damage(data: bytes | None, expected: ObjectDigest) -> str | None:

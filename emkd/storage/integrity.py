@@ -68,9 +68,7 @@ class VerifiedStore(Store):
             )
         return checked(self._files.where(name), self._files.read(name), expected)
 
-    async def get(
-        self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None
-    ) -> Buffer | None:
+    async def get(self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None) -> Buffer | None:
         if key not in self._objects and key.rpartition("/")[2] in _PROBES:
             return None
         data = await asyncio.to_thread(self.read, key)

@@ -94,9 +94,7 @@ def read_parquet(where: str, data: bytes) -> pa.Table:
         table = pq.ParquetFile(BytesIO(data)).read(use_threads=False)
         table.validate(full=True)
     except (pa.ArrowException, OSError, ValueError, MemoryError) as error:
-        raise DamagedCacheError(
-            f"{where}: not the Parquet file that was written ({error}). {NEXT_STEP}"
-        ) from error
+        raise DamagedCacheError(f"{where}: not the Parquet file that was written ({error}). {NEXT_STEP}") from error
     if not table.schema.equals(INDEX_SCHEMA, check_metadata=False):
         raise DamagedCacheError(f"{where}: columns differ from those of an index. {NEXT_STEP}")
     # Parquet adds numbers to the fields on reading: without them the same rows make the same bytes again.

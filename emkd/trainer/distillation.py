@@ -115,7 +115,9 @@ class DistillationTrainer(Trainer):
             self._steps_summed = 0
         super().log(logs, start_time)
 
-    def evaluate(self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval") -> dict[str, float]:
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
         """Share of answer tokens right and their mean cross-entropy, under the names that Trainer users expect."""
         chosen: Any = eval_dataset if eval_dataset is not None else self.eval_dataset
         loader = DataLoader(chosen, batch_size=self.args.eval_batch_size, collate_fn=self.data_collator)

@@ -77,7 +77,9 @@ class Recipe(_Section):
             if name in RESERVED:
                 raise ValueError(f"training.{name} cannot be set: {RESERVED[name]}")
             if name not in known:
-                raise ValueError(f"training.{name} is no field of transformers.TrainingArguments{_nearest(name, known)}")
+                raise ValueError(
+                    f"training.{name} is no field of transformers.TrainingArguments{_nearest(name, known)}"
+                )
         return given
 
 

@@ -1,6 +1,6 @@
 """`emkd train-student`: checks that the student can use the cache, then trains it. No teacher anywhere.
 
-    check the call -> tokenizers and data against the cache -> load and pool the student -> DistillationTrainer
+check the call -> tokenizers and data against the cache -> load and pool the student -> DistillationTrainer
 """
 
 import sys

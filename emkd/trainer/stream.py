@@ -171,7 +171,7 @@ def rows_of_cache(cache: Cache, dataset: Dataset, log: Any) -> list[int]:
     log(f"{dataset.data} is not the file that was cached; comparing all rows by key")
     found: dict[str, int] = {}
     unreadable = 0
-    for row, key in dataset.keys():
+    for row, key in dataset.keyed_rows():
         unreadable += key is None
         if key is not None:
             found.setdefault(key, row)
@@ -180,8 +180,7 @@ def rows_of_cache(cache: Cache, dataset: Dataset, log: Any) -> list[int]:
     if missing:
         raise DataMismatchError(
             f"{dataset.data} is not the data of this cache: {len(missing)} of {len(keys)} cached samples are not in "
-            f"its {dataset.n_rows} rows ({unreadable} of them unreadable), the first by key {missing[0][:12]}. The "
-            f"cache was made from {', '.join(f.name for f in cache.manifest.dataset.files)}; name that data, or cache this"
+            f"its {dataset.n_rows} rows ({unreadable} of them unreadable), the first by key {missing[0][:12]}. The cache was "
+            f"made from {', '.join(f.name for f in cache.manifest.dataset.files)}; name that data, or cache this"
         )
     return [found[key] for key in keys]
-

@@ -95,9 +95,7 @@ def test_file_has_the_documented_columns(tmp_path):
     table = pq.read_table(write_scenes(tmp_path / "data" / "train.parquet", 3, "train", seed=0))
     assert table.schema.names == ["id", "images", "messages"]
     assert table.schema.field("id").type == pa.string()
-    assert table.schema.field("images").type.value_type == pa.struct(
-        [("bytes", pa.binary()), ("path", pa.string())]
-    )
+    assert table.schema.field("images").type.value_type == pa.struct([("bytes", pa.binary()), ("path", pa.string())])
     assert table.schema.field("messages").type.value_type == pa.struct(
         [("role", pa.string()), ("content", pa.string())]
     )
@@ -115,9 +113,7 @@ def test_file_holds_the_scenes_it_is_drawn_from(tmp_path):
         assert np.array_equal(np.asarray(decoded), scenes.images[number])
         assert [turn["role"] for turn in row["messages"]] == ["user", "assistant"] * 16
         asked = [turn["content"] for turn in row["messages"][::2]]
-        assert asked == [
-            "<image>" * (t == 0) + QUESTIONS[cell] for t, cell in enumerate(scenes.order[number])
-        ]
+        assert asked == ["<image>" * (t == 0) + QUESTIONS[cell] for t, cell in enumerate(scenes.order[number])]
     assert said(path).tolist() == [[ANSWERS[label] for label in answers] for answers in scenes.answers]
 
 

@@ -55,9 +55,7 @@ def test_asked_positions_are_the_questions_and_answers_follow(processor):
 
 
 def test_pool_cells_averages_the_four_tokens_of_a_cell():
-    row, column = (
-        index.flatten() for index in torch.meshgrid(torch.arange(8), torch.arange(8), indexing="ij")
-    )
+    row, column = (index.flatten() for index in torch.meshgrid(torch.arange(8), torch.arange(8), indexing="ij"))
     tokens = torch.stack([row, column], dim=1)[None].float()
     expected = [[2 * r + 0.5, 2 * c + 0.5] for r in range(4) for c in range(4)]
     assert pool_cells(tokens)[0].tolist() == expected

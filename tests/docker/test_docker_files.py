@@ -67,9 +67,7 @@ def test_base_is_a_python_that_the_project_supports() -> None:
 def test_copies_the_package_and_what_building_it_needs() -> None:
     files = copied()
     assert {"pyproject.toml", "README.md", "LICENSE", "emkd/cli.py", "emkd/py.typed"} <= files
-    assert not [
-        name for name in files if "__pycache__" in name or name.startswith(("tests/", ".", "docker/"))
-    ]
+    assert not [name for name in files if "__pycache__" in name or name.startswith(("tests/", ".", "docker/"))]
     package = {path.relative_to(ROOT).as_posix() for path in (ROOT / "emkd").rglob("*.py")}
     assert package <= files
 
@@ -104,9 +102,7 @@ def test_last_fitting_pattern_decides() -> None:
     ]
 
 
-@pytest.mark.parametrize(
-    "text", ["ADD . /src", "RUN --mount=type=cache,target=/x pip list", "RUN <<EOF\nls\nEOF"]
-)
+@pytest.mark.parametrize("text", ["ADD . /src", "RUN --mount=type=cache,target=/x pip list", "RUN <<EOF\nls\nEOF"])
 def test_steps_that_the_checks_do_not_know_are_refused(text: str) -> None:
     with pytest.raises(StepError, match="not known"):
         parse(text)
@@ -162,9 +158,7 @@ def test_what_is_wrong_is_found(compose: Compose, change: dict[str, Any], proble
     assert any(problem in line for line in found), found
 
 
-@pytest.mark.parametrize(
-    "line", ["emkd nothing", "emkd demo --nothing", "emkd demo --seeds 0", "ray nothing", "ls"]
-)
+@pytest.mark.parametrize("line", ["emkd nothing", "emkd demo --nothing", "emkd demo --seeds 0", "ray nothing", "ls"])
 def test_unknown_command_lines(line: str) -> None:
     with pytest.raises(CommandError):
         parse_command(line.split())

@@ -67,7 +67,9 @@ def test_too_many_skipped_rows_fail_and_cost_nothing_to_accept(teacher_path, tmp
     rows = tiny.rows()
     rows[1]["images"] = [b"broken", tiny.png(3)]
     data = tiny.write_data(tmp_path / "rows.parquet", rows)
-    with pytest.raises(JobFailedError, match=r"1 of 6 rows were skipped \(1 image-broken\), more than --max-skipped 0.01"):
+    with pytest.raises(
+        JobFailedError, match=r"1 of 6 rows were skipped \(1 image-broken\), more than --max-skipped 0.01"
+    ):
         cache_teacher(settings(teacher_path, data, tmp_path / "cache"))
     assert not (tmp_path / "cache" / "seal.json").exists()
     capfd.readouterr()
@@ -82,7 +84,9 @@ def test_what_a_worker_raises_arrives_as_it_is(teacher_path, data_path, tmp_path
     (broken / "model.safetensors").write_bytes(b"")
     with pytest.raises(ModelError, match="cannot be loaded"):
         estimate_job(settings(broken, data_path, tmp_path / "cache"))
-    with pytest.raises(UsageError, match=r"1 workers need 1 GPUs and Ray has 0; run on the CPU with --gpus-per-worker 0"):
+    with pytest.raises(
+        UsageError, match=r"1 workers need 1 GPUs and Ray has 0; run on the CPU with --gpus-per-worker 0"
+    ):
         estimate_job(settings(teacher_path, data_path, tmp_path / "cache", gpus_per_worker=1))
     estimate = estimate_job(settings(teacher_path, data_path, tmp_path / "cache"))
     assert (estimate.n_rows, estimate.n_bytes > 0) == (6, True)

@@ -29,7 +29,13 @@ def check(logits: torch.Tensor, k: int) -> None:
 
 
 @settings(deadline=None)
-@given(seed=st.integers(0, 10**6), n=st.integers(1, 5), v=st.integers(1, 30), k=st.integers(1, 30), levels=st.integers(1, 9))
+@given(
+    seed=st.integers(0, 10**6),
+    n=st.integers(1, 5),
+    v=st.integers(1, 30),
+    k=st.integers(1, 30),
+    levels=st.integers(1, 9),
+)
 def test_ties_go_to_the_smaller_id(seed, n, v, k, levels):
     """Few levels make ties everywhere, the k-th place included."""
     logits = torch.randint(0, levels, (n, v), generator=torch.Generator().manual_seed(seed)).float()

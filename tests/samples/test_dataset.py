@@ -51,7 +51,7 @@ def test_rows_are_numbered_over_files_and_row_groups(tmp_path):
     dataset = Dataset(str(tmp_path))
     assert [f.name for f in dataset.files] == ["b.parquet", "c.parquet"]
     whole = Dataset(str(tiny.write_data(tmp_path / "all" / "rows.parquet", rows)))
-    assert [key for _, key in dataset.keys()] == [key for _, key in whole.keys()]
+    assert [key for _, key in dataset.keyed_rows()] == [key for _, key in whole.keyed_rows()]
     assert dataset.row_id(3) == "one"
     assert dataset.row_id(4) == ""
     assert dataset.fingerprint != whole.fingerprint

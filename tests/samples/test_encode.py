@@ -76,7 +76,9 @@ def test_the_models_own_placeholder_in_a_text_is_refused(tmp_path):
 
     parts = [{"type": "image", "text": None}, {"type": "text", "text": "what is <image>"}]
     messages = [{"role": "user", "content": parts}, {"role": "assistant", "content": [{"type": "text", "text": "cat"}]}]
-    pq.write_table(pa.Table.from_pylist([{"images": [{"bytes": tiny.png(1)}], "messages": messages}]), tmp_path / "p.parquet")
+    pq.write_table(
+        pa.Table.from_pylist([{"images": [{"bytes": tiny.png(1)}], "messages": messages}]), tmp_path / "p.parquet"
+    )
     with pytest.raises(SampleError, match="image-placeholders: the rendered prompt has 2 times '<image>' for 1 images"):
         encoder()(Dataset(str(tmp_path / "p.parquet")).sample(0))
 
@@ -91,6 +93,8 @@ def test_a_template_that_rewrites_earlier_turns_is_refused(tmp_path):
 
 def test_an_answer_that_shares_a_token_with_the_prompt_is_refused(tmp_path):
     processor = tiny.new_processor()
-    processor.chat_template = "{% for m in messages %}{% for p in m['content'] %}{{ p['text'] }}{% endfor %}{% endfor %}"
+    processor.chat_template = (
+        "{% for m in messages %}{% for p in m['content'] %}{{ p['text'] }}{% endfor %}{% endfor %}"
+    )
     with pytest.raises(SampleError, match="a token holds both an answer's edge"):
         Encoder(processor, IMAGE)(sample(tmp_path, [tiny.turn("user", "what"), tiny.turn("assistant", "cat")]))

@@ -30,15 +30,11 @@ def make_manifest(
     *, n_rows=5, rows_per_shard=2, top_k=4, answer_top_k=3, logits="bfloat16", affinity="int8", **changes
 ):
     manifest = Manifest(
-        teacher=TeacherIdentity(
-            name="tiny-teacher", weights_sha256="ab" * 32, dtype="bfloat16", architecture="llava"
-        ),
+        teacher=TeacherIdentity(name="tiny-teacher", weights_sha256="ab" * 32, dtype="bfloat16", architecture="llava"),
         image_processor=ImageProcessorIdentity(
             class_name="TinyProcessor", sha256="cd" * 32, settings={"size": (336, 336), "mean": [0.5, 0.25]}
         ),
-        tokenizer=TokenizerIdentity(
-            sha256="ef" * 32, n_tokens=V, lm_head_rows=V + 24, chat_template_sha256="01" * 32
-        ),
+        tokenizer=TokenizerIdentity(sha256="ef" * 32, n_tokens=V, lm_head_rows=V + 24, chat_template_sha256="01" * 32),
         top_k=top_k,
         answer_top_k=answer_top_k,
         logits_precision=logits,
@@ -107,13 +103,9 @@ def make_rows(manifest, shard, *, seed=0, skip=(3,)):
     rows = []
     for row in manifest.plan.rows(shard):
         hint = RowHint(row=row, id=f"id-{row}")
-        record = make_record(
-            np.random.default_rng([seed, row]), manifest, n_text=5 + row, image_sizes=(4, row)
-        )
+        record = make_record(np.random.default_rng([seed, row]), manifest, n_text=5 + row, image_sizes=(4, row))
         if row in skip:
-            rows.append(
-                CapturedRow(hint=hint, key=record.key, record=None, reason="no_answer", detail="empty turn")
-            )
+            rows.append(CapturedRow(hint=hint, key=record.key, record=None, reason="no_answer", detail="empty turn"))
         else:
             rows.append(CapturedRow(hint=hint, key=record.key, record=record))
     return rows
@@ -123,9 +115,7 @@ def make_cache(path: Path, manifest=None, *, shards=None, sealed=True, seed=0, s
     manifest = manifest or make_manifest()
     files = create_cache(path, manifest, TOKENIZER_JSON)
     for shard in range(manifest.plan.n_shards) if shards is None else shards:
-        index = write_shard(
-            files, shard, f"a{shard}", make_rows(manifest, shard, seed=seed, skip=skip), manifest
-        )
+        index = write_shard(files, shard, f"a{shard}", make_rows(manifest, shard, seed=seed, skip=skip), manifest)
         assert commit_shard(files, index)
     if sealed:
         seal(files)
@@ -133,9 +123,7 @@ def make_cache(path: Path, manifest=None, *, shards=None, sealed=True, seed=0, s
 
 
 def row_of(record, row, **changes):
-    return CapturedRow(
-        hint=RowHint(row=row, id=f"id-{row}"), key=record.key, record=replace(record, **changes)
-    )
+    return CapturedRow(hint=RowHint(row=row, id=f"id-{row}"), key=record.key, record=replace(record, **changes))
 
 
 def array_fields(record):

@@ -59,9 +59,7 @@ def test_the_face_of_the_package():
 def test_create_open_and_come_back(tmp_path):
     manifest = make_manifest()
     create_cache(tmp_path / "new" / "cache", manifest, TOKENIZER_JSON)
-    again = create_cache(
-        f"file://{tmp_path}/new/cache", make_manifest(created_by={"emkd": "0.2.0"}), TOKENIZER_JSON
-    )
+    again = create_cache(f"file://{tmp_path}/new/cache", make_manifest(created_by={"emkd": "0.2.0"}), TOKENIZER_JSON)
     assert json.loads(again.read("manifest.json"))["created_by"] == {"emkd": "0.1.0"}
 
 

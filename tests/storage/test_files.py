@@ -16,9 +16,7 @@ def test_plain_paths_and_file_uris(tmp_path):
         assert open_files(uri) == LocalFiles(tmp_path / "a b")
 
 
-@pytest.mark.parametrize(
-    "uri", ["s3://bucket/cache", "gs://bucket", "https://example.org/c", "file://host/c"]
-)
+@pytest.mark.parametrize("uri", ["s3://bucket/cache", "gs://bucket", "https://example.org/c", "file://host/c"])
 def test_other_schemes_are_refused(uri):
     with pytest.raises(UsageError, match=r"only local paths .* supported by this version"):
         open_files(uri)

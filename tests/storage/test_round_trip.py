@@ -96,9 +96,7 @@ def test_round_trip(logits, affinity, shapes, top_k, seed):
             assert info.retained_mass == retained_mass(row.record)
 
 
-@pytest.mark.parametrize(
-    ("precision", "bound"), [("bfloat16", 2.0**-8), ("float16", 2.0**-11), ("float32", 0)]
-)
+@pytest.mark.parametrize(("precision", "bound"), [("bfloat16", 2.0**-8), ("float16", 2.0**-11), ("float32", 0)])
 def test_logits_that_were_not_rounded_before(tmp_path, precision, bound):
     """They are rounded here, and where that makes ties, the smaller id comes first."""
     exact = make_manifest(n_rows=1, rows_per_shard=1, logits="float32", top_k=V)

@@ -129,9 +129,7 @@ BOUNDS = {
 
 @pytest.mark.parametrize(("logits", "affinity"), list(BOUNDS))
 def test_bounds_of_stored_precision(logits, affinity, student_path, teacher_path, data_path, tmp_path):
-    cache = tiny.make_cache(
-        teacher_path, data_path, tmp_path / "cache", precision=logits, affinity_precision=affinity
-    )
+    cache = tiny.make_cache(teacher_path, data_path, tmp_path / "cache", precision=logits, affinity_precision=affinity)
     student, batch = student_and_batch(student_path, data_path, cache, 2)
     found, expected = cached_losses(student, batch), dense_losses(student, teacher_path, 4)
     bounds = BOUNDS[logits, affinity]

@@ -14,9 +14,7 @@ def tokens(seed: int, n: int) -> torch.Tensor:
 
 
 def span(start: int, count: int, grid: tuple[int, int] | None = None) -> ImageSpan:
-    return ImageSpan(
-        text_position=0, start=start, count=count, grids=(grid,) if grid else (), original_size=(8, 8)
-    )
+    return ImageSpan(text_position=0, start=start, count=count, grids=(grid,) if grid else (), original_size=(8, 8))
 
 
 @pytest.mark.parametrize(("n_student", "n_teacher"), [(4, 16), (16, 16), (16, 4), (1, 9), (9, 1), (1, 1)])
@@ -53,7 +51,9 @@ def test_a_planted_permutation_is_found(n_student, n_teacher, k):
     i, j = assign(matching_cost(noisy[:n_student], naive.cut(both[:n_teacher], k)))
     assert len(i) == min(n_student, n_teacher)
     there = planted[:n_student][i] < n_teacher
-    assert int(there.sum()) >= min(n_student, n_teacher) - (len(both) - min(n_student, n_teacher)) * (n_student > n_teacher)
+    assert int(there.sum()) >= min(n_student, n_teacher) - (len(both) - min(n_student, n_teacher)) * (
+        n_student > n_teacher
+    )
     assert torch.equal(planted[:n_student][i][there], j[there])
 
 
@@ -86,7 +86,9 @@ def test_a_sample_without_images_has_no_pairs():
 
 
 def test_pooled_pairs_are_cells_of_the_grid():
-    i, j = match_sample("pooled", tokens(1, 4), naive.cut(tokens(2, 16), 8), [span(0, 4, (2, 2))], [span(0, 16, (4, 4))], "")
+    i, j = match_sample(
+        "pooled", tokens(1, 4), naive.cut(tokens(2, 16), 8), [span(0, 4, (2, 2))], [span(0, 16, (4, 4))], ""
+    )
     cells = {int(c): sorted(j[i == c].tolist()) for c in range(4)}
     assert cells == {0: [0, 1, 4, 5], 1: [2, 3, 6, 7], 2: [8, 9, 12, 13], 3: [10, 11, 14, 15]}
 
@@ -105,7 +107,9 @@ def test_unequal_numbers_of_images_are_refused():
         match_sample("logits", tokens(1, 8), naive.cut(tokens(2, 16), 8), [span(0, 4), span(4, 4)], [span(0, 16)], "")
 
 
-@pytest.mark.parametrize(("own", "theirs"), [(span(0, 4), span(0, 16, (4, 4))), (span(0, 9, (3, 3)), span(0, 16, (4, 4)))])
+@pytest.mark.parametrize(
+    ("own", "theirs"), [(span(0, 4), span(0, 16, (4, 4))), (span(0, 9, (3, 3)), span(0, 16, (4, 4)))]
+)
 def test_pooling_needs_grids_that_fit(own, theirs):
     with pytest.raises(UsageError, match="use --matching logits"):
         match_sample("pooled", tokens(1, own.count), naive.cut(tokens(2, 16), 8), [own], [theirs], "")

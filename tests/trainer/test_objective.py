@@ -51,7 +51,9 @@ def test_no_answer_tokens_leave_the_vision_losses(student_batch):
     assert all(g.isfinite().all() for g in gradients(student, found.total(Weights())).values())
 
 
-@pytest.mark.parametrize("split", [[(0,), (1,), (2,), (3,), (4,), (5,)], [(0, 1, 2), (3, 4, 5)], [(2,), (0, 1, 3, 4, 5)]])
+@pytest.mark.parametrize(
+    "split", [[(0,), (1,), (2,), (3,), (4,), (5,)], [(0, 1, 2), (3, 4, 5)], [(2,), (0, 1, 3, 4, 5)]]
+)
 def test_micro_batches_add_up_to_the_step(student_batch, split):
     """Ragged counts and a text-only row: the sum over micro-batches is the loss of the whole batch."""
     student, batch = student_batch

@@ -31,7 +31,12 @@ BASE = with_flags(
 @pytest.fixture
 def settings(student_path, data_path, cache_path, tmp_path):
     def make(recipe=BASE, **chosen):
-        given = {"student": str(student_path), "data": str(data_path), "cache": str(cache_path), "output": tmp_path / "out"}
+        given = {
+            "student": str(student_path),
+            "data": str(data_path),
+            "cache": str(cache_path),
+            "output": tmp_path / "out",
+        }
         return TrainSettings(**{**given, "recipe": recipe, **chosen})
 
     return make
@@ -57,7 +62,9 @@ def test_the_teacher_is_gone(teacher_path, student_path, data_path, tmp_path, se
 def test_it_learns_from_every_loss(settings, tmp_path, capsys):
     train_student(settings(with_flags(BASE, {"training.max_steps": 40, "training.logging_steps": 5})))
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("step") and " sup " in line]
-    first, last = (dict(part.rsplit(" ", 1) for part in line.split(": ", 1)[1].split(", ")) for line in (lines[0], lines[-1]))
+    first, last = (
+        dict(part.rsplit(" ", 1) for part in line.split(": ", 1)[1].split(", ")) for line in (lines[0], lines[-1])
+    )
     for name in ("sup", "rld", "vsd", "vlad"):
         assert float(last[name]) < float(first[name]), name
 
@@ -111,7 +118,9 @@ def test_sft_with_and_without_a_cache_is_the_same(settings, tmp_path):
     sft = with_flags(BASE, {"losses.alpha": 1.0, "losses.beta": 0.0, "losses.gamma": 0.0})
     train_student(settings(sft, cache=None))
     expected = weights(tmp_path / "out")
-    rows = tiny.make_cache(tiny.save_model(tmp_path / "t", seed=5, hidden=32), settings().data, tmp_path / "c", rows_per_shard=256)
+    rows = tiny.make_cache(
+        tiny.save_model(tmp_path / "t", seed=5, hidden=32), settings().data, tmp_path / "c", rows_per_shard=256
+    )
     train_student(settings(sft, cache=str(rows), output=tmp_path / "other"))
     found = weights(tmp_path / "other")
     assert all(torch.equal(found[name], expected[name]) for name in expected)
@@ -145,7 +154,9 @@ def test_another_chat_template_is_refused_with_the_first_differing_token(setting
     shutil.copytree(student_path, tmp_path / "student")
     template = (tmp_path / "student" / "chat_template.jinja").read_text()
     (tmp_path / "student" / "chat_template.jinja").write_text("yes " + template)
-    with pytest.raises(TokenizerMismatchError, match=r"differ first at text token 0 \(student id \d+, teacher id \d+\)"):
+    with pytest.raises(
+        TokenizerMismatchError, match=r"differ first at text token 0 \(student id \d+, teacher id \d+\)"
+    ):
         train_student(settings(student=str(tmp_path / "student")))
 
 
@@ -153,7 +164,9 @@ def test_a_cache_of_other_data_is_refused_with_counts(settings, tmp_path):
     rows = tiny.rows()
     rows[3]["images"] = [tiny.png(99)]
     other = tiny.write_data(tmp_path / "other.parquet", rows)
-    with pytest.raises(DataMismatchError, match=r"not the data of this cache: 1 of 6 cached samples are not in its 6 rows"):
+    with pytest.raises(
+        DataMismatchError, match=r"not the data of this cache: 1 of 6 cached samples are not in its 6 rows"
+    ):
         train_student(settings(data=str(other)))
 
 

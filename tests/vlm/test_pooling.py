@@ -69,7 +69,9 @@ def test_saved_and_loaded_through_the_public_classes(pooled_student, tmp_path, d
 def test_generate(pooled_student, data_path):
     encoder = Encoder(pooled_student.processor, pooled_student.image_token_id)
     inputs = encoder(Dataset(str(data_path)).sample(0)).inputs
-    found = pooled_student.model.generate(**inputs, max_new_tokens=3, do_sample=False, eos_token_id=None, suppress_tokens=[2])
+    found = pooled_student.model.generate(
+        **inputs, max_new_tokens=3, do_sample=False, eos_token_id=None, suppress_tokens=[2]
+    )
     ids = inputs
     for _ in range(3):  # without a key-value cache, token by token
         with torch.no_grad():
