@@ -22,8 +22,8 @@ from emkd.demo.run import one_quiet_thread, train_one
 from emkd.demo.variants import VARIANTS
 from emkd.trainer import evaluate_checkpoint
 
-LEARNING_RATES = (5e-4, 1e-3, 2e-3, 4e-3)
-STEPS = (75, 150, 300)
+LEARNING_RATES = (1e-3, 2e-3, 4e-3, 8e-3)
+STEPS = (50, 75, 150, 300)
 CHOSEN_VARIANTS = ("sft", "emkd")
 
 

@@ -180,7 +180,8 @@ def rows_of_cache(cache: Cache, dataset: Dataset, log: Any) -> list[int]:
     if missing:
         raise DataMismatchError(
             f"{dataset.data} is not the data of this cache: {len(missing)} of {len(keys)} cached samples are not in "
-            f"its {dataset.n_rows} rows ({unreadable} of them unreadable), the first by key {missing[0][:12]}. The cache was "
-            f"made from {', '.join(f.name for f in cache.manifest.dataset.files)}; name that data, or cache this"
+            f"its {dataset.n_rows} rows ({unreadable} of them unreadable), the first by key {missing[0][:12]}. "
+            f"The cache was made from {', '.join(f.name for f in cache.manifest.dataset.files)}; name that data, or "
+            "make a cache of this"
         )
     return [found[key] for key in keys]

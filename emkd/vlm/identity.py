@@ -80,7 +80,7 @@ def check_shared_tokenizer(teacher_json: bytes, student_json: bytes) -> None:
         if teacher.get(part) != student.get(part):
             raise TokenizerMismatchError(
                 f"the student's tokenizer has another {part} than the teacher's: the same text would become other "
-                f"tokens. Teacher: {json.dumps(teacher.get(part))[:160]}; student: {json.dumps(student.get(part))[:160]}"
+                f"tokens. Teacher: {json.dumps(teacher.get(part)):.160}; student: {json.dumps(student.get(part)):.160}"
             )
 
 
