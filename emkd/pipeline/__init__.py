@@ -1,7 +1,8 @@
 """The teacher's way to the cache.
 
 Reading order: settings.py (what the user chooses), identify.py (the manifest), batching.py, topk.py, capture.py
-(rows to records, no Ray), worker.py (one shard after the other), job.py (the Ray job).
+(rows to records, no Ray), worker.py (one shard after the other), job.py (the whole job), cluster.py (Ray),
+preflight.py (size and time beforehand), progress.py (what is told on the way).
 """
 
 from typing import TYPE_CHECKING, Any
