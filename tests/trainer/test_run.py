@@ -194,3 +194,24 @@ def test_a_smaller_k_than_stored_and_not_a_larger_one(settings, tmp_path):
     train_student(settings(with_flags(BASE, {"losses.top_k": 4})))
     with pytest.raises(UsageError, match=r"losses.top_k 27: the cache stores 26"):
         train_student(settings(with_flags(BASE, {"losses.top_k": 27}), output=tmp_path / "other"))
+
+
+def test_accumulation_does_not_change_the_step(settings, tmp_path):
+    """Six rows in one step: as one batch, or as three ragged micro-batches, one of them with a text-only row."""
+    found = []
+    for number, (size, accumulation) in enumerate(((6, 1), (2, 3))):
+        flags = {
+            "training.per_device_train_batch_size": size,
+            "training.gradient_accumulation_steps": accumulation,
+            "training.max_steps": 1,
+            "training.optim": "sgd",  # a step in proportion to the gradient
+            "training.max_grad_norm": 0.0,
+            "training.lr_scheduler_type": "constant",
+        }
+        train_student(settings(with_flags(BASE, flags), output=tmp_path / str(number)))
+        found.append(weights(tmp_path / str(number)))
+    before = weights(settings().student)
+    for name, start in before.items():
+        one, other = (run[name].double() - start.double() for run in found)
+        assert float((one - other).norm()) <= 1e-4 * max(float(one.norm()), 1e-3), name
+    assert any(not torch.equal(found[0][name], before[name]) for name in before)
