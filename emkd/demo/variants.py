@@ -9,16 +9,16 @@ RECIPE: dict[str, Any] = {
     "losses": {"alpha": 0.5, "beta": 0.25, "gamma": 25.0},  # the paper's
     "student": {"vision_pool": 2, "freeze": ["model.vision_tower"]},
     "training": {
-        "max_steps": 150,
+        "max_steps": 75,
         "per_device_train_batch_size": 16,
-        "learning_rate": 2e-3,
+        "learning_rate": 8e-3,
         "lr_scheduler_type": "cosine",
         "warmup_steps": 30,
         "weight_decay": 0.05,
         "adam_beta1": 0.9,
         "adam_beta2": 0.98,
         "max_grad_norm": 1.0,
-        "logging_steps": 50,
+        "logging_steps": 25,
     },
     "window": 2,
 }
