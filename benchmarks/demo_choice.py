@@ -43,6 +43,7 @@ def main() -> None:
     parser.add_argument("demo", type=Path)
     parser.add_argument("--seeds", type=int, default=2)
     arguments = parser.parse_args()
+    origin = provenance()
     results = []
     with one_quiet_thread():
         for variant, rate, steps in itertools.product(CHOSEN_VARIANTS, LEARNING_RATES, STEPS):
@@ -50,7 +51,7 @@ def main() -> None:
             results.append({"variant": variant, "learning_rate": rate, "max_steps": steps, "accuracy": found})
             print(f"{variant} learning rate {rate} steps {steps}: {mean(found):.4f}", flush=True)
     path = Path(__file__).parent / "results" / "demo_choice.json"
-    path.write_text(json.dumps({**provenance(), "split": "validation", "results": results}, indent=2) + "\n")
+    path.write_text(json.dumps({**origin, "split": "validation", "results": results}, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -61,6 +61,7 @@ def main() -> None:
     parser.add_argument("demo", type=Path)
     parser.add_argument("--seeds", type=int, default=3)
     arguments = parser.parse_args()
+    origin = provenance()
     results: dict[str, dict[str, list[float]]] = {}
     with one_quiet_thread(), tempfile.TemporaryDirectory(prefix="emkd-regimes-") as scratch:
         for regime, options in REGIMES.items():
@@ -73,7 +74,7 @@ def main() -> None:
             }
             print(regime, {name: round(mean(found), 4) for name, found in results[regime].items()}, flush=True)
     path = Path(__file__).parent / "results" / "demo_regimes.json"
-    path.write_text(json.dumps({**provenance(), "split": "validation", "accuracy": results}, indent=2) + "\n")
+    path.write_text(json.dumps({**origin, "split": "validation", "accuracy": results}, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--seeds", type=int, default=10)
     arguments = parser.parse_args()
+    origin = provenance()
     results = run_demo(arguments.out, seeds=arguments.seeds, ablate=True)
     students = results["students"]
     differences = {}
@@ -28,7 +29,7 @@ def main() -> None:
         difference, error = paired(students[one]["accuracy"], students[other]["accuracy"])
         differences[f"{one} - {other}"] = {"mean": difference, "standard_error": error}
     path = Path(__file__).parent / "results" / "demo_seeds.json"
-    found = {**provenance(), "split": "test", "paired_differences": differences, "results": results}
+    found = {**origin, "split": "test", "paired_differences": differences, "results": results}
     path.write_text(json.dumps(found, indent=2) + "\n")
 
 

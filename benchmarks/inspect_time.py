@@ -28,6 +28,7 @@ def main() -> None:
     parser.add_argument("cache", type=Path)
     parser.add_argument("--runs", type=int, default=7)
     arguments = parser.parse_args()
+    origin = provenance()
     python = sys.executable
     inspect = [python, "-m", "emkd.cli", "inspect", str(arguments.cache)]
     commands = {
@@ -44,7 +45,7 @@ def main() -> None:
             found[name].append(round(seconds(command), 4))
     medians = {name: median(values) for name, values in found.items()}
     path = Path(__file__).parent / "results" / "inspect_time.json"
-    path.write_text(json.dumps({**provenance(), "median_s": medians, "seconds": found}, indent=2) + "\n")
+    path.write_text(json.dumps({**origin, "median_s": medians, "seconds": found}, indent=2) + "\n")
     print(medians)
 
 

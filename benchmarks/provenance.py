@@ -6,15 +6,20 @@ import subprocess
 import sys
 from datetime import UTC, datetime
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 PACKAGES = ("emkd", "torch", "transformers", "ray", "zarr", "numcodecs", "scipy")
 
 
 def provenance() -> dict[str, Any]:
-    """Where figures come from. `dirty` is True where the working tree had changes."""
+    """Where figures come from; to be called first, so that the commit is the one that runs.
+
+    `dirty` is True where the working tree had changes. Folders are named without what is above them.
+    """
+    words = [Path(word).name if Path(word).is_absolute() else word for word in sys.argv]
     return {
-        "command": " ".join(["python", *sys.argv]),
+        "command": " ".join(["python", *words]),
         "commit": _git("rev-parse", "HEAD"),
         "dirty": bool(_git("status", "--porcelain", "--untracked-files=no")),
         "machine": {
@@ -24,7 +29,7 @@ def provenance() -> dict[str, Any]:
             "threads": os.environ.get("OMP_NUM_THREADS", "unset"),
         },
         "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
-        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
     }
 
 
