@@ -18,7 +18,7 @@ from emkd.samples.dataset import Dataset
 from emkd.samples.encode import Encoded, Encoder
 from emkd.storage.record import CapturedRow, Record, RowHint
 from emkd.vlm.affinity import affinity
-from emkd.vlm.forward import collate, last_hidden_state, lm_logits
+from emkd.vlm.forward import collate, last_hidden_state, lm_logits, to_model
 from emkd.vlm.loading import VisionLanguageModel
 
 STORED_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
@@ -87,8 +87,7 @@ class Teacher:
 
     @torch.inference_mode()
     def _capture_batch(self, hints: Sequence[RowHint], encoded: Sequence[Encoded]) -> list[CapturedRow]:
-        batch = collate(encoded, self.pad_token_id)
-        batch = {name: tensor.to(self.vlm.device) for name, tensor in batch.items()}
+        batch = to_model(collate(encoded, self.pad_token_id), self.vlm.model)
         hidden = last_hidden_state(self.vlm.model, batch)
         results = []
         for hint, item, states in zip(hints, encoded, hidden, strict=True):

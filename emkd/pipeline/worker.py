@@ -20,7 +20,7 @@ from emkd.storage.index import ShardIndex, commit_shard
 from emkd.storage.manifest import Manifest, ShardPlan
 from emkd.storage.record import CapturedRow
 from emkd.storage.shard import write_shard
-from emkd.vlm.forward import check_head, collate
+from emkd.vlm.forward import check_head, collate, to_model
 from emkd.vlm.loading import VisionLanguageModel, load
 
 
@@ -119,8 +119,7 @@ class CaptureWorker:
         """On the first usable row: the LM head has to be all that stands behind the last hidden state."""
         encoded = teacher.first_usable(dataset, range(self.manifest.plan.n_rows))
         if encoded is not None:
-            batch = collate([encoded], teacher.pad_token_id)
-            batch = {name: tensor.to(teacher.vlm.device) for name, tensor in batch.items()}
+            batch = to_model(collate([encoded], teacher.pad_token_id), teacher.vlm.model)
             check_head(teacher.vlm.model, batch, teacher.vlm.n_tokens)
 
 

@@ -7,6 +7,7 @@ import torch
 
 from emkd.trainer.losses import supervised
 from emkd.trainer.objective import predicting_mask
+from emkd.vlm.forward import to_model
 
 
 @torch.no_grad()
@@ -20,7 +21,7 @@ def evaluate_answers(model: Any, batches: Iterable[dict[str, Any]], n_tokens: in
     model.eval()
     right, total, loss = 0, 0, 0.0
     for batch in batches:
-        inputs = {name: tensor.to(model.device) for name, tensor in batch["inputs"].items()}
+        inputs = to_model(batch["inputs"], model)
         logits = model(**inputs, use_cache=False, logits_to_keep=predicting_mask(inputs, batch["samples"])).logits
         logits = logits.reshape(-1, logits.shape[-1])[:, :n_tokens].float()
         wanted = [s.encoded.text_ids[s.encoded.answer_positions] for s in batch["samples"]]

@@ -10,7 +10,7 @@ Flags of the command line go over the file. An unknown key is refused with the n
 import dataclasses
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
@@ -55,8 +55,10 @@ class LossRecipe(_Section):
 
 class StudentRecipe(_Section):
     """vision_pool: side of the window of vision tokens that become one; null leaves the student as it is.
-    freeze: modules that do not learn, by the beginning of their parameters' names."""
+    freeze: modules that do not learn, by the beginning of their parameters' names.
+    dtype: of the weights; small updates are lost in bfloat16 weights, so use training.bf16 (autocast) for speed."""
 
+    dtype: Literal["float32", "bfloat16", "auto"] = "float32"
     vision_pool: int | None = Field(default=None, ge=1)
     freeze: tuple[str, ...] = ()
 

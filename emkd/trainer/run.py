@@ -146,7 +146,12 @@ def _open_cache(settings: TrainSettings) -> Cache | None:
 
 
 def _load_student(settings: TrainSettings) -> VisionLanguageModel:
-    student = load(settings.student, revision=settings.revision, trust_remote_code=settings.trust_remote_code)
+    student = load(
+        settings.student,
+        revision=settings.revision,
+        dtype=settings.recipe.student.dtype,
+        trust_remote_code=settings.trust_remote_code,
+    )
     if settings.recipe.student.vision_pool is not None:
         student.model = pooled(student.model, student.processor, settings.recipe.student.vision_pool)
     for prefix in settings.recipe.student.freeze:

@@ -50,6 +50,14 @@ def _stack_images(name: str, tensors: Sequence[torch.Tensor]) -> torch.Tensor:
     return torch.cat(padded)
 
 
+def to_model(batch: dict[str, torch.Tensor], model: Any) -> dict[str, torch.Tensor]:
+    """The batch on the model's device, pixels in its dtype: processors give float32, whatever the model runs in."""
+    return {
+        name: tensor.to(model.device, dtype=model.dtype if tensor.is_floating_point() else None)
+        for name, tensor in batch.items()
+    }
+
+
 def last_hidden_state(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
     """[B, T, d] after the final norm, as the LM head reads it, without computing any logits."""
     base = base_model(model)

@@ -83,3 +83,16 @@ def test_logits_that_are_not_finite_are_skipped(teacher_path, data_path):
         broken.vlm.model.lm_head.weight[5] = torch.nan
     found = broken.capture(Dataset(str(data_path)), range(6))
     assert {result.reason for result in found} == {"not-finite"}
+
+
+def test_a_bfloat16_teacher(teacher_path, data_path):
+    """Pixels come in float32 and the model runs in bfloat16; its logits are near those of float32."""
+    settings = CaptureSettings(top_k=V, answer_top_k=V, logits_precision="float32", batch_tokens=200, max_length=None)
+    half = Teacher(load(str(teacher_path), dtype="bfloat16"), settings).capture(Dataset(str(data_path)), range(6))
+    whole = teacher(teacher_path).capture(Dataset(str(data_path)), range(6))
+    for one, other in zip(half, whole, strict=True):
+        dense_one, dense_other = (np.zeros((len(r.record.answer_ids), V)) for r in (one, other))
+        for result, array in ((one, dense_one), (other, dense_other)):
+            np.put_along_axis(array, result.record.answer_ids.astype(np.int64), result.record.answer_logits, axis=1)
+        np.testing.assert_allclose(dense_one, dense_other, atol=0.5)
+        assert abs(dense_one - dense_other).max() > 0
