@@ -1,9 +1,11 @@
 """The README's commands, run as they stand; the demonstration's folder has small stand-ins of the same names."""
 
+import json
 import re
 import shlex
 import shutil
 from pathlib import Path
+from statistics import mean
 
 import pytest
 import yaml
@@ -48,3 +50,15 @@ def test_the_commands_by_hand(teacher_path, data_path, student_path, tmp_path, m
 def test_links_lead_somewhere(page):
     for target in re.findall(r"\]\((?!http)([^)#]+)\)", (ROOT / page).read_text()):
         assert (ROOT / page).parent.joinpath(target).exists(), target
+
+
+def test_the_figures_are_those_of_the_results_file():
+    """Each row of the table is `variant | accuracy`, with the mean over the seeds of benchmarks/results."""
+    readme = (ROOT / "README.md").read_text()
+    found = json.loads((ROOT / "benchmarks" / "results" / "demo_seeds.json").read_text())
+    rows = dict(re.findall(r"^\| ([a-z+-]+) \| .*\| ([0-9.]+)% \|$", readme, re.MULTILINE))
+    expected = {name: f"{100 * mean(entry['accuracy']):.1f}" for name, entry in found["results"]["students"].items()}
+    assert rows == {"teacher": f"{100 * found['results']['teacher']['accuracy']:.1f}", **expected}
+    for name, entry in found["paired_differences"].items():
+        text = f"| {name} | {100 * entry['mean']:+.1f} ± {100 * entry['standard_error']:.1f} |"
+        assert text in readme, text
