@@ -95,11 +95,11 @@ def train_student(
         list[str] | None, typer.Option(help="Parameters whose names begin so do not learn; may be repeated.")
     ] = None,
     eval_data: Annotated[str | None, typer.Option(help="Data to evaluate on, in the same formats.")] = None,
-    epochs: Annotated[float | None, typer.Option(help="Passes over the data. [default: 1]")] = None,
-    max_steps: Annotated[int | None, typer.Option(help="Optimizer steps, instead of epochs.")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Samples of a micro-batch. [default: 8]")] = None,
-    learning_rate: Annotated[float | None, typer.Option(help="Peak learning rate. [default: 2e-5]")] = None,
-    seed: Annotated[int | None, typer.Option(help="Order of samples, dropout. [default: 42]")] = None,
+    epochs: Annotated[float | None, typer.Option(min=0.001, help="Passes over the data. [default: 1]")] = None,
+    max_steps: Annotated[int | None, typer.Option(min=1, help="Optimizer steps, instead of epochs.")] = None,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Samples of a micro-batch. [default: 8]")] = None,
+    learning_rate: Annotated[float | None, typer.Option(min=0, help="Peak learning rate. [default: 2e-5]")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Order of samples, dropout. [default: 42]")] = None,
     partial: Annotated[bool, typer.Option("--partial", help="Train on a cache that is not sealed yet.")] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in --output.")] = False,
     revision: Revision = None,
@@ -184,6 +184,8 @@ def main(arguments: list[str] | None = None) -> None:
         result: Any = app(args=arguments, standalone_mode=False)
     except EmkdError as error:
         _leave(str(error), error.exit_code)
+    except OSError as error:  # a disk that is full, a folder that may not be written, a file in its place
+        _leave(f"{error}. What was committed or saved stays; mend this and run the same command again", 1)
     except (KeyboardInterrupt, typer.Abort):
         result = INTERRUPTED
     except Exception as error:

@@ -75,6 +75,23 @@ def test_missing_files(call, teacher_path, student_path, data_path, cache_path, 
         assert not (tmp_path / "c").exists()
 
 
+def test_places_that_cannot_be_written(call, student_path, teacher_path, data_path, cache_path, tmp_path):
+    file = tmp_path / "file"
+    file.write_text("x")
+    job = ["cache-teacher", "--teacher", teacher_path, "--data", data_path, "--gpus-per-worker", 0]
+    for arguments in (
+        [*job, "--cache", file],
+        [*job, "--cache", file / "below"],
+        train(student_path, data_path, file, "--cache", cache_path),
+        train(student_path, data_path, file / "below", "--cache", cache_path),
+    ):
+        code, out, err = call(*arguments)
+        assert code in (1, 2)
+        assert out == ""
+        assert "file" in err.splitlines()[-1]
+    assert file.read_text() == "x"
+
+
 def test_folders_in_use(call, student_path, teacher_path, data_path, cache_path, tmp_path):
     (tmp_path / "o").mkdir()
     (tmp_path / "o" / "mine.txt").write_text("x")

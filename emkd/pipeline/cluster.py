@@ -21,14 +21,18 @@ RETRIES = 2
 def session(settings: JobSettings) -> Iterator[None]:
     """A Ray session: one of our own, ended at the end, or the cluster at `settings.address`."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    address = settings.address or os.environ.get("RAY_ADDRESS")
     own: dict[str, Any] = {"num_cpus": settings.workers, "include_dashboard": False}
-    ray.init(
-        address=settings.address,
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-        configure_logging=True,
-        **({} if settings.address else own),
-    )
+    try:
+        ray.init(
+            address=address or "local",
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            configure_logging=True,
+            **({} if address else own),
+        )
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        raise JobFailedError(f"Ray did not start ({address or 'on this machine'}): {error}") from error
     try:
         _check_resources(settings)
         yield

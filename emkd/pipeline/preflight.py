@@ -42,6 +42,8 @@ def preflight(worker: Any, settings: JobSettings, manifest: Manifest, shards: Se
     seen: Preflight = result_of(worker.preflight.remote(chosen))
     if len(seen.skipped) == seen.n_rows:
         raise JobFailedError(f"none of {seen.n_rows} rows looked at can be used; {seen.skipped[0]}")
+    if not seen.end_token:
+        log("the chat template writes no end token behind answers: students will not learn where to stop")
     for line in seen.skipped:
         log(f"preflight would skip {line}")
     share = len(rows) / seen.n_rows

@@ -65,11 +65,15 @@ class JobSettings:
         """The same with local paths made absolute: Ray's workers have a working folder of their own."""
         return replace(
             self,
-            teacher=str(Path(self.teacher).resolve()) if Path(self.teacher).is_dir() else self.teacher,
-            data=str(Path(self.data).absolute()),
-            cache=self.cache if "://" in self.cache else str(Path(self.cache).absolute()),
-            image_root=None if self.image_root is None else self.image_root.absolute(),
+            teacher=_absolute(self.teacher) if Path(self.teacher).expanduser().is_dir() else self.teacher,
+            data=_absolute(self.data),
+            cache=self.cache if "://" in self.cache else _absolute(self.cache),
+            image_root=None if self.image_root is None else Path(_absolute(str(self.image_root))),
         )
+
+
+def _absolute(path: str) -> str:
+    return str(Path(path).expanduser().absolute())
 
 
 def _one_of(flag: str, value: str, known: tuple[str, ...]) -> None:

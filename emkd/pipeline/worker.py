@@ -15,12 +15,14 @@ from emkd.errors import ModelError
 from emkd.pipeline.capture import CaptureSettings, Teacher
 from emkd.pipeline.settings import JobSettings
 from emkd.samples.dataset import Dataset
+from emkd.samples.render import writes_end_token
 from emkd.storage.files import open_files
 from emkd.storage.index import ShardIndex, commit_shard
 from emkd.storage.manifest import Manifest, ShardPlan
 from emkd.storage.record import CapturedRow
 from emkd.storage.shard import write_shard
 from emkd.vlm.forward import check_head, collate, to_model
+from emkd.vlm.identity import weights_sha256
 from emkd.vlm.loading import VisionLanguageModel, load
 
 
@@ -38,13 +40,15 @@ class ShardReport:
 
 @dataclass(frozen=True, kw_only=True)
 class Preflight:
-    """What a few rows cost: bytes on disk and seconds; reasons of those that were skipped."""
+    """What a few rows cost: bytes on disk and seconds; reasons of those that were skipped; whether answers
+    end in a special token."""
 
     n_rows: int
     n_bytes: int
     seconds: float
     vision_tokens: int
     skipped: tuple[str, ...]
+    end_token: bool
 
 
 class CaptureWorker:
@@ -67,6 +71,7 @@ class CaptureWorker:
             seconds=time.perf_counter() - started,
             vision_tokens=sum(len(row.record.vision_ids) for row in captured if row.record is not None),
             skipped=tuple(f"row {r.hint.row}: {r.reason}: {r.detail}" for r in captured if r.record is None),
+            end_token=writes_end_token(teacher.vlm.processor),
         )
 
     def capture_shard(self, number: int) -> ShardReport:
@@ -114,6 +119,11 @@ class CaptureWorker:
         expected = self.manifest.tokenizer.lm_head_rows
         if rows != expected:
             raise ModelError(f"{self.settings.teacher}: its LM head has {rows} rows, its config says {expected}")
+        if weights_sha256(vlm.path) != self.manifest.teacher.weights_sha256:
+            raise ModelError(
+                f"{self.settings.teacher}: this worker found other weights by that name than the cache was begun with; "
+                "put the same checkpoint on every machine, or name a --revision"
+            )
 
     def _check_head(self, teacher: Teacher, dataset: Dataset) -> None:
         """On the first usable row: the LM head has to be all that stands behind the last hidden state."""

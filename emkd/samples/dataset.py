@@ -76,6 +76,8 @@ class _ParquetSource:
         names = self._file.schema_arrow.names
         if "messages" not in names:
             raise DataFormatError(f"{path} has no column 'messages'; it has {names}. See docs/data.md")
+        if "image" in names and "images" not in names:
+            raise DataFormatError(f"{path} has a column 'image'; rename it to 'images', a list for each row")
         self._columns = [name for name in ("id", "images", "messages") if name in names]
         self.n_rows = self._file.metadata.num_rows
         sizes = [self._file.metadata.row_group(g).num_rows for g in range(self._file.num_row_groups)]
@@ -104,7 +106,9 @@ class _JsonSource:
         text = path.read_bytes()
         self._digest = hashlib.sha256(text).hexdigest()
         try:
-            rows = json.loads(text) if path.suffix == ".json" else [json.loads(x) for x in text.splitlines() if x]
+            rows = (
+                json.loads(text) if path.suffix == ".json" else [json.loads(x) for x in text.splitlines() if x.strip()]
+            )
         except ValueError as error:
             raise DataFormatError(f"{path} is not valid {path.suffix[1:].upper()}: {error}") from error
         if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
@@ -173,7 +177,7 @@ class Dataset:
         raw = self.raw_row(row)
         turns = parse_turns(raw.get("messages") or raw.get("conversations") or [])
         entries = raw.get("images") or raw.get("image") or []
-        entries = entries if isinstance(entries, list) else [entries]
+        entries = entries if isinstance(entries, list) else [entries]  # LLaVA names a single image without a list
         check_image_count(turns, len(entries))
         images = tuple(read_image_bytes(entry, self.image_root) for entry in entries)
         return Sample(row=row, id=self.row_id(row), key=sample_key(turns, images), turns=turns, images=images)
@@ -192,6 +196,8 @@ def find_files(data: str) -> list[Path]:
     path = Path(data)
     if path.is_dir():
         paths = [p for p in sorted(path.iterdir()) if p.suffix in SUFFIXES]
+        # A folder of Parquet may have JSON beside it that describes it (dataset_info.json and the like).
+        paths = [p for p in paths if p.suffix == ".parquet"] or paths
     elif path.is_file():
         paths = [path]
     else:

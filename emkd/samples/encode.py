@@ -20,10 +20,9 @@ from PIL import Image
 from emkd.errors import SampleError
 from emkd.samples.geometry import tile_grids
 from emkd.samples.images import decode_image
-from emkd.samples.sample import Sample, Turn
+from emkd.samples.render import Span, render
+from emkd.samples.sample import Sample
 from emkd.storage.record import ImageSpan
-
-Span = tuple[int, int]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +89,7 @@ class Encoder:
             raise SampleError("too-long", f"{len(ids)} tokens, --max-length is {self.max_length}")
         vision_mask = ids == self.image_token_id
         text_positions = (~vision_mask).nonzero()[:, 0]
-        answer_positions = _answer_positions(answers, replaced, offsets, text_positions)
+        answer_positions = _answer_positions(text, answers, replaced, offsets, text_positions)
         if len(answer_positions) == 0:
             raise SampleError("no-answer", "the assistant's turns have no tokens")
         if int(text_positions[answer_positions[0]]) == 0:
@@ -162,48 +161,25 @@ class Encoder:
         return tuple(spans)
 
 
-def render(processor: Any, turns: Sequence[Turn]) -> tuple[str, tuple[Span, ...]]:
-    """The whole conversation as text, and the characters of each assistant turn, its end token included.
-
-    Most chat templates have no mark for the answer, so the prefixes of the conversation are rendered too: an
-    answer is what a turn adds to the prompt that asks for it. Raises SampleError(template-prefix) where a
-    template writes earlier turns differently once later ones follow.
-    """
-    messages = [turn.as_message() for turn in turns]
-
-    def rendered(n: int, ask: bool = False) -> str:
-        return str(processor.apply_chat_template(messages[:n], tokenize=False, add_generation_prompt=ask))
-
-    text = rendered(len(messages))
-    spans = []
-    for number, turn in enumerate(turns):
-        if turn.role != "assistant":
-            continue
-        prompt, upto = rendered(number, ask=True) if number else "", rendered(number + 1)
-        if not (upto.startswith(prompt) and text.startswith(upto)):
-            raise SampleError("template-prefix", f"the template renders turn {number} differently in its context")
-        spans.append((len(prompt), len(prompt) + len(_with_end_token(processor, upto[len(prompt) :]))))
-    return text, tuple(spans)
-
-
-def _with_end_token(processor: Any, answer: str) -> str:
-    """The answer up to its end token: the newline that some templates write behind it is nobody's answer."""
-    trimmed = answer.rstrip()
-    ends = any(trimmed.endswith(token) for token in processor.tokenizer.all_special_tokens)
-    return trimmed if ends else answer
-
-
 def _answer_positions(
-    answers: Sequence[Span], replaced: Sequence[tuple[Span, Span]], offsets: torch.Tensor, text_positions: torch.Tensor
+    text: str,
+    answers: Sequence[Span],
+    replaced: Sequence[tuple[Span, Span]],
+    offsets: torch.Tensor,
+    text_positions: torch.Tensor,
 ) -> torch.Tensor:
-    """[A] index into the text tokens of each answer token, from the characters of the answers."""
+    """[A] index into the text tokens of each answer token, from the characters of the answers.
+
+    A token may take white space from beside an answer along ("▁cat"), but no other character.
+    """
     starts, stops = offsets[text_positions, 0], offsets[text_positions, 1]
     chosen = torch.zeros(len(text_positions), dtype=torch.bool)
-    for span in answers:
-        first, last = (_expanded(character, replaced) for character in span)
-        touched = (starts < last) & (stops > first)
-        if bool((touched & ((starts < first) | (stops > last))).any()):
-            raise SampleError("template-prefix", "a token holds both an answer's edge and what stands beside it")
+    for first, last in answers:
+        shift = _expanded(first, replaced) - first  # no image stands inside of an answer
+        touched = (starts < last + shift) & (stops > first + shift)
+        for start, stop in zip((starts[touched] - shift).tolist(), (stops[touched] - shift).tolist(), strict=True):
+            if (text[start:first] + text[last:stop]).strip():
+                raise SampleError("template-prefix", f"the token {text[start:stop]!r} is an answer only in part")
         chosen |= touched
     return chosen.nonzero()[:, 0]
 

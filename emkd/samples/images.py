@@ -16,8 +16,10 @@ def read_image_bytes(entry: object, image_root: Path | None) -> bytes:
     """
     if isinstance(entry, dict):
         data, entry = entry.get("bytes"), entry.get("path")
+        if data is not None and not isinstance(data, bytes):
+            raise SampleError("image-missing", f"the image entry has bytes of type {type(data).__name__}")
         if data is not None:
-            return bytes(data)
+            return data
     if isinstance(entry, bytes):
         return entry
     if not isinstance(entry, str) or not entry:
@@ -28,7 +30,10 @@ def read_image_bytes(entry: object, image_root: Path | None) -> bytes:
 
 
 def _read_below(name: str, root: Path) -> bytes:
-    path = (root / name).resolve()  # follows links: a link out of the root is outside, too
+    try:
+        path = (root / name).resolve()  # follows links: a link out of the root is outside, too
+    except (OSError, ValueError) as error:
+        raise SampleError("image-missing", f"{name!r} is no path: {error}") from error
     if not path.is_relative_to(root):
         raise SampleError("image-outside-root", f"{name!r} leads outside of the image root")
     try:
@@ -49,7 +54,7 @@ def decode_image(data: bytes) -> Image.Image:
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             image = Image.open(io.BytesIO(data))
             n_frames = getattr(image, "n_frames", 1)
-            if n_frames > 1:
+            if n_frames > 1 and image.format != "MPO":  # a photo with a preview or a second lens behind it
                 raise SampleError("image-animated", f"{n_frames} frames; store the one frame that is meant")
             image.load()
             return ImageOps.exif_transpose(image).convert("RGB")

@@ -57,20 +57,33 @@ def parse_turns(messages: Sequence[dict[str, Any]]) -> tuple[Turn, ...]:
     """Turns from role/content messages or LLaVA's from/value ones."""
     if not messages:
         raise SampleError("no-messages", "the conversation is empty")
+    if not isinstance(messages, list):
+        raise SampleError("bad-content", f"the conversation is a {type(messages).__name__}, expected a list of turns")
     return tuple(_parse_turn(number, message) for number, message in enumerate(messages))
 
 
-def _parse_turn(number: int, message: dict[str, Any]) -> Turn:
+def _parse_turn(number: int, message: Any) -> Turn:
+    if not isinstance(message, dict):
+        raise SampleError("bad-content", f"turn {number} is a {type(message).__name__}, expected role and content")
     said_by = message.get("role", message.get("from"))
     content = message.get("content", message.get("value"))
     role = ROLES.get(said_by) if isinstance(said_by, str) else None
     if role is None:
         raise SampleError("bad-role", f"turn {number} has role {said_by!r}; expected one of {sorted(ROLES)}")
     if isinstance(content, str):
-        return Turn(role=role, parts=_split_text(content))
+        return Turn(role=role, parts=_split_text(_checked(content, number)))
     if isinstance(content, list):
         return Turn(role=role, parts=tuple(_parse_part(number, part) for part in content))
     raise SampleError("bad-content", f"turn {number} has content of type {type(content).__name__}")
+
+
+def _checked(text: str, number: int) -> str:
+    """The text, which has to be encodable: a lone surrogate is no character, and no tokenizer takes it."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise SampleError("bad-content", f"turn {number} has a text that is not valid Unicode: {error}") from error
+    return text
 
 
 def _split_text(text: str) -> tuple[Part, ...]:
@@ -81,11 +94,12 @@ def _split_text(text: str) -> tuple[Part, ...]:
     return tuple(part for part in parts if part != "")
 
 
-def _parse_part(number: int, part: dict[str, Any]) -> Part:
-    if part.get("type") == "image":
+def _parse_part(number: int, part: Any) -> Part:
+    kind = part.get("type") if isinstance(part, dict) else None
+    if kind == "image":
         return ImagePart()
-    if part.get("type") == "text" and isinstance(part.get("text"), str):
-        return str(part["text"])
+    if kind == "text" and isinstance(part.get("text"), str):
+        return _checked(part["text"], number)
     raise SampleError("bad-content", f"turn {number} has a part that is neither text nor image: {part!r:.200}")
 
 

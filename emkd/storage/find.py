@@ -55,5 +55,5 @@ def _not_found(skipped: pa.Table, key_or_id: str, where: str) -> NoReturn:
         )
     raise SampleNotFoundError(
         f"{where}: no sample has the key or id {key_or_id!r}, nor a key that begins so (give at least "
-        f"{MIN_PREFIX} characters); `emkd inspect URI` lists samples"
+        f"{MIN_PREFIX} characters)"
     )

@@ -1,12 +1,13 @@
 """The student's way from the cache; no teacher and, on one worker, no Ray.
 
-Reading order: run.py (the whole run), recipe.py (what decides it), stream.py (cache and dataset to batches),
-order.py (which sample next), truncated.py (the teacher's logits with their tails), matching.py, losses.py,
-objective.py (all losses of a step), distillation.py (the Trainer), evaluation.py.
+Reading order: run.py (the whole run), settings.py and recipe.py (what decides it), checks.py (before it starts),
+stream.py (cache and dataset to batches), order.py (which sample next), truncated.py (the teacher's logits with their
+tails), matching.py, losses.py, objective.py (all losses of a step), distillation.py (the Trainer), evaluation.py.
 """
 
 from emkd.trainer.recipe import Recipe, load_recipe, make_recipe, with_flags
-from emkd.trainer.run import TrainSettings, evaluate_checkpoint, train_student
+from emkd.trainer.run import evaluate_checkpoint, train_student
+from emkd.trainer.settings import TrainSettings
 
 __all__ = [
     "Recipe",

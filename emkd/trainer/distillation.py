@@ -29,7 +29,7 @@ from transformers import (
 from emkd.trainer.evaluation import evaluate_answers
 from emkd.trainer.objective import Counts, Objective
 from emkd.trainer.order import ShardSampler
-from emkd.trainer.stream import Collator, StudentSamples
+from emkd.trainer.stream import Collator, EvaluationSamples, StudentSamples
 from emkd.vlm.loading import load_model
 
 
@@ -57,7 +57,7 @@ class DistillationTrainer(Trainer):
         objective: Objective,
         train_dataset: StudentSamples,
         sampler: ShardSampler,
-        eval_dataset: StudentSamples | None = None,
+        eval_dataset: EvaluationSamples | None = None,
     ) -> None:
         super().__init__(
             model=model,

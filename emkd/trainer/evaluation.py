@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from emkd.errors import DataFormatError
 from emkd.trainer.losses import supervised
 from emkd.trainer.objective import predicting_mask
 from emkd.vlm.forward import to_model
@@ -14,13 +15,16 @@ from emkd.vlm.forward import to_model
 def evaluate_answers(model: Any, batches: Iterable[dict[str, Any]], n_tokens: int) -> dict[str, float]:
     """Teacher-forced: the share of answer tokens that are the most likely ones given everything before them.
 
-    Returns accuracy (0 to 1), loss (mean cross-entropy in nats) and answer_tokens. Ids beyond the tokenizer's are
-    no candidates.
+    Returns accuracy (0 to 1), loss (mean cross-entropy in nats), answer_tokens and skipped_rows, those that cannot be
+    used. Ids beyond the tokenizer's are no candidates. Raises DataFormatError where no row can be used.
     """
     was_training = model.training
     model.eval()
-    right, total, loss = 0, 0, 0.0
+    right, total, loss, skipped = 0, 0, 0.0, 0
     for batch in batches:
+        skipped += batch["skipped"]
+        if not batch["samples"]:
+            continue
         inputs = to_model(batch["inputs"], model)
         logits = model(**inputs, use_cache=False, logits_to_keep=predicting_mask(inputs, batch["samples"])).logits
         logits = logits.reshape(-1, logits.shape[-1])[:, :n_tokens].float()
@@ -30,4 +34,6 @@ def evaluate_answers(model: Any, batches: Iterable[dict[str, Any]], n_tokens: in
         loss += float(supervised(logits, answers))
         total += len(answers)
     model.train(was_training)
-    return {"accuracy": right / max(1, total), "loss": loss / max(1, total), "answer_tokens": total}
+    if total == 0:
+        raise DataFormatError(f"nothing to evaluate on: {skipped} rows, and none of them can be used")
+    return {"accuracy": right / total, "loss": loss / total, "answer_tokens": total, "skipped_rows": skipped}

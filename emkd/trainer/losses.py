@@ -27,6 +27,8 @@ def reverse_kl(student_logits: torch.Tensor, teacher: TruncatedLogits, tail: Tai
     Where nothing is cut (an empty tail) both are the true KL. The student's tail mass is a logsumexp of its own
     logits, never 1 - Σ, which cancels for confident tokens.
     """
+    if len(student_logits) != len(teacher.ids):
+        raise ValueError(f"{len(student_logits)} student tokens for {len(teacher.ids)} teacher tokens")
     log_z = torch.logaddexp(_stored(teacher).logsumexp(dim=1), teacher.tail_logsumexp)
     log_t = teacher.logits - log_z[:, None]
     log_s = student_logits.log_softmax(dim=1)

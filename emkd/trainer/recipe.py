@@ -27,6 +27,9 @@ RESERVED = {
     "resume_from_checkpoint": "use --resume",
     "remove_unused_columns": "batches hold cached records, which no model takes as columns",
     "group_by_length": "samples come shard by shard, so that reads of the cache are whole",
+    "train_sampling_strategy": "samples come shard by shard, so that reads of the cache are whole",
+    "data_seed": "training.seed decides the order of samples",
+    "label_smoothing_factor": "the losses are those of docs/method.md, and smoothing is none of them",
     "auto_find_batch_size": "losses are divided by the counts of a step that must not change its size",
 }
 
@@ -82,7 +85,7 @@ class Recipe(_Section):
                 raise ValueError(
                     f"training.{name} is no field of transformers.TrainingArguments{_nearest(name, known)}"
                 )
-        return given
+        return {name: _number(value) for name, value in given.items()}
 
 
 def load_recipe(path: Path | None) -> Recipe:
@@ -92,8 +95,8 @@ def load_recipe(path: Path | None) -> Recipe:
     if not path.is_file():
         raise InputNotFoundError(f"no recipe at {path}")
     try:
-        content = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UsageError(f"{path} is not valid YAML: {error}") from error
     return make_recipe(content or {}, str(path))
 
@@ -120,8 +123,16 @@ def with_flags(recipe: Recipe, flags: dict[str, Any]) -> Recipe:
     return make_recipe(content, "command line")
 
 
+def _number(value: Any) -> Any:
+    """YAML reads 2e-5 as a text, because it has no point; people mean the number."""
+    try:
+        return float(value) if isinstance(value, str) else value
+    except ValueError:
+        return value
+
+
 def _explain(error: dict[str, Any]) -> str:
-    place = ".".join(str(part) for part in error["loc"])
+    place = ".".join(str(part) for part in error["loc"]) or "the recipe"
     if error["type"] == "extra_forbidden":
         sections: dict[str, type[_Section]] = {"losses": LossRecipe, "student": StudentRecipe}
         section = sections.get(str(error["loc"][0]), Recipe)

@@ -3,9 +3,7 @@
 check the call -> tokenizers and data against the cache -> load and pool the student -> DistillationTrainer
 """
 
-import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +11,17 @@ import torch
 import yaml
 from transformers import TrainingArguments, set_seed
 
-from emkd.errors import InputNotFoundError, OutputExistsError, UsageError
+from emkd.errors import UsageError
 from emkd.samples.dataset import Dataset
 from emkd.samples.encode import Encoder
 from emkd.storage.cache import Cache
+from emkd.trainer.checks import agree_with_first_run, check_output, log, note_differences, open_cache
 from emkd.trainer.distillation import DistillationTrainer
 from emkd.trainer.objective import Objective
 from emkd.trainer.order import ShardSampler
 from emkd.trainer.recipe import Recipe
-from emkd.trainer.stream import StudentSamples, TeacherLimits, rows_of_cache
+from emkd.trainer.settings import TrainSettings
+from emkd.trainer.stream import EvaluationSamples, StudentSamples, TeacherLimits, rows_of_cache
 from emkd.vlm.identity import check_shared_tokenizer, tokenizer_json
 from emkd.vlm.loading import VisionLanguageModel, load, resolve
 from emkd.vlm.pooling import pooled
@@ -43,26 +43,6 @@ DEFAULTS: dict[str, Any] = {
 }
 
 
-@dataclass(frozen=True, kw_only=True)
-class TrainSettings:
-    """The arguments of `emkd train-student`; `recipe` has the command line's flags in it already.
-
-    cache: may be left out where all three distillation weights are off (α = 1, β = γ = 0)
-    """
-
-    student: str
-    data: str
-    output: Path
-    recipe: Recipe
-    cache: str | None = None
-    image_root: Path | None = None
-    eval_data: str | None = None
-    revision: str | None = None
-    trust_remote_code: bool = False
-    partial: bool = False
-    resume: bool = False
-
-
 def train_student(settings: TrainSettings) -> dict[str, float]:
     """Trains and saves a student to `settings.output`; returns the metrics of the run.
 
@@ -70,17 +50,19 @@ def train_student(settings: TrainSettings) -> dict[str, float]:
     anything is trained, CacheError where the cache is damaged or not sealed.
     """
     recipe = settings.recipe
-    checkpoint = _check_output(settings)
-    cache = _open_cache(settings)
+    checkpoint = check_output(settings)
+    cache = open_cache(settings)
     dataset = Dataset(settings.data, settings.image_root)
     if cache is not None:
         check_shared_tokenizer(cache.tokenizer_json, tokenizer_json(resolve(settings.student, settings.revision)))
-    rows = list(range(dataset.n_rows)) if cache is None else rows_of_cache(cache, dataset, _log)
-    arguments = training_arguments(settings.output, recipe)
+    rows = list(range(dataset.n_rows)) if cache is None else rows_of_cache(cache, dataset, log)
+    arguments = training_arguments(settings.output, recipe, settings.eval_data is not None)
     set_seed(arguments.seed)
     student = _load_student(settings)
     n_tokens = student.n_tokens if cache is None else min(student.n_tokens, cache.manifest.vocabulary_size)
     train = _samples(dataset, rows, student, cache, recipe, n_tokens)
+    note_differences(cache, student)
+    agree_with_first_run(settings, cache, dataset)
     trainer = DistillationTrainer(
         model=student.model,
         processor=student.processor,
@@ -92,57 +74,29 @@ def train_student(settings: TrainSettings) -> dict[str, float]:
         sampler=ShardSampler(_shard_sizes(cache, len(rows)), recipe.window, arguments.seed),
         eval_dataset=_eval_samples(settings, student),
     )
-    _log(_first_line(settings, student, trainer, len(rows)))
+    log(_first_line(settings, student, trainer, len(rows)))
     metrics: dict[str, float] = trainer.train(resume_from_checkpoint=checkpoint).metrics
+    _save(settings, trainer, student)
     if trainer.eval_dataset is not None:
         metrics |= trainer.evaluate()
-    _save(settings, trainer, student)
     return metrics
 
 
-def training_arguments(output: Path, recipe: Recipe) -> TrainingArguments:
+def training_arguments(output: Path, recipe: Recipe, evaluates: bool = False) -> TrainingArguments:
     """TrainingArguments of a recipe over our defaults. Raises UsageError."""
     given = {**DEFAULTS, **recipe.training}
+    if given.get("eval_strategy", "no") != "no" and not evaluates:
+        raise UsageError("training.eval_strategy needs data to evaluate on: name them with --eval-data")
     try:
-        return TrainingArguments(
+        arguments = TrainingArguments(
             output_dir=str(output), remove_unused_columns=False, average_tokens_across_devices=False, **given
         )
     except (ValueError, TypeError) as error:
         raise UsageError(f"the recipe's training section: {error}") from error
-
-
-def _check_output(settings: TrainSettings) -> str | None:
-    """The checkpoint to go on from, None for a new run. Raises OutputExistsError, InputNotFoundError."""
-    output = settings.output
-    checkpoints = sorted(output.glob("checkpoint-*"), key=lambda p: int(p.name.split("-")[-1]))
-    if settings.resume:
-        if not checkpoints:
-            raise InputNotFoundError(f"--resume: {output} has no checkpoint; start without --resume")
-        return str(checkpoints[-1])
-    if output.is_file() or (output.is_dir() and any(output.iterdir())):
-        raise OutputExistsError(
-            f"--output {output} exists and is not empty; name another folder"
-            + (", or go on from its last checkpoint with --resume" if checkpoints else "")
-        )
-    return None
-
-
-def _open_cache(settings: TrainSettings) -> Cache | None:
-    weights = settings.recipe.losses.weights
-    if settings.cache is None:
-        if weights.needs_cache:
-            raise UsageError(
-                f"--cache is missing: only plain fine-tuning (--alpha 1 --beta 0 --gamma 0) works without one, and the "
-                f"weights are alpha {weights.alpha}, beta {weights.beta}, gamma {weights.gamma}"
-            )
-        return None
-    cache = Cache.open(settings.cache, partial=settings.partial, window=settings.recipe.window)
-    stored = cache.manifest.top_k
-    if settings.recipe.losses.top_k is not None and settings.recipe.losses.top_k > stored:
-        raise UsageError(f"losses.top_k {settings.recipe.losses.top_k}: the cache stores {stored}")
-    if not cache.sealed:
-        _log(f"{settings.cache} is not sealed: training on the {cache.n_samples} samples that are committed")
-    return cache
+    if arguments.n_gpu > 1:  # Trainer would split batches over them by threads, and records cannot be split so
+        log(f"{arguments.n_gpu} GPUs are visible; this version trains on one of them")
+        arguments._n_gpu = 1
+    return arguments
 
 
 def _load_student(settings: TrainSettings) -> VisionLanguageModel:
@@ -184,11 +138,11 @@ def _encoder(student: VisionLanguageModel) -> Encoder:
     return Encoder(student.processor, student.image_token_id, student.max_positions)
 
 
-def _eval_samples(settings: TrainSettings, student: VisionLanguageModel) -> StudentSamples | None:
+def _eval_samples(settings: TrainSettings, student: VisionLanguageModel) -> EvaluationSamples | None:
     if settings.eval_data is None:
         return None
     dataset = Dataset(settings.eval_data, settings.image_root)
-    return StudentSamples(dataset, _encoder(student), range(dataset.n_rows))
+    return EvaluationSamples(dataset, _encoder(student))
 
 
 def _shard_sizes(cache: Cache | None, n_rows: int) -> list[int]:
@@ -216,11 +170,7 @@ def _save(settings: TrainSettings, trainer: DistillationTrainer, student: Vision
         student.processor.save_pretrained(settings.output)
         recipe = yaml.safe_dump(settings.recipe.model_dump(mode="json"), sort_keys=False)
         (settings.output / "recipe.yaml").write_text(recipe)
-        _log(f"saved to {settings.output}")
-
-
-def _log(text: str) -> None:
-    print(text, file=sys.stderr)
+        log(f"saved to {settings.output}")
 
 
 def evaluate_checkpoint(path: str, data: str, image_root: Path | None = None, batch_size: int = 32) -> dict[str, float]:
@@ -230,7 +180,7 @@ def evaluate_checkpoint(path: str, data: str, image_root: Path | None = None, ba
 
     vlm = load(path)
     dataset = Dataset(data, image_root)
-    samples = StudentSamples(dataset, _encoder(vlm), range(dataset.n_rows))
+    samples = EvaluationSamples(dataset, _encoder(vlm))
     loader = torch.utils.data.DataLoader(
         samples, batch_size=batch_size, collate_fn=Collator(vlm.processor.tokenizer.pad_token_id or 0)
     )

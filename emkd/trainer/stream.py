@@ -88,8 +88,6 @@ class TeacherLimits:
 class StudentSamples(TorchDataset[StudentSample]):
     """Map-style dataset of the cache's samples (or of the dataset's rows, where there is no cache).
 
-    Open files stay with the process that opened them: loader workers get paths and open their own.
-
     rows:    dataset row of each sample number
     window:  decoded shards that are kept, the sampler's window
     """
@@ -114,7 +112,9 @@ class StudentSamples(TorchDataset[StudentSample]):
             sample = self.dataset.sample(row)
             encoded = self.encoder(sample)
         except SampleError as error:
-            raise DataMismatchError(f"row {row} of {self.dataset.data} cannot be trained on: {error}") from error
+            raise DataMismatchError(
+                f"row {row} of {self.dataset.data} cannot be trained on: {error}. Mend or remove the row"
+            ) from error
         if self.cache is None or self.limits is None:
             return StudentSample(encoded=encoded, teacher=None)
         info = self.cache.sample_info(number)
@@ -129,7 +129,8 @@ class StudentSamples(TorchDataset[StudentSample]):
 
 
 def check_same_text(encoded: Encoded, record: Record, row: int) -> None:
-    """Raises TokenizerMismatchError unless student and teacher saw the same text tokens around the images."""
+    """Raises TokenizerMismatchError unless student and teacher saw the same text tokens around the images, with the
+    same ones as answers."""
     ours, theirs = encoded.text_ids, torch.from_numpy(record.text_ids).long()
     if not torch.equal(ours, theirs):
         length = min(len(ours), len(theirs))
@@ -140,6 +141,12 @@ def check_same_text(encoded: Encoded, record: Record, row: int) -> None:
             f"at text token {place} (student {_at(ours, place)}, teacher {_at(theirs, place)}). Both need the same "
             "tokenizer and chat template"
         )
+    if encoded.answer_positions.tolist() != record.answer_positions.tolist():
+        raise TokenizerMismatchError(
+            f"row {row}: {len(encoded.answer_positions)} tokens are answers for the student and "
+            f"{len(record.answer_positions)} were for the teacher, or other ones: their chat templates mark answers "
+            "differently. Give the student the teacher's chat template"
+        )
     if [i.text_position for i in encoded.images] != [i.text_position for i in record.images]:
         raise TokenizerMismatchError(f"row {row}: images stand at other places of the text than for the teacher")
 
@@ -148,15 +155,32 @@ def _at(ids: torch.Tensor, place: int) -> str:
     return f"id {int(ids[place])}" if place < len(ids) else "nothing"
 
 
+class EvaluationSamples(TorchDataset[StudentSample | None]):
+    """Rows to evaluate on, without a cache; None for a row that cannot be used, which the evaluation counts."""
+
+    def __init__(self, dataset: Dataset, encoder: Encoder) -> None:
+        self.dataset, self.encoder = dataset, encoder
+
+    def __len__(self) -> int:
+        return self.dataset.n_rows
+
+    def __getitem__(self, row: int) -> StudentSample | None:
+        try:
+            return StudentSample(encoded=self.encoder(self.dataset.sample(row)), teacher=None)
+        except SampleError:
+            return None
+
+
 class Collator:
-    """Samples of a micro-batch: padded model inputs, and the ragged rest left alone."""
+    """Samples of a micro-batch: padded model inputs, and the ragged rest left alone. None is counted as skipped."""
 
     def __init__(self, pad_token_id: int) -> None:
         self.pad_token_id = pad_token_id
 
-    def __call__(self, samples: Sequence[StudentSample]) -> dict[str, Any]:
-        inputs = collate([sample.encoded for sample in samples], self.pad_token_id)
-        return {"inputs": inputs, "samples": list(samples)}
+    def __call__(self, samples: Sequence[StudentSample | None]) -> dict[str, Any]:
+        usable = [sample for sample in samples if sample is not None]
+        inputs = collate([sample.encoded for sample in usable], self.pad_token_id) if usable else {}
+        return {"inputs": inputs, "samples": usable, "skipped": len(samples) - len(usable)}
 
 
 def rows_of_cache(cache: Cache, dataset: Dataset, log: Any) -> list[int]:

@@ -4,7 +4,8 @@ import torch
 
 
 def affinity(text_hidden: torch.Tensor, vision_hidden: torch.Tensor) -> torch.Tensor:
-    """Cosine similarities [L, N] in float32 of text [L, d] and vision [N, d] hidden states."""
-    text = torch.nn.functional.normalize(text_hidden.float(), dim=-1)
-    vision = torch.nn.functional.normalize(vision_hidden.float(), dim=-1)
-    return text @ vision.T
+    """Cosine similarities [L, N] in float32 of text [L, d] and vision [N, d] hidden states, under autocast too."""
+    with torch.autocast(text_hidden.device.type, enabled=False):
+        text = torch.nn.functional.normalize(text_hidden.float(), dim=-1)
+        vision = torch.nn.functional.normalize(vision_hidden.float(), dim=-1)
+        return text @ vision.T

@@ -62,8 +62,8 @@ def vocabulary_conflicts(teacher: Tokenizer, student: Tokenizer, limit: int = 5)
 def check_shared_tokenizer(teacher_json: bytes, student_json: bytes) -> None:
     """Raises TokenizerMismatchError unless both read text the same way.
 
-    Ids that one side lacks are no conflict. Added tokens may differ beyond the common ids; how text is cut into
-    tokens (normalizer, pre-tokenizer, model) may not.
+    Ids that one side lacks are no conflict. What a shared id means, the normalizer and the pre-tokenizer have to be
+    the same; merges are not compared, since each row's token ids are when it is read.
     """
     conflicts = vocabulary_conflicts(
         Tokenizer.from_buffer(teacher_json),  # type: ignore[arg-type, unused-ignore]

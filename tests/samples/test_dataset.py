@@ -129,3 +129,38 @@ def test_wrong_calls(tmp_path):
     pq.write_table(pa.table({"text": ["x"]}), tmp_path / "other.parquet")
     with pytest.raises(DataFormatError, match="no column 'messages'"):
         Dataset(str(tmp_path / "other.parquet"))
+
+
+ODD_ROWS = [
+    {"messages": "text"},
+    {"messages": {"role": "user"}},
+    {"messages": [None]},
+    {"messages": ["hello"]},
+    {"messages": [{"role": "user", "content": ["hello"]}]},
+    {"messages": [{"role": "user", "content": 5}]},
+    {"messages": [{"role": "user", "content": "\ud800"}]},
+    {"image": "a\0b", "messages": [{"role": "user", "content": "<image>"}]},
+    {"image": {"bytes": "abc"}, "messages": [{"role": "user", "content": "<image>"}]},
+    {"image": 5, "messages": [{"role": "user", "content": "<image>"}]},
+]
+
+
+@pytest.mark.parametrize("number", range(len(ODD_ROWS)))
+def test_malformed_rows_are_refused_as_rows(tmp_path, number):
+    """Whatever is in a row, it costs that row alone."""
+    (tmp_path / "rows.json").write_text(json.dumps([ODD_ROWS[number]]))
+    with pytest.raises(SampleError, match=r"bad-content|bad-role|image-missing"):
+        Dataset(str(tmp_path / "rows.json"), tmp_path).sample(0)
+
+
+def test_what_lies_beside_the_data(tmp_path):
+    tiny.write_data(tmp_path / "rows.parquet")
+    (tmp_path / "dataset_info.json").write_text("{}")
+    assert Dataset(str(tmp_path)).n_rows == 6
+    pq.write_table(
+        pa.table({"image": ["x"], "messages": [[{"role": "user", "content": "x"}]]}), tmp_path / "one.parquet"
+    )
+    with pytest.raises(DataFormatError, match="column 'image'; rename it to 'images'"):
+        Dataset(str(tmp_path / "one.parquet"))
+    (tmp_path / "rows.jsonl").write_text('\n   \n{"messages": []}\n\n')
+    assert Dataset(str(tmp_path / "rows.jsonl"), tmp_path).n_rows == 1

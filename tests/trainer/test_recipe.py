@@ -28,7 +28,8 @@ def test_a_file_and_flags_over_it(tmp_path):
         ({"training": {"auto_find_batch_size": True}}, "must not change its size"),
         ({"losses": {"alpha": 2}}, "losses.alpha: .*less than or equal to 1, got 2"),
         ({"losses": {"tail": "fat"}}, "losses.tail: .*'bucket' or 'uniform', got 'fat'"),
-        ([1], "valid dictionary"),
+        ([1], "the recipe: .*valid dictionary"),
+        ({"training": {"label_smoothing_factor": 0.1}}, "smoothing is none of them"),
     ],
 )
 def test_what_is_wrong_is_named(content, message):
@@ -44,3 +45,12 @@ def test_files(tmp_path):
         load_recipe(tmp_path / "bad.yaml")
     (tmp_path / "empty.yaml").write_text("")
     assert load_recipe(tmp_path / "empty.yaml") == Recipe()
+
+
+def test_numbers_as_people_write_them(tmp_path):
+    """YAML 1.1 reads 2e-5 as a text."""
+    (tmp_path / "r.yaml").write_text("training: {learning_rate: 2e-5, optim: sgd}")
+    assert load_recipe(tmp_path / "r.yaml").training == {"learning_rate": 2e-5, "optim": "sgd"}
+    (tmp_path / "latin.yaml").write_bytes(b"training: {optim: \xe9}")
+    with pytest.raises(UsageError, match="not valid YAML"):
+        load_recipe(tmp_path / "latin.yaml")

@@ -2,20 +2,28 @@
 
 import json
 import shutil
+from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
-from transformers import AutoModelForImageTextToText
+from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from emkd.errors import (
     CacheIncompleteError,
+    DataFormatError,
     DataMismatchError,
     InputNotFoundError,
     OutputExistsError,
     TokenizerMismatchError,
     UsageError,
 )
+from emkd.samples import Dataset
+from emkd.samples.encode import Encoder
+from emkd.storage.cache import Cache
 from emkd.trainer import Recipe, TrainSettings, evaluate_checkpoint, train_student, with_flags
+from emkd.trainer.order import epoch_order
+from emkd.trainer.stream import StudentSamples, check_same_text
 from emkd.vlm.loading import load_model
 from tests import tiny
 
@@ -92,7 +100,12 @@ def test_what_is_saved_loads_and_generates(settings, tmp_path, data_path):
     assert json.loads((tmp_path / "out" / "config.json").read_text())["vision_pool"] == 2
     assert "alpha: 0.5" in (tmp_path / "out" / "recipe.yaml").read_text()
     assert 0 <= evaluate_checkpoint(str(tmp_path / "out"), str(data_path))["accuracy"] <= 1
-    assert model.config.image_token_id == 2
+    student = StudentSamples(
+        Dataset(str(data_path)), Encoder(AutoProcessor.from_pretrained(tmp_path / "out"), 2), range(6)
+    )
+    inputs = student[0].encoded.inputs
+    said = model.generate(**inputs, max_new_tokens=3, min_new_tokens=3, do_sample=False, suppress_tokens=[2])
+    assert said.shape[1] == inputs["input_ids"].shape[1] + 3
 
 
 def test_freezing(settings, student_path, tmp_path):
@@ -215,3 +228,79 @@ def test_accumulation_does_not_change_the_step(settings, tmp_path):
         one, other = (run[name].double() - start.double() for run in found)
         assert float((one - other).norm()) <= 1e-4 * max(float(one.norm()), 1e-3), name
     assert any(not torch.equal(found[0][name], before[name]) for name in before)
+
+
+def test_each_row_is_checked_by_its_key(settings, monkeypatch):
+    """The files look the same, and one row is not: found when it is read, before anything is learnt from it."""
+    plain = Dataset.sample
+    monkeypatch.setattr(
+        Dataset, "sample", lambda self, row: replace(plain(self, row), key="0" * 64) if row == 3 else plain(self, row)
+    )
+    with pytest.raises(
+        DataMismatchError, match=r"row 3 \(id 'one'\) .* is not what the teacher saw: its key is 000000000000"
+    ):
+        train_student(settings(with_flags(BASE, {"training.num_train_epochs": 1, "training.max_steps": -1})))
+
+
+def test_answers_marked_differently_are_refused(settings, student_path, tmp_path):
+    """The same text tokens, but the student's template has no generation prompt: its answers begin earlier."""
+    shutil.copytree(student_path, tmp_path / "student")
+    template = tmp_path / "student" / "chat_template.jinja"
+    content = template.read_text()
+    assert "{{ 'assistant:' if add_generation_prompt else '' }}" in content
+    template.write_text(content.replace("{{ 'assistant:' if add_generation_prompt else '' }}", ""))
+    with pytest.raises(TokenizerMismatchError, match="tokens are answers for the student and"):
+        train_student(settings(student=str(tmp_path / "student")))
+
+
+def test_images_at_other_places_of_the_text_are_refused(cache_path):
+    cache = Cache.open(cache_path)
+    record = cache.record(0)
+    encoded = SimpleNamespace(
+        text_ids=torch.from_numpy(record.text_ids).long(),
+        answer_positions=torch.from_numpy(record.answer_positions),
+        images=[replace(record.images[0], text_position=record.images[0].text_position + 1)],
+    )
+    with pytest.raises(TokenizerMismatchError, match="images stand at other places"):
+        check_same_text(encoded, record, 0)
+
+
+def test_the_order_is_ours(settings, tmp_path):
+    """Shards of four and two rows with a window of one: the first epoch walks a whole shard before the other."""
+    seen = []
+    plain = StudentSamples.__getitem__
+    recipe = with_flags(BASE, {"training.max_steps": 3, "window": 1})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(StudentSamples, "__getitem__", lambda self, number: seen.append(number) or plain(self, number))
+        train_student(settings(recipe))
+    assert seen[:6] == epoch_order([4, 2], 1, 42, 0).tolist()
+
+
+def test_resuming_another_run_is_refused(settings, tmp_path):
+    recipe = with_flags(BASE, {"training.save_strategy": "steps", "training.save_steps": 2})
+    train_student(settings(recipe))
+    for flags in ({"student.vision_pool": 1}, {"losses.alpha": 0.9}, {"training.seed": 7}):
+        with pytest.raises(UsageError, match="--resume: recipe of this call is not what"):
+            train_student(settings(with_flags(recipe, flags), resume=True))
+
+
+def test_bad_rows_to_evaluate_on_are_counted_and_cost_nothing(settings, tmp_path):
+    rows = tiny.rows()
+    rows[1]["images"] = [b"broken", tiny.png(3)]
+    metrics = train_student(settings(eval_data=str(tiny.write_data(tmp_path / "eval.parquet", rows))))
+    assert metrics["eval_skipped_rows"] == 1
+    assert metrics["eval_answer_tokens"] == 24
+    none = tiny.write_data(tmp_path / "none.parquet", rows[1:2])
+    with pytest.raises(DataFormatError, match="nothing to evaluate on: 1 rows"):
+        train_student(settings(eval_data=str(none), output=tmp_path / "other"))
+    assert (tmp_path / "other" / "model.safetensors").is_file(), "the trained student is saved before it is evaluated"
+
+
+def test_another_image_processor_is_said(settings, student_path, tmp_path, capsys):
+    shutil.copytree(student_path, tmp_path / "student")
+    path = tmp_path / "student" / "processor_config.json"
+    content = json.loads(path.read_text())
+    content["image_processor"]["image_mean"] = [0.4, 0.4, 0.4]
+    path.write_text(json.dumps(content))
+    train_student(settings(student=str(tmp_path / "student")))
+    assert "student and teacher prepare images differently (image_mean)" in capsys.readouterr().err

@@ -1,0 +1,84 @@
+"""A conversation as the text that a model reads, and which of its characters are answers.
+
+The chat template decides the text. Where it marks what the assistant says (`{% generation %}`, as LLaVA's do), the
+marks are the answers; where it does not (most templates), an answer is what an assistant turn adds to the prompt
+that asks for it. An end token that follows directly belongs to the answer, white space around it to nobody.
+"""
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from transformers.utils.chat_template_utils import render_jinja_template
+
+from emkd.errors import SampleError
+from emkd.samples.sample import Turn
+
+Span = tuple[int, int]
+
+GENERATION_MARK = re.compile(r"\{%-?\s*generation\s*-?%\}")
+
+
+def render(processor: Any, turns: Sequence[Turn]) -> tuple[str, tuple[Span, ...]]:
+    """(text, characters of each answer: [first, last)). Raises SampleError(template-prefix) where a template
+    without marks writes earlier turns differently once later ones follow."""
+    messages = [turn.as_message() for turn in turns]
+    if GENERATION_MARK.search(processor.chat_template):
+        text, spans = _marked(processor, messages)
+    else:
+        text, spans = _by_prefixes(processor, messages)
+    return text, tuple(_trimmed(text, span) for span in spans)
+
+
+def writes_end_token(processor: Any) -> bool:
+    """Whether answers end in a special token: without one a student does not learn where to stop."""
+    turns = [Turn(role="user", parts=("a",)), Turn(role="assistant", parts=("b",))]
+    text, ((first, last),) = render(processor, turns)
+    return any(text[first:last].endswith(token) for token in processor.tokenizer.all_special_tokens)
+
+
+def _marked(processor: Any, messages: list[dict[str, Any]]) -> tuple[str, list[Span]]:
+    """Neighbouring marks (one for each part of a turn) are one answer."""
+    found: Any = render_jinja_template(
+        [messages],
+        chat_template=processor.chat_template,
+        return_assistant_tokens_mask=True,
+        **processor.tokenizer.special_tokens_map,
+    )
+    (text,), (marks,) = found
+    spans: list[Span] = []
+    for first, last in marks:
+        if spans and spans[-1][1] == first:
+            spans[-1] = (spans[-1][0], last)
+        else:
+            spans.append((first, last))
+    return text, [(first, last + _following_end(processor, text[last:])) for first, last in spans]
+
+
+def _following_end(processor: Any, rest: str) -> int:
+    """Characters of the end token that follows directly, 0 where none does."""
+    tokens = [token for token in processor.tokenizer.all_special_tokens if rest.startswith(token)]
+    return max(map(len, tokens), default=0)
+
+
+def _by_prefixes(processor: Any, messages: list[dict[str, Any]]) -> tuple[str, list[Span]]:
+    def rendered(n: int, ask: bool = False) -> str:
+        return str(processor.apply_chat_template(messages[:n], tokenize=False, add_generation_prompt=ask))
+
+    text = rendered(len(messages))
+    spans = []
+    for number, message in enumerate(messages):
+        if message["role"] != "assistant":
+            continue
+        prompt, upto = rendered(number, ask=True) if number else "", rendered(number + 1)
+        if not (upto.startswith(prompt) and text.startswith(upto)):
+            raise SampleError("template-prefix", f"the template renders turn {number} differently in its context")
+        spans.append((len(prompt), len(upto)))
+    return text, spans
+
+
+def _trimmed(text: str, span: Span) -> Span:
+    """Without white space at either end; that of a template that writes a newline behind its end token included."""
+    first, last = span
+    answer = text[first:last]
+    return last - len(answer.lstrip()), first + len(answer.rstrip())

@@ -1,0 +1,135 @@
+"""Chat templates and tokenizers as real checkpoints have them: marks of what the assistant says, byte-level BPE,
+SentencePiece-like pieces that carry the space before a word, a bos token."""
+
+import pytest
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from transformers import PreTrainedTokenizerFast
+
+from emkd.samples.encode import Encoder
+from emkd.samples.render import writes_end_token
+from emkd.samples.sample import Sample, parse_turns
+from tests import tiny
+
+CORPUS = ["USER: what is in the picture? ASSISTANT: a red cat. yes and no user assistant system big dog"] * 3
+
+# As LLaVA-1.5 writes: roles in capitals, answers marked with the space behind them, no end token.
+LLAVA = (
+    "{% for m in messages %}{{ m['role'].upper() + ': ' }}{% for p in m['content'] %}"
+    "{% if p['type'] == 'image' %}{{ '<image>\n' }}"
+    "{% elif m['role'] == 'assistant' %}{% generation %}{{ p['text'] + ' ' }}{% endgeneration %}"
+    "{% else %}{{ p['text'] + ' ' }}{% endif %}{% endfor %}{% endfor %}"
+    "{{ 'ASSISTANT:' if add_generation_prompt else '' }}"
+)
+# As LLaVA-OneVision writes: a space behind the role that its generation prompt does not have, an end token.
+ONEVISION = (
+    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + ' ' }}{% for p in m['content'] %}"
+    "{% if p['type'] == 'image' %}{{ '<image>' }}"
+    "{% elif m['role'] == 'assistant' %}{% generation %}{{ '\n' + p['text'] }}{% endgeneration %}"
+    "{% else %}{{ '\n' + p['text'] }}{% endif %}{% endfor %}{{ '<|im_end|>' }}{% endfor %}"
+    "{{ '<|im_start|>assistant\n' if add_generation_prompt else '' }}"
+)
+# ChatML as Qwen writes it: no marks, a newline behind the end token.
+CHATML = (
+    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' }}{% for p in m['content'] %}"
+    "{{ '<image>' if p['type'] == 'image' else p['text'] }}{% endfor %}{{ '<|im_end|>\n' }}{% endfor %}"
+    "{{ '<|im_start|>assistant\n' if add_generation_prompt else '' }}"
+)
+
+
+def pieces() -> PreTrainedTokenizerFast:
+    """Like Llama's: "▁" for a space, before the word; a bos token that the tokenizer adds by itself."""
+    backend = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
+    backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    backend.pre_tokenizer = pre_tokenizers.Split("▁", "merged_with_next")
+    bytes_ = [f"<0x{n:02X}>" for n in range(256)]
+    trainer = trainers.BpeTrainer(vocab_size=600, special_tokens=["<unk>", "<s>", "</s>", *bytes_], show_progress=False)
+    backend.train_from_iterator(CORPUS, trainer)
+    backend.pre_tokenizer = None
+    backend.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    backend.add_special_tokens([AddedToken(x, special=True, normalized=False) for x in ("<s>", "</s>", "<image>")])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        bos_token="<s>",
+        eos_token="</s>",
+        unk_token="<unk>",
+        pad_token="<unk>",
+        extra_special_tokens={"image_token": "<image>"},
+    )
+
+
+def byte_level() -> PreTrainedTokenizerFast:
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    backend.train_from_iterator(
+        CORPUS, trainers.BpeTrainer(vocab_size=500, initial_alphabet=alphabet, show_progress=False)
+    )
+    specials = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<image>")
+    backend.add_special_tokens([AddedToken(x, special=True, normalized=False) for x in specials])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+        extra_special_tokens={"image_token": "<image>"},
+    )
+
+
+def processor_of(tokenizer: PreTrainedTokenizerFast, template: str):
+    found = tiny.new_processor()
+    found.tokenizer, found.chat_template = tokenizer, template
+    found.image_token_id = tokenizer.convert_tokens_to_ids("<image>")
+    return found
+
+
+def answers(tokenizer, template, messages, n_images=1) -> tuple[str, list[str]]:
+    """(all text, answer tokens) of a conversation."""
+    processor = processor_of(tokenizer, template)
+    sample = Sample(
+        row=0, id="", key="k", turns=parse_turns(messages), images=tuple(tiny.png(n) for n in range(n_images))
+    )
+    found = Encoder(processor, processor.image_token_id)(sample)
+    assert found.n_vision == 16 * n_images
+    ids = found.text_ids[found.answer_positions]
+    return tokenizer.decode(found.text_ids), tokenizer.convert_ids_to_tokens(ids)
+
+
+TWO = [
+    tiny.turn("user", "<image>\nwhat is in the picture?"),
+    tiny.turn("assistant", "a red cat."),
+    tiny.turn("user", "yes and no?"),
+    tiny.turn("assistant", "big\ndog"),
+]
+
+
+@pytest.mark.parametrize("messages", [TWO, TWO[:2]])
+def test_llava_with_pieces(messages):
+    text, found = answers(pieces(), LLAVA, messages)
+    assert "".join(found) == "▁a▁red▁cat." + ("▁big<0x0A>dog" if messages is TWO else "")
+    assert text.count("<s>") == 1, "the bos token stands once"
+
+
+@pytest.mark.parametrize("template", [ONEVISION, CHATML])
+@pytest.mark.parametrize("messages", [TWO, TWO[:2]])
+def test_end_tokens_belong_to_answers_and_newlines_to_nobody(template, messages):
+    _, found = answers(byte_level(), template, messages)
+    text = "".join(found)
+    assert text.startswith("aĠredĠcat.<|im_end|>")
+    assert text.removeprefix("aĠredĠcat.<|im_end|>") == ("bigĊdog<|im_end|>" if messages is TWO else "")
+
+
+def test_a_template_that_writes_bos_itself_gets_no_second_one():
+    text, _ = answers(pieces(), "{{ bos_token }}" + LLAVA, TWO)
+    assert text.count("<s>") == 1
+
+
+def test_several_images_in_several_turns():
+    messages = [*TWO[:2], tiny.turn("user", "<image> yes?"), tiny.turn("assistant", "no")]
+    _, found = answers(byte_level(), ONEVISION, messages, n_images=2)
+    assert "".join(found) == "aĠredĠcat.<|im_end|>no<|im_end|>"
+
+
+def test_end_tokens_are_looked_for():
+    assert not writes_end_token(processor_of(pieces(), LLAVA))
+    assert writes_end_token(processor_of(byte_level(), ONEVISION))
+    assert writes_end_token(processor_of(byte_level(), CHATML))
