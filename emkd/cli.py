@@ -82,24 +82,24 @@ def train_student(
     ] = None,
     image_root: ImageRoot = None,
     recipe: Annotated[Path | None, typer.Option(help="YAML file; flags given here go over it.")] = None,
-    alpha: Annotated[float | None, typer.Option(help="Weight of Sup; 1 - alpha is RLD's. [default: 0.5]")] = None,
-    beta: Annotated[float | None, typer.Option(help="Weight of VSD. [default: 0.25]")] = None,
-    gamma: Annotated[float | None, typer.Option(help="Weight of VLAD. [default: 25]")] = None,
+    alpha: Annotated[float | None, typer.Option(help="Weight of Sup; 1 - alpha is RLD's. (default 0.5)")] = None,
+    beta: Annotated[float | None, typer.Option(help="Weight of VSD. (default 0.25)")] = None,
+    gamma: Annotated[float | None, typer.Option(help="Weight of VLAD. (default 25)")] = None,
     tail: Annotated[
-        str | None, typer.Option(help="What logits not stored look like: bucket or uniform. [default: uniform]")
+        str | None, typer.Option(help="What logits not stored look like: bucket or uniform. (default uniform)")
     ] = None,
-    matching: Annotated[str | None, typer.Option(help="logits, pooled or random. [default: logits]")] = None,
+    matching: Annotated[str | None, typer.Option(help="logits, pooled or random. (default logits)")] = None,
     top_k: Annotated[int | None, typer.Option(help="Use fewer stored logits than the cache has.")] = None,
     vision_pool: Annotated[int | None, typer.Option(help="R: average R x R vision tokens into one.")] = None,
     freeze: Annotated[
         list[str] | None, typer.Option(help="Parameters whose names begin so do not learn; may be repeated.")
     ] = None,
     eval_data: Annotated[str | None, typer.Option(help="Data to evaluate on, in the same formats.")] = None,
-    epochs: Annotated[float | None, typer.Option(min=0.001, help="Passes over the data. [default: 1]")] = None,
+    epochs: Annotated[float | None, typer.Option(min=0.001, help="Passes over the data. (default 1)")] = None,
     max_steps: Annotated[int | None, typer.Option(min=1, help="Optimizer steps, instead of epochs.")] = None,
-    batch_size: Annotated[int | None, typer.Option(min=1, help="Samples of a micro-batch. [default: 8]")] = None,
-    learning_rate: Annotated[float | None, typer.Option(min=0, help="Peak learning rate. [default: 2e-5]")] = None,
-    seed: Annotated[int | None, typer.Option(min=0, help="Order of samples, dropout. [default: 42]")] = None,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Samples of a micro-batch. (default 8)")] = None,
+    learning_rate: Annotated[float | None, typer.Option(min=0, help="Peak learning rate. (default 2e-5)")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Order of samples, dropout. (default 42)")] = None,
     partial: Annotated[bool, typer.Option("--partial", help="Train on a cache that is not sealed yet.")] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in --output.")] = False,
     revision: Revision = None,
