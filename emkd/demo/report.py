@@ -23,12 +23,13 @@ PAIRED = (("emkd", "sft"), ("emkd", "rld"), ("emkd", "emkd-random"), ("emkd", "e
 REGIME = """\
 The regime: 100 labelled scenes, a quarter of whose answers are wrong, and students that start from the teacher's
 own projector and language model with a quarter of its vision tokens. Labels are few and noisy, so the teacher has
-much to give, nearly all of it through its answers (RLD): over 10 seeds VSD, VLAD and the choice of the matching moved
-accuracy by at most 0.3 points on top of it (benchmarks/results/demo_seeds.json). Where nothing helped: with all labels right, SFT
-alone came within a point of EM-KD; and a student whose projector and language model started from nothing did not
-learn the task by any variant in twice the steps (benchmarks/results/demo_regimes.json). All variants share one recipe,
-the best one for EM-KD on the validation scenes: 97.0% there, and 92.4% for SFT at its own best (benchmarks/results/
-demo_choice.json). The models are so small that the words of vision tokens mean nothing."""
+much to give, nearly all of it through its answers (RLD): over 10 seeds VSD, VLAD and the choice of the matching
+moved accuracy by at most 0.3 points on top of it (benchmarks/results/demo_seeds.json). Where nothing helped: with
+all labels right, SFT alone came within a point of EM-KD; and a student whose projector and language model started
+from nothing did not learn the task by any variant in twice the steps (benchmarks/results/demo_regimes.json). All
+variants share one recipe, the best one for EM-KD on the validation scenes: 97.0% there, and 92.4% for SFT at its
+own best (benchmarks/results/demo_choice.json). The models are so small that the words of vision tokens mean
+nothing."""
 
 
 def table(results: dict[str, Any], out: Path) -> str:
