@@ -85,7 +85,7 @@ class Recipe(_Section):
                 raise ValueError(
                     f"training.{name} is no field of transformers.TrainingArguments{_nearest(name, known)}"
                 )
-        return {name: _number(value) for name, value in given.items()}
+        return {name: _as_meant(name, value) for name, value in given.items()}
 
 
 def load_recipe(path: Path | None) -> Recipe:
@@ -123,8 +123,10 @@ def with_flags(recipe: Recipe, flags: dict[str, Any]) -> Recipe:
     return make_recipe(content, "command line")
 
 
-def _number(value: Any) -> Any:
-    """YAML reads 2e-5 as a text, because it has no point; people mean the number."""
+def _as_meant(name: str, value: Any) -> Any:
+    """YAML reads 2e-5 as a text, because it has no point, and `no` as false; people mean the number and the word."""
+    if name.endswith("_strategy") and value is False:
+        return "no"
     try:
         return float(value) if isinstance(value, str) else value
     except ValueError:

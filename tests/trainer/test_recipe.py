@@ -48,9 +48,10 @@ def test_files(tmp_path):
 
 
 def test_numbers_as_people_write_them(tmp_path):
-    """YAML 1.1 reads 2e-5 as a text."""
-    (tmp_path / "r.yaml").write_text("training: {learning_rate: 2e-5, optim: sgd}")
-    assert load_recipe(tmp_path / "r.yaml").training == {"learning_rate": 2e-5, "optim": "sgd"}
+    """YAML 1.1 reads 2e-5 as a text and no as false."""
+    (tmp_path / "r.yaml").write_text("training: {learning_rate: 2e-5, optim: sgd, save_strategy: no}")
+    expected = {"learning_rate": 2e-5, "optim": "sgd", "save_strategy": "no"}
+    assert load_recipe(tmp_path / "r.yaml").training == expected
     (tmp_path / "latin.yaml").write_bytes(b"training: {optim: \xe9}")
     with pytest.raises(UsageError, match="not valid YAML"):
         load_recipe(tmp_path / "latin.yaml")
