@@ -47,7 +47,7 @@ def table(results: dict[str, Any], out: Path) -> str:
     cache = results["cache"]
     lines.append(
         f"cache: {cache['samples']} samples, {cache['bytes']:,} bytes, {cache['bytes_per_vision_token']:.0f} a vision "
-        "token (tiny samples: most of it is file headers)"
+        "token, indexes included (`emkd inspect` shows the parts)"
     )
     seconds = ", ".join(f"{name} {value:.0f} s" for name, value in results["seconds"].items())
     return "\n".join([*lines, f"time: {seconds}", "", *commands(out)])
