@@ -9,6 +9,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+from jinja2 import TemplateError
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from emkd.errors import SampleError
@@ -20,13 +21,15 @@ GENERATION_MARK = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
 
 def render(processor: Any, turns: Sequence[Turn]) -> tuple[str, tuple[Span, ...]]:
-    """(text, characters of each answer: [first, last)). Raises SampleError(template-prefix) where a template
-    without marks writes earlier turns differently once later ones follow."""
+    """(text, characters of each answer: [first, last)). Raises SampleError: template-error where the template refuses
+    the conversation (roles that do not alternate, say), template-prefix where a template without marks writes earlier
+    turns differently once later ones follow."""
     messages = [turn.as_message() for turn in turns]
-    if GENERATION_MARK.search(processor.chat_template):
-        text, spans = _marked(processor, messages)
-    else:
-        text, spans = _by_prefixes(processor, messages)
+    find = _marked if GENERATION_MARK.search(processor.chat_template) else _by_prefixes
+    try:
+        text, spans = find(processor, messages)
+    except (TemplateError, TypeError) as error:
+        raise SampleError("template-error", f"the chat template does not take this conversation: {error}") from error
     return text, tuple(_trimmed(text, span) for span in spans)
 
 

@@ -5,6 +5,7 @@ import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
+from emkd.errors import SampleError
 from emkd.samples.encode import Encoder
 from emkd.samples.render import writes_end_token
 from emkd.samples.sample import Sample, parse_turns
@@ -133,3 +134,18 @@ def test_end_tokens_are_looked_for():
     assert not writes_end_token(processor_of(pieces(), LLAVA))
     assert writes_end_token(processor_of(byte_level(), ONEVISION))
     assert writes_end_token(processor_of(byte_level(), CHATML))
+
+
+@pytest.mark.parametrize("template", [ONEVISION, CHATML])
+def test_a_template_that_refuses_a_conversation_costs_that_row_alone(template):
+    strict = (
+        "{% if messages[-1]['role'] == messages[-2]['role'] %}{{ raise_exception('roles must alternate') }}{% endif %}"
+    )
+    messages = [*TWO[:2], tiny.turn("assistant", "again")]
+    with pytest.raises(SampleError, match="template-error: .*roles must alternate"):
+        answers(byte_level(), strict + template, messages)
+
+
+def test_a_template_for_texts_alone_is_said():
+    with pytest.raises(SampleError, match="template-error: .*concatenate"):
+        answers(byte_level(), "{% for m in messages %}{{ m['role'] + m['content'] }}{% endfor %}", TWO)
