@@ -4,7 +4,8 @@ index/<n>.parquet has the columns of INDEX_SCHEMA (see `table`), and in its sche
 an envelope (see `digest`) of
 
     {"shard", "attempt", "settings_sha256", "objects": {name in the shard's folder: {n_bytes, sha256}},
-     "rows_sha256": of the canonical JSON of all rows}
+     "rows_sha256": of the canonical JSON of all rows,
+     "halvings": {row: times}, only where batches were halved because they did not fit the memory}
 
 so that the file vouches for its own rows (whatever Parquet makes of a flipped bit), for every object of the
 shard, and for the settings of the cache that it belongs to. It is created only if absent: of two attempts
@@ -14,7 +15,8 @@ exist for readers.
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import pyarrow as pa
 
@@ -39,13 +41,15 @@ _ATTEMPT = re.compile(r"[A-Za-z0-9_.-]+")
 
 @dataclass(frozen=True, kw_only=True)
 class ShardIndex:
-    """The index of one attempt at a shard. `table` has INDEX_SCHEMA; `objects` is by name in the folder."""
+    """The index of one attempt at a shard. `table` has INDEX_SCHEMA; `objects` is by name in the folder;
+    `halvings` says how often the batch of a row was halved, of those that were."""
 
     shard: int
     attempt: str
     settings_sha256: str
     objects: Mapping[str, ObjectDigest]
     table: pa.Table
+    halvings: Mapping[int, int] = field(default_factory=dict)
 
     @property
     def prefix(self) -> str:
@@ -53,13 +57,15 @@ class ShardIndex:
 
     def to_bytes(self) -> bytes:
         """The content of index/<n>.parquet, a pure function of the fields."""
-        body = {
+        body: dict[str, Any] = {
             "shard": self.shard,
             "attempt": self.attempt,
             "settings_sha256": self.settings_sha256,
             "objects": {name: digest.to_json() for name, digest in self.objects.items()},
             "rows_sha256": _rows_sha256(self.table),
         }
+        if self.halvings:
+            body["halvings"] = {str(row): times for row, times in self.halvings.items()}
         return write_parquet(self.table, {_METADATA_KEY: canonical_json(seal_envelope(body))})
 
     @classmethod
@@ -75,6 +81,7 @@ class ShardIndex:
                 settings_sha256=str(body["settings_sha256"]),
                 objects={name: ObjectDigest.from_json(value) for name, value in body["objects"].items()},
                 table=table,
+                halvings={int(row): int(times) for row, times in body.get("halvings", {}).items()},
             )
             intact = _rows_sha256(table) == body["rows_sha256"]
         except (KeyError, TypeError, ValueError, AttributeError, pa.ArrowException) as error:

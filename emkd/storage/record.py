@@ -70,10 +70,15 @@ class RowHint:
 
 @dataclass(frozen=True, kw_only=True)
 class CapturedRow:
-    """One row of a shard's plan after the teacher's pass: a record, or the reason why there is none."""
+    """One row of a shard's plan after the teacher's pass: a record, or the reason why there is none.
+
+    halvings: how often the row's batch was halved because it did not fit the memory. In bfloat16 the numbers
+        depend on the batch, so that a shard with halvings need not be bit-equal to one without.
+    """
 
     hint: RowHint
     key: str  # "" where the row could not even be read
     record: Record | None
     reason: str = ""
     detail: str = ""
+    halvings: int = 0

@@ -63,6 +63,7 @@ def write_shard(
         settings_sha256=manifest.settings_sha256,
         objects={name: ObjectDigest.of(data) for name, data in objects.items()},
         table=_index_table(rows, number),
+        halvings={row.hint.row: row.halvings for row in rows if row.halvings},
     )
 
 

@@ -24,20 +24,21 @@ class Damage:
     what: str
 
 
-def verify(uri: str | Path, progress: Callable[[int], None] | None = None) -> list[Damage]:
+def verify(uri: str | Path, progress: Callable[[int], None] | None = None, *, arrays: bool = True) -> list[Damage]:
     """Everything that is damaged in a cache, sealed or not; an empty list where nothing is.
 
-    `progress` is called with the bytes of each object of a shard once it is checked. InputNotFoundError
-    where there is no cache; CacheVersionError where it is of a newer format. A shard that is not committed
-    yet is no damage; one that is gone from a sealed cache is.
+    `progress` is called with the bytes of each object of a shard once it is checked. Without `arrays` the
+    objects of shards are left out: only what describes them is read. InputNotFoundError where there is no
+    cache; CacheVersionError where it is of a newer format. A shard that is not committed yet is no damage;
+    one that is gone from a sealed cache is.
     """
     files = open_files(uri)
     if not files.exists(MANIFEST_NAME) and not files.exists(SEAL_NAME):
         raise InputNotFoundError(f"no cache at {files.root}: it has no {MANIFEST_NAME}")
-    return list(_damages(files, progress or (lambda n_bytes: None)))
+    return list(_damages(files, progress or (lambda n_bytes: None), arrays))
 
 
-def _damages(files: LocalFiles, progress: Callable[[int], None]) -> Iterator[Damage]:
+def _damages(files: LocalFiles, progress: Callable[[int], None], arrays: bool) -> Iterator[Damage]:
     seal, damages = _seal_damages(files)
     yield from damages
     known = {damage.name for damage in damages}
@@ -49,7 +50,7 @@ def _damages(files: LocalFiles, progress: Callable[[int], None]) -> Iterator[Dam
             yield Damage(name=MANIFEST_NAME, what=str(error))
     for shard in committed_shards(files) if seal is None else range(seal.n_shards):
         if index_name(shard) not in known:
-            yield from _shard_damages(files, shard, manifest, progress)
+            yield from _shard_damages(files, shard, manifest, progress, arrays)
 
 
 def _seal_damages(files: LocalFiles) -> tuple[Seal | None, list[Damage]]:
@@ -66,7 +67,7 @@ def _seal_damages(files: LocalFiles) -> tuple[Seal | None, list[Damage]]:
 
 
 def _shard_damages(
-    files: LocalFiles, shard: int, manifest: Manifest | None, progress: Callable[[int], None]
+    files: LocalFiles, shard: int, manifest: Manifest | None, progress: Callable[[int], None], arrays: bool
 ) -> Iterator[Damage]:
     """Of a shard's index and objects. Without a manifest to trust, the index has only itself to match."""
     try:
@@ -74,7 +75,7 @@ def _shard_damages(
     except (DamagedCacheError, ValueError) as error:  # ValueError: a shard that the plan does not have
         yield Damage(name=index_name(shard), what=str(error))
         return
-    for key, expected in index.objects.items():
+    for key, expected in index.objects.items() if arrays else ():
         name = f"{index.prefix}/{key}"
         what = describe_damage(files.read(name), expected)
         progress(expected.n_bytes)
