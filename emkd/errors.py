@@ -13,7 +13,8 @@
     │   ├── CacheIncompleteError                    the cache is not sealed
     │   ├── CacheVersionError                       written by a newer emkd
     │   ├── SampleNotFoundError (KeyError)          no such sample
-    │   └── DamagedCacheError   (OSError)           a stored object is missing, cut short or changed
+    │   ├── DamagedCacheError   (OSError)           a stored object is missing, cut short or changed
+    │   └── CacheWriteError     (OSError)           a full disk, a place that may not be written
     ├── JobFailedError      (RuntimeError)       the teacher's job could not finish
     └── SampleError         (ValueError)         one row cannot be used; `reason` is a stable short code
 
@@ -83,6 +84,11 @@ class SampleNotFoundError(CacheError, KeyError):
 
 class DamagedCacheError(CacheError, OSError):
     """A stored object is missing, cut short, or not what the seal vouches for."""
+
+
+class CacheWriteError(CacheError, OSError):
+    """The place of a cache cannot be written: the disk is full, it is read-only, permission is denied. What was
+    committed stays; every other shard would fail in the same way."""
 
 
 class JobFailedError(EmkdError, RuntimeError):

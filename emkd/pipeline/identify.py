@@ -10,14 +10,12 @@ from emkd.errors import ModelError
 from emkd.pipeline.settings import JobSettings
 from emkd.samples.dataset import Dataset
 from emkd.storage.manifest import (
-    DatasetFile,
-    DatasetIdentity,
     ImageProcessorIdentity,
     Manifest,
-    ShardPlan,
     TeacherIdentity,
     TokenizerIdentity,
 )
+from emkd.storage.plan import DatasetFile, DatasetIdentity, ShardPlan
 from emkd.vlm.identity import image_processor_settings, licence, sha256_of, tokenizer_json, weights_sha256
 from emkd.vlm.loading import load_processor, resolve
 

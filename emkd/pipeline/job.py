@@ -38,7 +38,7 @@ def cache_teacher(settings: JobSettings, *, clean: bool = False) -> Cache:
     settings = settings.with_absolute_paths()
     manifest, tokenizer = identify(settings, Dataset(settings.data, settings.image_root))
     files = create_cache(settings.cache, manifest, tokenizer)
-    missing = missing_shards(files, manifest.plan)
+    missing = missing_shards(files, manifest)
     if missing:
         log(f"{len(missing)} of {manifest.plan.n_shards} shards to do")
         with session(settings):

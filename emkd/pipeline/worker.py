@@ -18,7 +18,8 @@ from emkd.samples.dataset import Dataset
 from emkd.samples.render import writes_end_token
 from emkd.storage.files import open_files
 from emkd.storage.index import ShardIndex, commit_shard
-from emkd.storage.manifest import Manifest, ShardPlan
+from emkd.storage.manifest import Manifest
+from emkd.storage.plan import ShardPlan
 from emkd.storage.record import CapturedRow
 from emkd.storage.shard import write_shard
 from emkd.vlm.forward import check_head, collate, to_model

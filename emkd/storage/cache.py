@@ -9,6 +9,7 @@ a shard are contiguous. A cache object may be pickled to another process; it hol
 """
 
 from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -19,21 +20,24 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from emkd.errors import (
-    CacheIncompleteError,
-    DamagedCacheError,
-    InputNotFoundError,
-    SampleNotFoundError,
-)
+from emkd.errors import CacheIncompleteError, SampleNotFoundError
 from emkd.storage.create import create_cache
 from emkd.storage.decode import DecodedShard, read_shard
-from emkd.storage.digest import NEXT_STEP
+from emkd.storage.described import read_manifest, table_name
 from emkd.storage.files import LocalFiles, open_files
 from emkd.storage.find import find_sample
 from emkd.storage.index import ShardIndex, committed_shards, index_name
-from emkd.storage.manifest import MANIFEST_NAME, TOKENIZER_NAME, Manifest
+from emkd.storage.manifest import TOKENIZER_NAME, Manifest
 from emkd.storage.record import ImageSpan, Record
-from emkd.storage.seal import TABLE_NAME, Seal, Totals, count_totals, merge_tables, read_committed, read_seal
+from emkd.storage.seal import (
+    Seal,
+    Totals,
+    check_tokenizer,
+    count_totals,
+    merge_tables,
+    read_committed,
+    read_seal,
+)
 from emkd.storage.table import OK, images_from_json, read_parquet
 from emkd.storage.verification import Damage, verify
 
@@ -92,12 +96,13 @@ class Cache:
         """
         files = open_files(uri)
         seal = read_seal(files)
-        manifest_bytes = _read_manifest(files) if seal is None else seal.check(files, MANIFEST_NAME)
-        manifest = Manifest.from_bytes(manifest_bytes, files.where(MANIFEST_NAME))
+        manifest = read_manifest(files, None if seal is None else lambda name: seal.check(files, name))
         if seal is not None:
             seal.check(files, TOKENIZER_NAME)
-            table = read_parquet(files.where(TABLE_NAME), seal.check(files, TABLE_NAME))
-            return cls(files, manifest, seal, table, seal.totals, window)
+            name = table_name(len(manifest.extensions))
+            return cls(
+                files, manifest, seal, read_parquet(files.where(name), seal.check(files, name)), seal.totals, window
+            )
         indexes = _committed_indexes(files, manifest, partial)
         return cls(files, manifest, None, merge_tables(indexes), count_totals(manifest, indexes), window)
 
@@ -114,13 +119,10 @@ class Cache:
 
     @cached_property
     def tokenizer_json(self) -> bytes:
-        """The teacher's tokenizer.json. DamagedCacheError where it is missing, or changed since the seal."""
+        """The teacher's tokenizer.json. DamagedCacheError where it is not the one of the manifest."""
         if self.seal is not None:
             return self.seal.check(self.files, TOKENIZER_NAME)
-        data = self.files.read(TOKENIZER_NAME)
-        if data is None:
-            raise DamagedCacheError(f"{self.files.where(TOKENIZER_NAME)}: missing. {NEXT_STEP}")
-        return data
+        return check_tokenizer(self.files, self.manifest)
 
     @property
     def n_samples(self) -> int:
@@ -134,7 +136,7 @@ class Cache:
 
     @cached_property
     def sample_rows(self) -> NDArray[np.int64]:
-        """The dataset row of each sample, ascending."""
+        """The row of each sample in its dataset; ascending unless the cache was extended."""
         return self.samples["row"].to_numpy()
 
     @cached_property
@@ -164,9 +166,9 @@ class Cache:
             raise SampleNotFoundError(f"{self.files.root}: no shard {shard} among {len(self.shards)} shards")
         return self._samples_by_shard[shard]
 
-    def rows_of_shard(self, shard: int) -> range:
+    def rows_of_shard(self, shard: int) -> Sequence[int]:
         """The dataset rows of a shard, skipped ones included. ValueError for one that the plan lacks."""
-        return self.manifest.plan.rows(shard)
+        return self.manifest.rows(shard)
 
     def find(self, key_or_id: str) -> int:
         """Number of the sample with this key, id, or unique beginning of a key (6 characters or more).
@@ -226,22 +228,12 @@ class Cache:
         return i
 
 
-def _read_manifest(files: LocalFiles) -> bytes:
-    data = files.read(MANIFEST_NAME)
-    if data is None:
-        raise InputNotFoundError(
-            f"no cache at {files.root}: it has no {MANIFEST_NAME}; make one with `emkd cache-teacher`"
-        )
-    return data
-
-
 def _committed_indexes(files: LocalFiles, manifest: Manifest, partial: bool) -> list[ShardIndex]:
     """The indexes of the committed shards; CacheIncompleteError unless `partial`."""
-    n_shards = manifest.plan.n_shards
-    committed = [shard for shard in committed_shards(files) if shard < n_shards]
+    committed = sorted(set(committed_shards(files)) & set(manifest.shards))
     if not partial:
         raise CacheIncompleteError(
-            f"{files.root}: not sealed, {len(committed)} of {n_shards} shards are committed; run the same "
+            f"{files.root}: not sealed, {len(committed)} of {len(manifest.shards)} shards are committed; run the same "
             "cache-teacher command again (it does only what is missing), or use --partial to train on what "
             "is there"
         )

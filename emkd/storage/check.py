@@ -16,7 +16,7 @@ from emkd.storage.record import CapturedRow, Record
 
 def check_rows(rows: Sequence[CapturedRow], number: int, manifest: Manifest) -> None:
     """ValueError unless these are the plan's rows of shard `number` and their records are well formed."""
-    expected = list(manifest.plan.rows(number))
+    expected = list(manifest.rows(number))
     found = [row.hint.row for row in rows]
     if found != expected:
         raise ValueError(

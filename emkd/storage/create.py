@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from emkd.errors import CacheConflictError, OutputExistsError
+from emkd.storage.described import read_manifest
 from emkd.storage.files import LocalFiles, open_files
-from emkd.storage.manifest import MANIFEST_NAME, TOKENIZER_NAME, Manifest, conflicts
+from emkd.storage.manifest import MANIFEST_NAME, ROWS, TOKENIZER_NAME, Manifest, conflicts
 
 
 def create_cache(uri: str | Path, manifest: Manifest, tokenizer_json: bytes) -> LocalFiles:
@@ -22,10 +23,9 @@ def create_cache(uri: str | Path, manifest: Manifest, tokenizer_json: bytes) -> 
     if not files.exists(MANIFEST_NAME):
         _check_empty(files)
     if not files.create(MANIFEST_NAME, manifest.to_bytes()):
-        found = Manifest.from_bytes(files.read(MANIFEST_NAME) or b"", files.where(MANIFEST_NAME))
-        _refuse(files, conflicts(found, manifest))
+        refuse(files, conflicts(read_manifest(files), manifest))
     if not files.create(TOKENIZER_NAME, tokenizer_json) and files.read(TOKENIZER_NAME) != tokenizer_json:
-        _refuse(files, [f"{TOKENIZER_NAME}: the cache has another tokenizer than this run"])
+        refuse(files, [f"{TOKENIZER_NAME}: the cache has another tokenizer than this run"])
     return files
 
 
@@ -37,10 +37,15 @@ def _check_empty(files: LocalFiles) -> None:
         )
 
 
-def _refuse(files: LocalFiles, differences: Sequence[str]) -> None:
+def refuse(files: LocalFiles, differences: Sequence[str]) -> None:
     if differences:
         raise CacheConflictError(
             f"{files.root}: a cache made with other settings is there:\n  "
             + "\n  ".join(differences)
             + "\nUse the settings of the cache, or name another folder"
+            + (". Other rows can be added with --extend" if all(_about_rows(line) for line in differences) else "")
         )
+
+
+def _about_rows(difference: str) -> bool:
+    return difference.startswith(tuple(f"{field}." for field in ROWS))

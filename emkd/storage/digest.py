@@ -14,9 +14,8 @@ from typing import Any
 from emkd.errors import DamagedCacheError
 
 NEXT_STEP = (
-    "Nothing of it was used. `emkd inspect URI --verify` lists everything that is damaged; restore it from a "
-    "copy, or delete seal.json, index.parquet and the index/<n>.parquet of each damaged shard n and run the "
-    "same cache-teacher command again: it makes only those shards anew"
+    "Nothing of it was used. `emkd inspect URI --verify` lists everything that is damaged; restore it from a copy, or "
+    "run the same cache-teacher command again with --repair: it makes only the damaged shards anew"
 )
 
 

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from urllib.parse import unquote, urlsplit
 
-from emkd.errors import UsageError
+from emkd.errors import CacheWriteError, EmkdError, UsageError
 
 _PARTIAL = ".partial"
 _DELETED = ".deleted-"
@@ -40,6 +40,22 @@ def open_files(uri: str | Path) -> "LocalFiles":
     return LocalFiles(Path(unquote(parts.path)))
 
 
+@contextlib.contextmanager
+def writing(files: "LocalFiles", what: str, n_bytes: int) -> Iterator[None]:
+    """Around the writing of `what`, of `n_bytes` together: an OSError becomes a CacheWriteError that says how much
+    is needed and how much is free."""
+    try:
+        yield
+    except OSError as error:
+        if isinstance(error, EmkdError):  # says what it has to say already
+            raise
+        raise CacheWriteError(
+            f"{files.root}: {what} cannot be written ({error.strerror or error}): it needs {n_bytes:,} bytes and "
+            f"{files.free_bytes():,} are free. What was committed stays; make room or mend the permissions, and run "
+            "the same command again"
+        ) from error
+
+
 @dataclass(frozen=True)
 class LocalFiles:
     """Objects under a local folder, which need not exist yet."""
@@ -49,6 +65,11 @@ class LocalFiles:
     def where(self, name: str) -> str:
         """The full name of an object, for messages."""
         return str(self._path(name))
+
+    def free_bytes(self) -> int:
+        """Free space where the cache lies or will lie."""
+        folder = self.root.absolute()
+        return shutil.disk_usage(next(path for path in (folder, *folder.parents) if path.exists())).free
 
     def read(self, name: str) -> bytes | None:
         """A whole object; None where there is none: what its absence means is known by the caller."""
@@ -97,15 +118,16 @@ class LocalFiles:
         """
         path = self._path(name)
         self._make_folder(path.parent)
-        partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}{_PARTIAL}")
+        partial = _partial_of(path)
         try:
-            with partial.open("xb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
+            _write_durably(partial, data)
             os.link(partial, path)
         except FileExistsError:
             return False
+        except FileNotFoundError:
+            if not path.exists():
+                raise
+            return False  # --clean took the partial file: it does so only where the object exists
         except OSError as error:
             if error.errno in (errno.EPERM, errno.ENOTSUP, errno.EMLINK) and partial.exists():
                 raise UsageError(
@@ -119,6 +141,24 @@ class LocalFiles:
         _sync(path.parent)
         return True
 
+    def replace(self, name: str, data: bytes) -> None:
+        """Put an object whole and durably in the place of one that is damaged, in one step."""
+        path = self._path(name)
+        partial = _partial_of(path)
+        try:
+            _write_durably(partial, data)
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
+        _sync(path.parent)
+
+    def delete(self, name: str) -> None:
+        """Delete an object, durably; nothing happens where there is none."""
+        path = self._path(name)
+        with contextlib.suppress(FileNotFoundError):
+            path.unlink()
+            _sync(path.parent)
+
     def sync_tree(self, prefix: str) -> None:
         """Make everything in the folder `prefix` durable: each file, each folder, and its own name."""
         base = self._path(prefix)
@@ -130,6 +170,16 @@ class LocalFiles:
             if parent == self.root.parent or not parent.exists():
                 break
             _sync(parent)
+
+    def delete_partials(self) -> list[str]:
+        """Delete what killed writers left of objects that exist; the names of the partial files."""
+        deleted = []
+        for path in sorted(self.root.rglob(f".*{_PARTIAL}")):
+            target = path.with_name(path.name[1:].rsplit(".", 2)[0])
+            if target.exists():
+                path.unlink(missing_ok=True)
+                deleted.append(path.relative_to(self.root).as_posix())
+        return deleted
 
     def delete_tree(self, prefix: str) -> None:
         """Delete the folder `prefix` and everything in it; nothing happens where there is none.
@@ -158,6 +208,18 @@ class LocalFiles:
         folder.mkdir(parents=True, exist_ok=True)
         for path in missing:
             _sync(path.parent)
+
+
+def _partial_of(path: Path) -> Path:
+    """Where an object is written before it gets its name: never listed as an object."""
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex}{_PARTIAL}")
+
+
+def _write_durably(path: Path, data: bytes) -> None:
+    with path.open("xb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def _walk(base: Path) -> Iterator[tuple[str, list[str], list[str]]]:

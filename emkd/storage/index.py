@@ -29,8 +29,8 @@ from emkd.storage.digest import (
     seal_envelope,
     sha256_hex,
 )
-from emkd.storage.files import LocalFiles
-from emkd.storage.manifest import ShardPlan
+from emkd.storage.files import LocalFiles, writing
+from emkd.storage.manifest import Manifest
 from emkd.storage.table import read_parquet, write_parquet
 
 _METADATA_KEY = b"emkd"
@@ -106,7 +106,8 @@ def commit_shard(files: LocalFiles, index: ShardIndex) -> bool:
     """Make a written shard exist. False where another attempt was first; its folder is then deleted here.
 
     Committing the same attempt twice is True both times. DamagedCacheError where an object of the attempt
-    is not there, or where the index that won cannot be read (nothing is deleted then).
+    is not there, or where the index that won cannot be read (nothing is deleted then); CacheWriteError where the
+    index cannot be written: the shard is not committed then.
     """
     changed = changed_sizes(files, index)
     # In this order: a folder that was deleted because another attempt won has an index by now.
@@ -115,8 +116,10 @@ def commit_shard(files: LocalFiles, index: ShardIndex) -> bool:
             f"{files.where(changed[0])}: gone or of another size since it was written, so shard "
             f"{index.shard} was not committed; run the same command again"
         )
-    if files.create(index_name(index.shard), index.to_bytes()):
-        return True
+    data = index.to_bytes()
+    with writing(files, f"the index of shard {index.shard}", len(data)):
+        if files.create(index_name(index.shard), data):
+            return True
     winner = read_index(files, index.shard)
     if winner.attempt == index.attempt:
         return True
@@ -143,19 +146,25 @@ def read_index(files: LocalFiles, shard: int) -> ShardIndex:
     return index
 
 
+def shard_of(name: str) -> int | None:
+    """The number of the shard whose index has this name; None for another object."""
+    match = _INDEX_NAME.fullmatch(name)
+    return int(match[1]) if match else None
+
+
 def committed_shards(files: LocalFiles) -> list[int]:
     """Numbers of the shards that have an index, ascending. Reads no file."""
-    matches = (_INDEX_NAME.fullmatch(name) for name in files.names("index"))
-    return sorted(int(match[1]) for match in matches if match)
+    return sorted(shard for shard in map(shard_of, files.names("index")) if shard is not None)
 
 
-def missing_shards(files: LocalFiles, plan: ShardPlan) -> list[int]:
-    """Numbers of the plan's shards that are not committed, ascending: what a resumed job has to do."""
-    return sorted(set(range(plan.n_shards)) - set(committed_shards(files)))
+def missing_shards(files: LocalFiles, manifest: Manifest) -> list[int]:
+    """Numbers of the shards of a cache that are not committed, ascending: what a resumed job has to do."""
+    return sorted(set(manifest.shards) - set(committed_shards(files)))
 
 
 def delete_lost_attempts(files: LocalFiles) -> list[str]:
-    """Delete the folders of attempts at shards that another attempt has committed; their names.
+    """Delete the folders of attempts at shards that another attempt has committed, and partial files of objects
+    that exist; their names.
 
     An attempt at a shard that is not committed stays: somebody may be writing it. Safe while others run: an
     attempt that is deleted here could not have won any more.
@@ -174,7 +183,7 @@ def delete_lost_attempts(files: LocalFiles) -> list[str]:
             deleted += [folder for folder in rivals if folder != winner]
     for folder in deleted:
         files.delete_tree(folder)
-    return deleted
+    return deleted + files.delete_partials()
 
 
 def _rows_sha256(table: pa.Table) -> str:

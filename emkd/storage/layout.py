@@ -107,12 +107,12 @@ def array_layouts(manifest: Manifest) -> tuple[ArrayLayout, ...]:
 
 def group_attributes(manifest: Manifest, shard: int) -> dict[str, Any]:
     """What a shard's Zarr group says of itself. The attempt is left out: equal rows make equal objects."""
-    rows = manifest.plan.rows(shard)
+    rows = manifest.rows(shard)
     return {
         "format": "emkd shard",
         "format_version": manifest.format_version,
         "shard": shard,
-        "rows": [rows.start, rows.stop],
+        "rows": [rows[0], rows[-1] + 1],
         "top_k": manifest.top_k,
         "answer_top_k": manifest.answer_top_k,
         "vocabulary_size": manifest.vocabulary_size,

@@ -1,19 +1,19 @@
 """What a cache says of itself: manifest.json, written first and never changed.
 
 Everything here is decided before the teacher's first forward pass, and everything but `created_by` decides
-the numbers in the cache: a second run on the same cache must agree with it (`conflicts`). The plan is a
-pure function: shard n holds the rows [n * rows_per_shard, min((n + 1) * rows_per_shard, n_rows)) of the
-dataset, so that nothing about the division is stored but three numbers.
+the numbers in the cache: a second run on the same cache must agree with it (`conflicts`). In memory a
+manifest also has the extensions of the cache (see `plan`), so that it knows every shard.
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
 from emkd.errors import CacheVersionError, DamagedCacheError
 from emkd.storage.digest import canonical_json, sha256_hex
+from emkd.storage.plan import DatasetIdentity, Extension, Positive, ShardPlan, Stored
 from emkd.storage.precision import AffinityPrecision, LogitsPrecision
 
 FORMAT_VERSION = 1
@@ -21,6 +21,8 @@ MANIFEST_NAME = "manifest.json"
 TOKENIZER_NAME = "tokenizer.json"
 
 _UNCOMPARED = "created_by"
+_RESTORE = "restore the file from a copy, or run the command that began the cache again with --repair"
+ROWS = frozenset({"dataset", "plan"})  # the fields that an extension may have others of
 
 
 def _as_json(value: Any) -> Any:
@@ -29,15 +31,9 @@ def _as_json(value: Any) -> Any:
 
 
 Settings = Annotated[dict[str, Any], BeforeValidator(_as_json)]
-Count = Annotated[int, Field(ge=0)]
-Positive = Annotated[int, Field(ge=1)]
 
 
-class _Stored(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
-
-
-class TeacherIdentity(_Stored):
+class TeacherIdentity(Stored):
     """The model that the numbers come from. `architecture` is its model_type, `dtype` the one it ran in."""
 
     name: str
@@ -49,7 +45,7 @@ class TeacherIdentity(_Stored):
     attn_implementation: str | None = None
 
 
-class ImageProcessorIdentity(_Stored):
+class ImageProcessorIdentity(Stored):
     """What turned pictures into pixels. `sha256` is of its settings."""
 
     class_name: str
@@ -57,7 +53,7 @@ class ImageProcessorIdentity(_Stored):
     settings: Settings
 
 
-class TokenizerIdentity(_Stored):
+class TokenizerIdentity(Stored):
     """n_tokens is V; the LM head may have more rows (padding, cut before anything is stored)."""
 
     sha256: str
@@ -66,46 +62,12 @@ class TokenizerIdentity(_Stored):
     chat_template_sha256: str | None = None
 
 
-class DatasetFile(_Stored):
-    name: str
-    n_rows: Count
-    n_bytes: Count
+class Manifest(Stored):
+    """See the module. `top_k` ids are stored for a vision token, `answer_top_k` for an answer token.
 
-
-class DatasetIdentity(_Stored):
-    fingerprint: str
-    n_rows: Count
-    files: tuple[DatasetFile, ...]
-    image_root: str | None = None
-
-
-class ShardPlan(_Stored):
-    """Which rows make which shard. n_rows is smaller than the dataset's where the run was limited."""
-
-    rows_per_shard: Positive
-    n_rows: Count
-    n_shards: Count
-
-    @classmethod
-    def of(cls, *, n_rows: int, rows_per_shard: int) -> "ShardPlan":
-        return cls(rows_per_shard=rows_per_shard, n_rows=n_rows, n_shards=-(-n_rows // rows_per_shard))
-
-    @model_validator(mode="after")
-    def _check(self) -> "ShardPlan":
-        expected = -(-self.n_rows // self.rows_per_shard)
-        if self.n_shards != expected:
-            raise ValueError(f"n_shards is {self.n_shards}, expected {expected} for {self.n_rows} rows")
-        return self
-
-    def rows(self, shard: int) -> range:
-        """The dataset's rows in a shard. ValueError for a shard that the plan does not have."""
-        if not 0 <= shard < self.n_shards:
-            raise ValueError(f"shard {shard}: the plan has shards 0 to {self.n_shards - 1}")
-        return range(shard * self.rows_per_shard, min((shard + 1) * self.rows_per_shard, self.n_rows))
-
-
-class Manifest(_Stored):
-    """See the module. `top_k` ids are stored for a vision token, `answer_top_k` for an answer token."""
+    `dataset` and `plan` are those that the cache was begun with; `extensions`, in their order, are files of
+    their own. Use `shards`, `rows`, `dataset_of` and so on, which know both.
+    """
 
     format_version: Positive = FORMAT_VERSION
     teacher: TeacherIdentity
@@ -120,6 +82,7 @@ class Manifest(_Stored):
     dataset: DatasetIdentity
     plan: ShardPlan
     created_by: dict[str, str] = Field(default_factory=dict)  # package -> version; not compared
+    extensions: tuple[Extension, ...] = Field(default=(), exclude=True)
 
     @model_validator(mode="after")
     def _check(self) -> "Manifest":
@@ -136,8 +99,47 @@ class Manifest(_Stored):
         return self.tokenizer.n_tokens
 
     @property
+    def shards(self) -> tuple[int, ...]:
+        """Numbers of the shards that make up the cache, ascending."""
+        if not self.extensions:
+            return tuple(range(self.plan.n_shards))
+        newest = self.extensions[-1]
+        kept = [number for first, last in newest.kept for number in range(first, last)]
+        return (*kept, *newest.shards)
+
+    @property
+    def datasets(self) -> tuple[DatasetIdentity, ...]:
+        """The dataset that the cache was begun with, and that of each extension."""
+        return (self.dataset, *(extension.dataset for extension in self.extensions))
+
+    @property
+    def n_rows(self) -> int:
+        """Rows of all shards."""
+        return sum(len(self.rows(shard)) for shard in self.shards)
+
+    def source(self, shard: int) -> int:
+        """Which of `datasets` the rows of a shard are from."""
+        added = [e.number for e in self.extensions if shard in e.shards]
+        return added[0] if added else 0
+
+    def rows(self, shard: int) -> Sequence[int]:
+        """The rows of a shard in its dataset, ascending. ValueError for a shard that no plan has."""
+        source = self.source(shard)
+        return self.extensions[source - 1].rows_of(shard) if source else self.plan.rows(shard)
+
+    def shard_sha256(self, shard: int) -> str:
+        """What the index of a shard names, so that no shard joins a foreign cache."""
+        source = self.source(shard)
+        return self.extensions[source - 1].plan_sha256 if source else self.settings_sha256
+
+    @property
+    def plan_sha256(self) -> str:
+        """Hash of all that decides what is in the cache, extensions included."""
+        return self.extensions[-1].plan_sha256 if self.extensions else self.settings_sha256
+
+    @property
     def settings_sha256(self) -> str:
-        """Hash of all that is compared; each shard's index names it, so no shard joins a foreign cache.
+        """Hash of all of manifest.json that is compared.
 
         What is None is left out, so that a later version may add such a field and still read this cache.
         """
@@ -156,9 +158,7 @@ class Manifest(_Stored):
         try:
             value = json.loads(data)
         except ValueError as error:
-            raise DamagedCacheError(
-                f"{where}: not JSON ({error}); restore the file from a copy of the cache"
-            ) from error
+            raise DamagedCacheError(f"{where}: not JSON ({error}); {_RESTORE}") from error
         version = value.get("format_version") if isinstance(value, dict) else None
         if isinstance(version, int) and version > FORMAT_VERSION:
             raise CacheVersionError(
@@ -166,20 +166,34 @@ class Manifest(_Stored):
                 f"{FORMAT_VERSION}. Install a newer emkd to read this cache"
             )
         try:
+            if isinstance(value, dict) and "extensions" in value:
+                raise DamagedCacheError(f"{where}: extensions are files of their own; {_RESTORE}")
             return cls.model_validate(value)
         except ValidationError as error:
-            raise DamagedCacheError(
-                f"{where}: not the manifest of a cache: {error}; restore the file from a copy of the cache"
-            ) from error
+            raise DamagedCacheError(f"{where}: not the manifest of a cache: {error}; {_RESTORE}") from error
 
 
 def conflicts(cache: Manifest, run: Manifest) -> list[str]:
     """The settings in which a run differs from the cache that it found, one line for each:
-    "teacher.name: cache has 'a', this run 'b'".
+    "teacher.name: cache has 'a', this run 'b'". A run on the data of an extension agrees as well.
     """
     exclude = {_UNCOMPARED}
+    if any(_extended_by(extension, run) for extension in cache.extensions):
+        exclude |= ROWS
     pair = (cache.model_dump(mode="json", exclude=exclude), run.model_dump(mode="json", exclude=exclude))
     return list(_differences("", *pair))
+
+
+def setting_conflicts(cache: Manifest, run: Manifest) -> list[str]:
+    """As `conflicts`, whatever the rows: what a run that extends the cache has to agree in."""
+    exclude = {_UNCOMPARED, *ROWS}
+    pair = (cache.model_dump(mode="json", exclude=exclude), run.model_dump(mode="json", exclude=exclude))
+    return list(_differences("", *pair))
+
+
+def _extended_by(extension: Extension, run: Manifest) -> bool:
+    asked = (run.dataset, run.plan.n_rows, run.plan.rows_per_shard)
+    return asked == (extension.dataset, extension.n_rows, extension.rows_per_shard)
 
 
 class _Absent:

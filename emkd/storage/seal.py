@@ -1,9 +1,10 @@
 """The end of a job: totals, and the hash of everything.
 
-seal.json is an envelope (see `digest`) around SealBody. It vouches for manifest.json, tokenizer.json,
+seal.json is an envelope (see `digest`) around Seal. It vouches for manifest.json, tokenizer.json,
 index.parquet (all rows of all shards in plan order) and every index/<n>.parquet; those vouch for the
 objects of their shards, so that the seal stays small and one small read opens a cache of any size. It is
 created only if absent, and its bytes are a pure function of what is committed: two that seal at once agree.
+A cache with extensions has a seal and a table for each (see `described`), and the newest one counts.
 """
 
 import json
@@ -14,28 +15,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from emkd.errors import CacheConflictError, CacheIncompleteError, DamagedCacheError, InputNotFoundError
-from emkd.storage.digest import (
-    NEXT_STEP,
-    ObjectDigest,
-    checked,
-    open_envelope,
-    seal_envelope,
-)
+from emkd.errors import CacheConflictError, CacheIncompleteError, DamagedCacheError
+from emkd.storage.described import count_extensions, plan_name, read_manifest, seal_name, table_name
+from emkd.storage.digest import NEXT_STEP, ObjectDigest, checked, open_envelope, seal_envelope, sha256_hex
 from emkd.storage.files import LocalFiles
-from emkd.storage.index import (
-    ShardIndex,
-    changed_sizes,
-    index_name,
-    missing_shards,
-    read_index,
-)
+from emkd.storage.index import ShardIndex, changed_sizes, index_name, missing_shards, read_index
 from emkd.storage.layout import array_layouts
 from emkd.storage.manifest import MANIFEST_NAME, TOKENIZER_NAME, Manifest
 from emkd.storage.table import INDEX_SCHEMA, OK, read_parquet, write_parquet
-
-SEAL_NAME = "seal.json"
-TABLE_NAME = "index.parquet"
 
 
 class _Stored(BaseModel):
@@ -86,44 +73,42 @@ def seal(files: LocalFiles) -> Seal:
     found = read_seal(files)
     if found is not None:
         return found
-    manifest_bytes, tokenizer_bytes = files.read(MANIFEST_NAME), files.read(TOKENIZER_NAME)
-    if manifest_bytes is None or tokenizer_bytes is None:
-        raise InputNotFoundError(f"no cache at {files.root}: {MANIFEST_NAME} or {TOKENIZER_NAME} is missing")
-    manifest = Manifest.from_bytes(manifest_bytes, files.where(MANIFEST_NAME))
-    missing = missing_shards(files, manifest.plan)
+    manifest = read_manifest(files)
+    missing = missing_shards(files, manifest)
     if missing:
         raise CacheIncompleteError(
-            f"{files.root}: {len(missing)} of {manifest.plan.n_shards} shards are missing (the first is "
-            f"{missing[0]}); run the same cache-teacher command again: it does only those"
+            f"{files.root}: {len(missing)} of {len(manifest.shards)} shards are missing (the first is {missing[0]}, of "
+            f"{_data_names(manifest, missing[0])}); run the same cache-teacher command again: it does only those"
         )
-    indexes = [read_committed(files, shard, manifest) for shard in range(manifest.plan.n_shards)]
+    indexes = [read_committed(files, shard, manifest) for shard in manifest.shards]
     for index in indexes:
         _check_sizes(files, index)
-    table_bytes = _create_table(files, indexes)
-    objects = {MANIFEST_NAME: manifest_bytes, TOKENIZER_NAME: tokenizer_bytes, TABLE_NAME: table_bytes}
-    objects |= {index_name(index.shard): files.read(index_name(index.shard)) or b"" for index in indexes}
-    body = _summary(manifest, indexes, objects)
+    check_tokenizer(files, manifest)
+    _create_table(files, manifest, indexes)
+    body = _summary(files, manifest, indexes)
     envelope = seal_envelope(body.model_dump(mode="json"))
     text = json.dumps(envelope, indent=2, sort_keys=True, ensure_ascii=False)
-    files.create(SEAL_NAME, text.encode() + b"\n")
-    written = read_seal(files)
-    if written != body:
+    number = len(manifest.extensions)
+    files.create(seal_name(number), text.encode() + b"\n")
+    if read_seal(files, number) != body:
         raise CacheConflictError(
-            f"{files.where(SEAL_NAME)}: another run sealed the cache at the same time with other content; "
+            f"{files.where(seal_name(number))}: another run sealed the cache at the same time with other content; "
             "run `emkd inspect URI --verify`"
         )
     return body
 
 
-def read_seal(files: LocalFiles) -> Seal | None:
-    """The seal of a cache, None where it has none; DamagedCacheError where it does not match its own hash.
+def read_seal(files: LocalFiles, extension: int | None = None) -> Seal | None:
+    """The seal of a cache, or of its state with so many extensions; None where it is not sealed;
+    DamagedCacheError where the seal does not match its own hash.
 
     A seal of a newer format, whose body is another one, is a CacheVersionError if its manifest is intact.
     """
-    data = files.read(SEAL_NAME)
+    name = seal_name(count_extensions(files) if extension is None else extension)
+    data = files.read(name)
     if data is None:
         return None
-    where = files.where(SEAL_NAME)
+    where = files.where(name)
     body = open_envelope(where, data)
     try:
         return Seal.model_validate(body)
@@ -135,14 +120,24 @@ def read_seal(files: LocalFiles) -> Seal | None:
 def read_committed(files: LocalFiles, shard: int, manifest: Manifest) -> ShardIndex:
     """The index of a committed shard, checked to be this cache's own; DamagedCacheError where it is not."""
     index, where = read_index(files, shard), files.where(index_name(shard))
-    if index.settings_sha256 != manifest.settings_sha256:
+    if index.settings_sha256 != manifest.shard_sha256(shard):
         raise DamagedCacheError(
             f"{where}: written under another manifest than {files.where(MANIFEST_NAME)}: one of the two is "
             f"another cache's or was changed. {NEXT_STEP}"
         )
-    if index.table["row"].to_pylist() != list(manifest.plan.rows(shard)):
+    if index.table["row"].to_pylist() != list(manifest.rows(shard)):
         raise DamagedCacheError(f"{where}: its rows are not those of the plan. {NEXT_STEP}")
     return index
+
+
+def check_tokenizer(files: LocalFiles, manifest: Manifest) -> bytes:
+    """The bytes of tokenizer.json, which the manifest vouches for; DamagedCacheError where they are not those."""
+    where, data = files.where(TOKENIZER_NAME), files.read(TOKENIZER_NAME)
+    if data is None:
+        raise DamagedCacheError(f"{where}: missing. {NEXT_STEP}")
+    if sha256_hex(data) != manifest.tokenizer.sha256:
+        raise DamagedCacheError(f"{where}: content changed, it is not the tokenizer of the manifest. {NEXT_STEP}")
+    return data
 
 
 def merge_tables(indexes: list[ShardIndex]) -> pa.Table:
@@ -156,22 +151,21 @@ def _check_sizes(files: LocalFiles, index: ShardIndex) -> None:
         raise DamagedCacheError(f"{files.where(changed[0])}: gone or of another size. {NEXT_STEP}")
 
 
-def _create_table(files: LocalFiles, indexes: list[ShardIndex]) -> bytes:
-    """Write index.parquet, unless one of the same rows is there already; its bytes."""
-    table = merge_tables(indexes)
+def _create_table(files: LocalFiles, manifest: Manifest, indexes: list[ShardIndex]) -> None:
+    """Write the consolidated index, unless one of the same rows is there already."""
+    name, table = table_name(len(manifest.extensions)), merge_tables(indexes)
     data = write_parquet(table)
-    if files.create(TABLE_NAME, data):
-        return data
-    where, existing = files.where(TABLE_NAME), files.read(TABLE_NAME) or b""
+    if files.create(name, data):
+        return
+    where, existing = files.where(name), files.read(name) or b""
     if existing != data and not read_parquet(where, existing).equals(table):
         raise DamagedCacheError(
-            f"{where}: left by an earlier run and not the rows of the committed shards; it is made from "
-            "index/*.parquet, so delete it and run the same command again"
+            f"{where}: left by an earlier run and not the rows of the committed shards. Run the same cache-teacher "
+            "command again with --repair: it is made anew from index/*.parquet"
         )
-    return existing
 
 
-def _summary(manifest: Manifest, indexes: list[ShardIndex], objects: dict[str, bytes]) -> Seal:
+def _summary(files: LocalFiles, manifest: Manifest, indexes: list[ShardIndex]) -> Seal:
     table = merge_tables(indexes)
     n_samples = pc.sum(pc.equal(table["status"], OK)).as_py() or 0
     return Seal(
@@ -179,11 +173,26 @@ def _summary(manifest: Manifest, indexes: list[ShardIndex], objects: dict[str, b
         n_skipped=len(table) - n_samples,
         n_shards=len(indexes),
         totals=count_totals(manifest, indexes),
-        objects={
-            name: SealedObject(n_bytes=len(data), sha256=ObjectDigest.of(data).sha256)
-            for name, data in sorted(objects.items())
-        },
+        objects={name: _sealed(files, name) for name in sorted(_vouched_names(manifest))},
     )
+
+
+def _vouched_names(manifest: Manifest) -> list[str]:
+    """Names of all objects that the seal vouches for."""
+    plans = [plan_name(extension.number) for extension in manifest.extensions]
+    table = table_name(len(manifest.extensions))
+    return [MANIFEST_NAME, TOKENIZER_NAME, *plans, table, *(index_name(shard) for shard in manifest.shards)]
+
+
+def _sealed(files: LocalFiles, name: str) -> SealedObject:
+    data = files.read(name)
+    if data is None:
+        raise DamagedCacheError(f"{files.where(name)}: missing. {NEXT_STEP}")
+    return SealedObject(n_bytes=len(data), sha256=ObjectDigest.of(data).sha256)
+
+
+def _data_names(manifest: Manifest, shard: int) -> str:
+    return ", ".join(file.name for file in manifest.datasets[manifest.source(shard)].files)
 
 
 def count_totals(manifest: Manifest, indexes: list[ShardIndex]) -> Totals:

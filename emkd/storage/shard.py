@@ -5,6 +5,7 @@ was meant, not of what a disk gave back. The folder belongs to this attempt alon
 `index.commit_shard`. The same rows and manifest give the same objects, bit for bit.
 """
 
+import contextlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,7 +20,7 @@ from zarr.storage import MemoryStore
 from emkd.errors import OutputExistsError
 from emkd.storage.check import check_rows
 from emkd.storage.digest import ObjectDigest
-from emkd.storage.files import LocalFiles
+from emkd.storage.files import LocalFiles, writing
 from emkd.storage.index import ShardIndex, shard_prefix
 from emkd.storage.layout import AXES, ArrayLayout, Axis, array_layouts, group_attributes
 from emkd.storage.manifest import Manifest
@@ -40,7 +41,8 @@ def write_shard(
 
     `rows` are the plan's rows of the shard, all of them and in order, skipped ones included. ValueError where
     they are not, or where a record has other shapes, ids or values than `record` documents (a mistake of the
-    caller); OutputExistsError where the attempt has been written before. Logits whose order ties after
+    caller); OutputExistsError where the attempt has been written before; CacheWriteError where the disk is full or
+    may not be written, with nothing left behind. Logits whose order ties after
     rounding are put in the order that a record promises: equal ones by ascending id.
     """
     prefix = shard_prefix(number, attempt)
@@ -50,17 +52,21 @@ def write_shard(
         )
     check_rows(rows, number, manifest)
     objects = _encode_group(rows, number, manifest)
-    try:
-        for name, data in objects.items():
-            files.write(f"{prefix}/{name}", data)
-        files.sync_tree(prefix)
-    except OSError:
-        files.delete_tree(prefix)  # a full disk: what is of no use must not fill it
-        raise
+    with writing(files, f"shard {number}", sum(map(len, objects.values()))):
+        try:
+            for name, data in objects.items():
+                files.write(f"{prefix}/{name}", data)
+            files.sync_tree(prefix)
+        except OSError:
+            # A full disk: what is of no use must not fill it. Should that fail as well, it is the first error that
+            # says what to do, and nobody reads the folder.
+            with contextlib.suppress(OSError):
+                files.delete_tree(prefix)
+            raise
     return ShardIndex(
         shard=number,
         attempt=attempt,
-        settings_sha256=manifest.settings_sha256,
+        settings_sha256=manifest.shard_sha256(number),
         objects={name: ObjectDigest.of(data) for name, data in objects.items()},
         table=_index_table(rows, number),
         halvings={row.hint.row: row.halvings for row in rows if row.halvings},

@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from emkd.errors import DamagedCacheError, InputNotFoundError
+from emkd.storage.described import extensions_and_missing_plans, plan_name, read_manifest, seal_name
 from emkd.storage.digest import describe_damage
 from emkd.storage.files import LocalFiles, open_files
-from emkd.storage.index import committed_shards, index_name, read_index
+from emkd.storage.index import committed_shards, index_name, read_index, shard_of
 from emkd.storage.manifest import MANIFEST_NAME, TOKENIZER_NAME, Manifest
-from emkd.storage.seal import SEAL_NAME, Seal, read_committed, read_seal
+from emkd.storage.seal import Seal, check_tokenizer, read_committed, read_seal
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,37 +34,64 @@ def verify(uri: str | Path, progress: Callable[[int], None] | None = None, *, ar
     one that is gone from a sealed cache is.
     """
     files = open_files(uri)
-    if not files.exists(MANIFEST_NAME) and not files.exists(SEAL_NAME):
+    if not files.exists(MANIFEST_NAME) and not files.exists(seal_name(0)):
         raise InputNotFoundError(f"no cache at {files.root}: it has no {MANIFEST_NAME}")
     return list(_damages(files, progress or (lambda n_bytes: None), arrays))
 
 
 def _damages(files: LocalFiles, progress: Callable[[int], None], arrays: bool) -> Iterator[Damage]:
-    seal, damages = _seal_damages(files)
-    yield from damages
+    extension, missing = extensions_and_missing_plans(files)
+    seal, damages = _seal_damages(files, extension)
+    damages += [Damage(name=name, what="missing") for name in missing]
+    if not damages and seal is None:
+        damages += _unsealed_damages(files)
     known = {damage.name for damage in damages}
-    manifest = None
-    if MANIFEST_NAME not in known:
-        try:
-            manifest = Manifest.from_bytes(files.read(MANIFEST_NAME) or b"", files.where(MANIFEST_NAME))
-        except DamagedCacheError as error:
-            yield Damage(name=MANIFEST_NAME, what=str(error))
-    for shard in committed_shards(files) if seal is None else range(seal.n_shards):
+    manifest = None if known & {MANIFEST_NAME, *map(plan_name, range(1, extension + 1))} else read_manifest(files)
+    yield from damages
+    for shard in _shards(files, seal, manifest):
         if index_name(shard) not in known:
             yield from _shard_damages(files, shard, manifest, progress, arrays)
 
 
-def _seal_damages(files: LocalFiles) -> tuple[Seal | None, list[Damage]]:
+def _seal_damages(files: LocalFiles, extension: int) -> tuple[Seal | None, list[Damage]]:
     """The seal, if it can be trusted, and what is wrong with it and the objects that it vouches for."""
     try:
-        seal = read_seal(files)
+        seal = read_seal(files, extension)
     except DamagedCacheError as error:
-        return None, [Damage(name=SEAL_NAME, what=str(error))]
+        return None, [Damage(name=seal_name(extension), what=str(error)), *_unsealed_damages(files)]
     if seal is None:
-        missing = [] if files.exists(TOKENIZER_NAME) else [Damage(name=TOKENIZER_NAME, what="missing")]
-        return None, missing
+        return None, []
     found = {name: describe_damage(files.read(name), o.digest) for name, o in seal.objects.items()}
     return seal, [Damage(name=name, what=what) for name, what in found.items() if what is not None]
+
+
+def _unsealed_damages(files: LocalFiles) -> list[Damage]:
+    """What is wrong with manifest, plans and tokenizer, as far as they vouch for one another without a seal."""
+    reading = [MANIFEST_NAME]
+
+    def read(name: str) -> bytes:
+        reading.append(name)
+        return files.read(name) or b""
+
+    try:
+        manifest = read_manifest(files, read)
+    except (DamagedCacheError, InputNotFoundError) as error:
+        return [Damage(name=reading[-1], what=str(error))]
+    if not files.exists(TOKENIZER_NAME) and not committed_shards(files):
+        return []  # the job that makes it is at its very beginning
+    try:
+        check_tokenizer(files, manifest)
+    except DamagedCacheError as error:
+        return [Damage(name=TOKENIZER_NAME, what=str(error))]
+    return []
+
+
+def _shards(files: LocalFiles, seal: Seal | None, manifest: Manifest | None) -> list[int]:
+    """The shards that have to be as they were written. What is committed and in no plan is not in the cache."""
+    if seal is not None:
+        return sorted(shard for shard in map(shard_of, seal.objects) if shard is not None)
+    committed = committed_shards(files)
+    return committed if manifest is None else sorted(set(committed) & set(manifest.shards))
 
 
 def _shard_damages(
@@ -72,7 +100,7 @@ def _shard_damages(
     """Of a shard's index and objects. Without a manifest to trust, the index has only itself to match."""
     try:
         index = read_index(files, shard) if manifest is None else read_committed(files, shard, manifest)
-    except (DamagedCacheError, ValueError) as error:  # ValueError: a shard that the plan does not have
+    except DamagedCacheError as error:
         yield Damage(name=index_name(shard), what=str(error))
         return
     for key, expected in index.objects.items() if arrays else ():

@@ -6,17 +6,16 @@ from pathlib import Path
 import numpy as np
 
 from emkd.storage.cache import create_cache
+from emkd.storage.digest import sha256_hex
 from emkd.storage.files import LocalFiles
 from emkd.storage.index import commit_shard
 from emkd.storage.manifest import (
-    DatasetFile,
-    DatasetIdentity,
     ImageProcessorIdentity,
     Manifest,
-    ShardPlan,
     TeacherIdentity,
     TokenizerIdentity,
 )
+from emkd.storage.plan import DatasetFile, DatasetIdentity, ShardPlan
 from emkd.storage.precision import round_logits
 from emkd.storage.record import CapturedRow, ImageSpan, Record, RowHint
 from emkd.storage.seal import seal
@@ -34,7 +33,9 @@ def make_manifest(
         image_processor=ImageProcessorIdentity(
             class_name="TinyProcessor", sha256="cd" * 32, settings={"size": (336, 336), "mean": [0.5, 0.25]}
         ),
-        tokenizer=TokenizerIdentity(sha256="ef" * 32, n_tokens=V, lm_head_rows=V + 24, chat_template_sha256="01" * 32),
+        tokenizer=TokenizerIdentity(
+            sha256=sha256_hex(TOKENIZER_JSON), n_tokens=V, lm_head_rows=V + 24, chat_template_sha256="01" * 32
+        ),
         top_k=top_k,
         answer_top_k=answer_top_k,
         logits_precision=logits,

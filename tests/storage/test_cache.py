@@ -20,7 +20,7 @@ from emkd.errors import (
 )
 from emkd.storage.cache import Cache, create_cache
 from emkd.storage.index import commit_shard
-from emkd.storage.manifest import ShardPlan
+from emkd.storage.plan import ShardPlan
 from emkd.storage.record import CapturedRow, RowHint
 from emkd.storage.seal import seal
 from emkd.storage.shard import write_shard

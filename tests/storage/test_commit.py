@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from emkd.errors import CacheIncompleteError, DamagedCacheError, InputNotFoundError
+from emkd.errors import CacheIncompleteError, CacheWriteError, DamagedCacheError, InputNotFoundError
 from emkd.storage.cache import Cache, create_cache, verify
 from emkd.storage.files import LocalFiles
 from emkd.storage.index import (
@@ -17,6 +17,7 @@ from emkd.storage.index import (
     missing_shards,
     read_index,
 )
+from emkd.storage.repair import withdraw
 from emkd.storage.seal import seal
 from emkd.storage.shard import write_shard
 
@@ -86,7 +87,9 @@ def test_a_full_disk_leaves_no_half_shard(files, manifest):
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (500, hard))
     try:
-        with pytest.raises(OSError, match="File too large"):
+        with pytest.raises(
+            CacheWriteError, match=r"shard 0 cannot be written \(File too large\): it needs [\d,]+ bytes"
+        ):
             write_shard(files, 0, "a", rows, manifest)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
@@ -103,14 +106,14 @@ def test_a_shard_without_an_index_does_not_exist(files, manifest):
 
 
 def test_resume_does_what_is_missing(files, manifest):
-    assert missing_shards(files, manifest.plan) == [0, 1, 2]
+    assert missing_shards(files, manifest) == [0, 1, 2]
     commit_shard(files, write_shard(files, 1, "a", make_rows(manifest, 1), manifest))
     assert committed_shards(files) == [1]
-    assert missing_shards(files, manifest.plan) == [0, 2]
+    assert missing_shards(files, manifest) == [0, 2]
     with pytest.raises(CacheIncompleteError, match=r"2 of 3 shards are missing .* run the same cache-teacher"):
         seal(files)
     make_cache(files.root, manifest, shards=[0, 2])
-    assert missing_shards(files, manifest.plan) == []
+    assert missing_shards(files, manifest) == []
     assert Cache.open(files.root).n_samples == 4
 
 
@@ -174,7 +177,7 @@ def test_seal_after_a_kill_between_table_and_seal(tmp_path, manifest):
     (tmp_path / "seal.json").unlink()
     other = make_cache(tmp_path.parent / "other", manifest, seed=1)
     (tmp_path / "index.parquet").write_bytes(other.read("index.parquet"))
-    with pytest.raises(DamagedCacheError, match=r"index\.parquet: left by an earlier run .* delete it"):
+    with pytest.raises(DamagedCacheError, match=r"index\.parquet: left by an earlier run .* --repair"):
         seal(files)
 
 
@@ -192,14 +195,13 @@ def test_seal_needs_a_cache(tmp_path):
 
 
 def test_a_damaged_shard_is_made_anew(tmp_path, manifest):
-    """The way out that the errors name: delete three files, run again."""
+    """The way out that the errors name: repair withdraws the shard's commit, and the job makes it anew."""
     files = make_cache(tmp_path, manifest)
     (tmp_path / "shards" / "000001-a1" / "vision_ids" / "c" / "0" / "0").unlink()
-    with pytest.raises(DamagedCacheError, match=r"delete seal\.json, index\.parquet and the index"):
+    with pytest.raises(DamagedCacheError, match=r"with --repair: it makes only the damaged shards anew"):
         Cache.open(tmp_path).record(2)
-    for name in ("seal.json", "index.parquet", "index/000001.parquet"):
-        (tmp_path / name).unlink()
-    assert missing_shards(files, manifest.plan) == [1]
+    assert withdraw(files, verify(tmp_path), manifest, TOKENIZER_JSON) == [1]
+    assert missing_shards(files, manifest) == [1]
     commit_shard(files, write_shard(files, 1, "again", make_rows(manifest, 1), manifest))
     seal(files)
     assert verify(tmp_path) == []

@@ -6,7 +6,8 @@ import pytest
 from pydantic import ValidationError
 
 from emkd.errors import CacheVersionError, DamagedCacheError
-from emkd.storage.manifest import FORMAT_VERSION, Manifest, ShardPlan, conflicts
+from emkd.storage.manifest import FORMAT_VERSION, Manifest, conflicts
+from emkd.storage.plan import ShardPlan
 
 from .builders import make_manifest
 

@@ -1,0 +1,93 @@
+"""More rows for a cache: the plan of an extension, and its beginning on disk.
+
+Every shard that is committed stays. Of the rows asked for, those that the cache has are found by their place
+where they come from the same files, and by their key where they do not; the others make new shards.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+
+from emkd.storage.create import refuse
+from emkd.storage.described import extension_bytes, plan_name, read_manifest
+from emkd.storage.files import LocalFiles
+from emkd.storage.index import ShardIndex, committed_shards
+from emkd.storage.manifest import TOKENIZER_NAME, Manifest, conflicts, setting_conflicts
+from emkd.storage.plan import Extension, FoundRows, as_ranges
+from emkd.storage.seal import read_committed, read_seal
+
+# Row and key of each row of a dataset, None for a row that cannot be read; called only where keys are needed.
+KeyedRows = Callable[[], Iterable[tuple[int, str | None]]]
+Place = tuple[int, int]  # number of the dataset, row in it
+
+
+def extend_cache(files: LocalFiles, run: Manifest, tokenizer_json: bytes, keyed_rows: KeyedRows) -> Manifest:
+    """Plan the rows of `run` that the cache lacks, durably; the manifest as it is then.
+
+    Rows that an earlier plan has are not planned twice, so calling it again changes nothing.
+    InputNotFoundError where there is no cache; CacheConflictError names settings that differ.
+    """
+    cache = read_manifest(files)
+    differing = setting_conflicts(cache, run)
+    if not differing and files.read(TOKENIZER_NAME) not in (tokenizer_json, None):
+        differing = [f"{TOKENIZER_NAME}: the cache has another tokenizer than this run"]
+    refuse(files, differing)
+    if not conflicts(cache, run):
+        return cache
+    committed = set(committed_shards(files))
+    kept = [read_committed(files, shard, cache) for shard in cache.shards if shard in committed]
+    extension = plan_extension(cache, kept, run, keyed_rows)
+    if extension.n_added or read_seal(files) is None:
+        files.create(plan_name(extension.number), extension_bytes(extension))
+        return extend_cache(files, run, tokenizer_json, keyed_rows)  # another run may have been faster
+    return cache
+
+
+def plan_extension(cache: Manifest, kept: Sequence[ShardIndex], run: Manifest, keyed_rows: KeyedRows) -> Extension:
+    """The next extension of `cache`: it keeps the shards of the indexes `kept` and adds the rows of `run` that
+    none of them has. A pure function of its arguments and the rows."""
+    places = _places(cache, kept, run, keyed_rows)
+    newest = cache.extensions[-1].shards.stop if cache.extensions else cache.plan.n_shards
+    return Extension(
+        number=len(cache.extensions) + 1,
+        parent_sha256=cache.plan_sha256,
+        dataset=run.dataset,
+        n_rows=run.plan.n_rows,
+        kept=as_ranges([index.shard for index in kept]),
+        first_shard=newest,
+        rows_per_shard=run.plan.rows_per_shard,
+        rows=as_ranges([row for row in range(run.plan.n_rows) if row not in places]),
+        found=_as_runs(places),
+        created_by=run.created_by,
+    )
+
+
+def _places(cache: Manifest, kept: Sequence[ShardIndex], run: Manifest, keyed_rows: KeyedRows) -> dict[int, Place]:
+    """Row of `run` -> where the cache has it. Rows of other files are known by key, skipped ones included."""
+    places: dict[int, Place] = {}
+    by_key: dict[str, Place] = {}
+    for index in kept:
+        source = cache.source(index.shard)
+        rows, keys = index.table["row"].to_pylist(), index.table["key"].to_pylist()
+        if cache.datasets[source].fingerprint == run.dataset.fingerprint:
+            places.update((row, (source, row)) for row in rows if row < run.plan.n_rows)
+        else:
+            for row, key in zip(rows, keys, strict=True):
+                if key:
+                    by_key.setdefault(key, (source, row))
+    if by_key:
+        for row, key in keyed_rows():
+            if row < run.plan.n_rows and key is not None and key in by_key:
+                places.setdefault(row, by_key[key])
+    return places
+
+
+def _as_runs(places: dict[int, Place]) -> tuple[FoundRows, ...]:
+    """Neighbouring rows that were found at neighbouring places are one entry."""
+    runs: list[FoundRows] = []
+    for row, (source, source_row) in sorted(places.items()):
+        last = runs[-1] if runs else None
+        follows = (last.row + last.count, last.source, last.source_row + last.count) if last else None
+        if last and follows == (row, source, source_row):
+            runs[-1] = last.model_copy(update={"count": last.count + 1})
+        else:
+            runs.append(FoundRows(row=row, source=source, source_row=source_row, count=1))
+    return tuple(runs)

@@ -1,0 +1,71 @@
+"""What is damaged leaves the cache, so that the job makes it anew.
+
+Nothing that is whole is touched, and the order keeps a kill harmless: the seal goes first, so that a cache that
+is being repaired counts as not sealed, and the next run finds again what is damaged.
+"""
+
+import re
+from collections.abc import Sequence
+
+from emkd.errors import CacheConflictError, DamagedCacheError
+from emkd.storage.described import count_extensions, seal_name, table_name
+from emkd.storage.files import LocalFiles
+from emkd.storage.index import committed_shards, index_name, read_index, shard_of
+from emkd.storage.manifest import MANIFEST_NAME, TOKENIZER_NAME, Manifest
+from emkd.storage.verification import Damage
+
+_SHARD_OBJECT = re.compile(r"shards/(\d{6,})-.+")
+
+
+def withdraw(files: LocalFiles, damages: Sequence[Damage], run: Manifest, tokenizer_json: bytes) -> list[int]:
+    """Withdraw the commits of damaged shards and make anew what `run` can: their numbers.
+
+    run, tokenizer_json: what the same command writes; they take the place of a damaged manifest and tokenizer.
+    CacheConflictError where `run` is not the run that made the cache; DamagedCacheError where the plan of an
+    extension is damaged, which only a copy brings back. Nothing is changed in either case.
+    """
+    if not damages:
+        return []
+    names = {damage.name for damage in damages}
+    _check_plans(files, damages)
+    if MANIFEST_NAME in names:
+        _check_same_run(files, run, names)
+    shards = sorted({shard for shard in map(_shard_of_object, names) if shard is not None})
+    extension = count_extensions(files)
+    files.delete(seal_name(extension))
+    files.delete(table_name(extension))
+    if MANIFEST_NAME in names:
+        files.replace(MANIFEST_NAME, run.to_bytes())
+    if TOKENIZER_NAME in names:
+        files.replace(TOKENIZER_NAME, tokenizer_json)
+    for shard in shards:
+        files.delete(index_name(shard))
+    return shards
+
+
+def _shard_of_object(name: str) -> int | None:
+    """The shard that an object belongs to: as its index, or in its folder."""
+    match = _SHARD_OBJECT.fullmatch(name)
+    return int(match[1]) if match else shard_of(name)
+
+
+def _check_plans(files: LocalFiles, damages: Sequence[Damage]) -> None:
+    for damage in damages:
+        if damage.name.endswith("/plan.json"):
+            raise DamagedCacheError(
+                f"{files.where(damage.name)}: {damage.what}. The plan of an extension cannot be made anew from the "
+                "rest: restore it from a copy; or, where it is the newest one, remove its folder and add the same data "
+                "again with --extend, which makes the same plan and computes nothing twice"
+            )
+
+
+def _check_same_run(files: LocalFiles, run: Manifest, damaged: set[str]) -> None:
+    """A manifest is replaced only by one under which the first plan's shards were written."""
+    for shard in committed_shards(files):
+        if index_name(shard) in damaged or shard >= run.plan.n_shards:
+            continue
+        if read_index(files, shard).settings_sha256 != run.settings_sha256:
+            raise CacheConflictError(
+                f"{files.where(MANIFEST_NAME)} is damaged, and {files.where(index_name(shard))} was written with other "
+                "settings or data than those of this run; repeat the very command that began the cache, with --repair"
+            )
