@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 import emkd
-from emkd.errors import EmkdError
+from emkd.errors import EmkdError, UsageError
 
 INTERRUPTED = 130
 
@@ -53,22 +53,34 @@ def cache_teacher(
     revision: Revision = None,
     trust_remote_code: RemoteCode = False,
     limit: Annotated[int | None, typer.Option(help="Only the first rows.")] = None,
+    for_student: Annotated[
+        str | None, typer.Option(help="Find out first whether this student will be able to use the cache.")
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print size and time of the job, and stop.")] = False,
+    extend: Annotated[bool, typer.Option("--extend", help="Add rows of --data that the cache lacks.")] = False,
+    repair: Annotated[bool, typer.Option("--repair", help="Read every byte, make damaged shards anew.")] = False,
     clean: Annotated[bool, typer.Option("--clean", help="Remove what killed runs left behind.")] = False,
     max_skipped: Annotated[float, typer.Option(help="Share of rows that may be skipped.")] = 0.01,
 ) -> None:
     """Run the teacher once over a dataset and store what students need.
 
-    Can be stopped at any time and run again: shards that are committed stay, missing ones are done.
+    Can be stopped at any time and run again: shards that are committed stay, missing ones are done. Ctrl-C once
+    finishes the shards in hand, twice stops at once.
     """
     given = dict(locals())
     from emkd.pipeline import JobSettings, cache_teacher, estimate_job
 
     settings = JobSettings(**{name: given[name] for name in JobSettings.__dataclass_fields__})
+    if dry_run and (repair or clean):
+        raise UsageError(
+            "--dry-run changes nothing and does not go with --repair or --clean; see `emkd inspect --verify`"
+        )
     if dry_run:
-        typer.echo(estimate_job(settings).describe())
+        estimate = estimate_job(settings, extend=extend)
+        typer.echo(estimate.describe())
+        estimate.check_space(cache)
     else:
-        made = cache_teacher(settings, clean=clean)
+        made = cache_teacher(settings, extend=extend, repair=repair, clean=clean)
         typer.echo(f"sealed: {made.n_samples} samples in {cache}; look at them with: emkd inspect {cache}")
 
 

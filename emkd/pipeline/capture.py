@@ -2,17 +2,19 @@
 
     rows --Encoder--> Encoded --batches--> one forward each --top-k in chunks on the device--> Record
 
-A row that cannot be used becomes a CapturedRow with its reason, and costs no other row.
+A row that cannot be used becomes a CapturedRow with its reason, and costs no other row. A batch that does not fit
+the memory is halved until it does; which rows went through that is in their CapturedRow.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 
-from emkd.errors import SampleError
+from emkd.errors import ModelError, SampleError
 from emkd.pipeline.batching import batches
+from emkd.pipeline.memory import free_memory, rows_that_fit, unless_out_of_memory
 from emkd.pipeline.topk import TopK, top_k_in_chunks
 from emkd.samples.dataset import Dataset
 from emkd.samples.encode import Encoded, Encoder
@@ -22,6 +24,10 @@ from emkd.vlm.forward import collate, last_hidden_state, lm_logits, to_model
 from emkd.vlm.loading import VisionLanguageModel
 
 STORED_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+
+NOT_FINITE = "not-finite"
+
+Row = tuple[RowHint, Encoded]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,14 +55,15 @@ class Teacher:
 
     @property
     def pad_token_id(self) -> int:
-        """What fills up a batch; any id does, because attention masks it out."""
+        """What fills up a batch; attention masks it out, so that any id does (see `_alone` for the exception)."""
         return self.vlm.processor.tokenizer.pad_token_id or 0
 
     def first_usable(self, dataset: Dataset, rows: Iterable[int]) -> Encoded | None:
         """The first of the rows that can be encoded, None where none can."""
         for row in rows:
             try:
-                return self.encoder(dataset.sample(row))
+                with rows_that_fit():
+                    return self.encoder(dataset.sample(row))
             except SampleError:
                 continue  # capture() records the reason when its turn comes
         return None
@@ -64,33 +71,60 @@ class Teacher:
     def capture(self, dataset: Dataset, rows: Iterable[int]) -> list[CapturedRow]:
         """One CapturedRow for each row, in the order of the rows."""
         found: dict[int, CapturedRow] = {}
-        usable: list[tuple[RowHint, Encoded]] = []
+        usable: list[Row] = []
         order = list(rows)
         for row in order:
             hint, key = RowHint(row=row, id=""), ""
             try:
                 hint = RowHint(row=row, id=dataset.row_id(row))
-                sample = dataset.sample(row)
-                key = sample.key
-                usable.append((hint, self.encoder(sample)))
+                with rows_that_fit():
+                    sample = dataset.sample(row)
+                    key = sample.key
+                    usable.append((hint, self.encoder(sample)))
             except SampleError as error:
                 found[row] = _skipped(hint, key, error)
-        for hint, result in self._capture_encoded(usable):
-            found[hint.row] = result
+        for result in self._capture_encoded(usable):
+            found[result.hint.row] = result
         return [found[row] for row in order]
 
-    def _capture_encoded(self, usable: Sequence[tuple[RowHint, Encoded]]) -> Iterator[tuple[RowHint, CapturedRow]]:
-        lengths = [encoded.n_tokens for _, encoded in usable]
+    def _capture_encoded(self, usable: Sequence[Row]) -> Iterator[CapturedRow]:
+        lengths = [item.n_tokens for _, item in usable]
         for positions in batches(lengths, self.settings.batch_tokens):
-            hints = [usable[p][0] for p in positions]
-            yield from zip(hints, self._capture_batch(hints, [usable[p][1] for p in positions]), strict=True)
+            batch = [usable[position] for position in positions]
+            longest = max(item.n_tokens for _, item in batch)
+            for row, result in zip(batch, self._capture_batch(batch), strict=True):
+                padded = row[1].n_tokens < longest
+                yield self._alone(row, result) if padded and result.reason == NOT_FINITE else result
+
+    def _alone(self, row: Row, result: CapturedRow) -> CapturedRow:
+        """The row again, without padding: it is skipped only where it is not finite by itself.
+
+        Attention gives padding a weight of zero, and zero times a padding token that is not finite (its embedding,
+        or an overflow in float16) is not zero but NaN.
+        """
+        return replace(self._capture_batch([row])[0], halvings=result.halvings)
+
+    def _capture_batch(self, batch: Sequence[Row], halvings: int = 0) -> list[CapturedRow]:
+        """The batch in as many forward passes as the memory asks for. Other batches stay as they are planned."""
+        results = unless_out_of_memory(lambda: self._forward(batch))
+        if results is None:
+            free_memory(self.vlm.device)
+            if len(batch) > 1:
+                half = len(batch) // 2
+                first = self._capture_batch(batch[:half], halvings + 1)
+                return first + self._capture_batch(batch[half:], halvings + 1)
+            ((hint, item),) = batch
+            results = [_skipped(hint, item.key, _does_not_fit(item))]
+        return [replace(result, halvings=halvings) for result in results]
 
     @torch.inference_mode()
-    def _capture_batch(self, hints: Sequence[RowHint], encoded: Sequence[Encoded]) -> list[CapturedRow]:
-        batch = to_model(collate(encoded, self.pad_token_id), self.vlm.model)
-        hidden = last_hidden_state(self.vlm.model, batch)
+    def _forward(self, batch: Sequence[Row]) -> list[CapturedRow]:
+        """One pass of the teacher. What it takes of the device is free again once it returns or its error is gone."""
+        inputs = to_model(collate([item for _, item in batch], self.pad_token_id), self.vlm.model)
+        hidden = last_hidden_state(self.vlm.model, inputs)
+        _check_shape(inputs["input_ids"], hidden)
         results = []
-        for hint, item, states in zip(hints, encoded, hidden, strict=True):
+        for (hint, item), states in zip(batch, hidden, strict=True):
             try:
                 results.append(CapturedRow(hint=hint, key=item.key, record=self._record(item, states)))
             except SampleError as error:
@@ -134,11 +168,26 @@ class Teacher:
         return logits
 
 
+def _check_shape(ids: torch.Tensor, hidden: torch.Tensor) -> None:
+    """Positions of `Encoded` are those of the ids: a model that inserts tokens of its own would shift them all."""
+    if hidden.shape[:2] != ids.shape:
+        raise ModelError(
+            f"the model answers {tuple(ids.shape)} tokens with {tuple(hidden.shape[:2])} hidden states: it expands "
+            "images by itself, and its processor has to do that; save the checkpoint with a current transformers"
+        )
+
+
+def _does_not_fit(item: Encoded) -> SampleError:
+    return SampleError(
+        "out-of-memory",
+        f"{item.n_tokens} tokens ({item.n_vision} of vision) do not fit the device's memory even alone; take a device "
+        "with more memory, --attn-implementation sdpa where it is eager, or a smaller image",
+    )
+
+
 def _check_finite(what: str, tensor: torch.Tensor) -> None:
     if not bool(tensor.isfinite().all()):
-        raise SampleError(
-            "not-finite", f"{what} are not finite ({int((~tensor.isfinite()).sum())} of {tensor.numel()})"
-        )
+        raise SampleError(NOT_FINITE, f"{what} are not finite ({int((~tensor.isfinite()).sum())} of {tensor.numel()})")
 
 
 def _skipped(hint: RowHint, key: str, error: SampleError) -> CapturedRow:

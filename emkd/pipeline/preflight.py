@@ -1,44 +1,62 @@
 """Before the long run: a few rows through everything, and from them the size and time of the whole."""
 
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from emkd.errors import JobFailedError
 from emkd.pipeline.cluster import result_of
-from emkd.pipeline.progress import log, size_text
+from emkd.pipeline.progress import log, size_text, time_text
 from emkd.pipeline.settings import JobSettings
+from emkd.pipeline.sizes import Sizes
 from emkd.pipeline.worker import Preflight
 from emkd.storage.files import open_files
 from emkd.storage.manifest import Manifest
 
-PREFLIGHT_ROWS = 16
+PREFLIGHT_ROWS = 32
 
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """What the whole job will cost, from the preflight's rows."""
+    """What the job will cost, from the preflight's rows. Sizes are of all files, indexes and seal included."""
 
     n_rows: int
-    n_bytes: int
+    n_shards: int
+    sizes: Sizes
     bytes_per_vision_token: float
     seconds: float
     free_bytes: int
 
+    @property
+    def n_bytes(self) -> int:
+        return self.bytes_of(self.n_shards) + self.sizes.once
+
+    def bytes_of(self, n_shards: int) -> int:
+        """Bytes of some of the shards."""
+        rows = self.n_rows * n_shards / self.n_shards
+        return round(rows * self.sizes.per_row + n_shards * self.sizes.per_shard)
+
+    def check_space(self, cache: str) -> None:
+        """JobFailedError where the disk is too small."""
+        if self.n_bytes > self.free_bytes:
+            raise JobFailedError(
+                f"{cache}: the job needs about {size_text(self.n_bytes)} and {size_text(self.free_bytes)} are free; "
+                "make room, or store less with a smaller --top-k"
+            )
+
     def describe(self) -> str:
         return (
-            f"{self.n_rows} rows: about {size_text(self.n_bytes)} ({self.bytes_per_vision_token:.0f} bytes a vision "
-            f"token, affinity and answers included) and {self.seconds:.0f} s; {size_text(self.free_bytes)} free"
+            f"{self.n_rows:,} rows in {self.n_shards:,} shards: about {size_text(self.n_bytes)} "
+            f"({self.bytes_per_vision_token:.0f} bytes a vision token, all files included) and "
+            f"{time_text(self.seconds)}; {size_text(self.free_bytes)} free"
         )
 
 
 def preflight(worker: Any, settings: JobSettings, manifest: Manifest, shards: Sequence[int]) -> Estimate:
     """A few rows, evenly spread, through everything; fails here rather than hours later."""
-    rows = [row for shard in shards for row in manifest.plan.rows(shard)]
-    step = max(1, len(rows) // PREFLIGHT_ROWS)
-    chosen = rows[::step][:PREFLIGHT_ROWS]
+    rows = [row for shard in shards for row in manifest.rows(shard)]
+    n_chosen = min(PREFLIGHT_ROWS, len(rows))
+    chosen = [rows[len(rows) * i // n_chosen] for i in range(n_chosen)]
     seen: Preflight = result_of(worker.preflight.remote(chosen))
     if len(seen.skipped) == seen.n_rows:
         raise JobFailedError(f"none of {seen.n_rows} rows looked at can be used; {seen.skipped[0]}")
@@ -46,18 +64,13 @@ def preflight(worker: Any, settings: JobSettings, manifest: Manifest, shards: Se
         log("the chat template writes no end token behind answers: students will not learn where to stop")
     for line in seen.skipped:
         log(f"preflight would skip {line}")
-    share = len(rows) / seen.n_rows
+    n_bytes = len(rows) * seen.sizes.per_row + len(shards) * seen.sizes.per_shard
+    vision_tokens = seen.vision_tokens / seen.n_rows * len(rows)
     return Estimate(
         n_rows=len(rows),
-        n_bytes=int(seen.n_bytes * share),
-        bytes_per_vision_token=seen.n_bytes / max(1, seen.vision_tokens),
-        seconds=seen.seconds * share / settings.workers,
-        free_bytes=_free_bytes(open_files(settings.cache).root),
+        n_shards=len(shards),
+        sizes=seen.sizes,
+        bytes_per_vision_token=n_bytes / max(1.0, vision_tokens),
+        seconds=seen.seconds * len(rows) / seen.n_rows / settings.workers,
+        free_bytes=open_files(settings.cache).free_bytes(),
     )
-
-
-def _free_bytes(folder: Path) -> int:
-    folder = folder.resolve()
-    while not folder.exists():
-        folder = folder.parent
-    return shutil.disk_usage(folder).free

@@ -1,34 +1,79 @@
 """What the driver tells while a job runs; all of it goes to stderr."""
 
 import sys
-from collections import Counter
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TextColumn
 
 from emkd.pipeline.worker import ShardReport
 
+LINE_SECONDS = 5.0  # where there is no terminal, a line at most this often
+
+
+@dataclass
+class Totals:
+    """What has been done so far, of `n_shards` shards with `n_rows` rows, in `seconds` seconds."""
+
+    n_shards: int
+    n_rows: int
+    shards: int = 0
+    samples: int = 0
+    skipped: int = 0
+    halved: int = 0
+    n_bytes: int = 0
+    started: float = field(default_factory=time.monotonic)
+
+    def add(self, report: ShardReport) -> None:
+        self.shards += 1
+        self.samples += report.n_samples
+        self.skipped += report.n_skipped
+        self.halved += report.n_halved
+        self.n_bytes += report.n_bytes
+
+    @property
+    def rows(self) -> int:
+        return self.samples + self.skipped
+
+    def describe(self, now: float) -> str:
+        """Rows, rate, time left, bytes, skipped rows."""
+        seconds = max(now - self.started, 1e-9)
+        rate = self.rows / seconds
+        left = (self.n_rows - self.rows) / rate if rate else 0.0
+        parts = [
+            f"{self.rows:,} of {self.n_rows:,} rows",
+            f"{rate:.3g} rows/s",
+            f"{time_text(left)} left",
+            size_text(self.n_bytes),
+            f"{self.skipped:,} skipped",
+        ]
+        if self.halved:
+            parts.append(f"{self.halved:,} in batches halved for lack of memory: try a smaller --batch-tokens")
+        return ", ".join(parts)
+
 
 @contextmanager
-def progress(n_shards: int) -> Iterator[Callable[[ShardReport], None]]:
-    """A bar on a terminal's stderr, a line a shard elsewhere."""
+def progress(n_shards: int, n_rows: int) -> Iterator[Callable[[ShardReport], None]]:
+    """A bar on a terminal's stderr, lines elsewhere."""
     console = Console(stderr=True)
-    columns = (
-        TextColumn("shards"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn(),
-        TextColumn("{task.fields[text]}"),
-    )  # fmt: skip
-    totals: Counter[str] = Counter()
+    totals, last_line = Totals(n_shards, n_rows), -LINE_SECONDS
+    columns = (TextColumn("{task.completed}/{task.total} shards"), BarColumn(), TextColumn("{task.fields[text]}"))
     with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
-        task = bar.add_task("shards", total=n_shards, text="")
+        task = bar.add_task("shards", total=n_shards, text=f"{n_rows:,} rows")
 
         def show(report: ShardReport) -> None:
-            totals.update(samples=report.n_samples, skipped=report.n_skipped, bytes=report.n_bytes)
-            text = f"{totals['samples']} samples, {totals['skipped']} skipped, {size_text(totals['bytes'])}"
-            bar.update(task, advance=1, text=text)
-            if not console.is_terminal:
-                log(f"shard {report.number} done in {report.seconds:.1f} s; {text}")
+            nonlocal last_line
+            totals.add(report)
+            now = time.monotonic()
+            text = totals.describe(now)
+            bar.update(task, completed=totals.shards, text=text)
+            due = now - last_line >= LINE_SECONDS or totals.shards == n_shards
+            if not console.is_terminal and due:
+                last_line = now
+                log(f"{totals.shards} of {n_shards} shards: {text}")
 
         yield show
 
@@ -42,6 +87,15 @@ def size_text(n_bytes: float) -> str:
     return f"{n_bytes:.3g} TB"
 
 
+def time_text(seconds: float) -> str:
+    """A duration as people read it: 12 s, 3 min 5 s, 5 h 12 min, 3 d 4 h."""
+    whole = round(seconds)
+    for unit, size, smaller, smaller_size in (("d", 86400, "h", 3600), ("h", 3600, "min", 60), ("min", 60, "s", 1)):
+        if whole >= size:
+            return f"{whole // size} {unit} {whole % size // smaller_size} {smaller}"
+    return f"{whole} s"
+
+
 def log(text: str) -> None:
     """A line on stderr."""
-    print(text, file=sys.stderr)
+    print(text, file=sys.stderr, flush=True)

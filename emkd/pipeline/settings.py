@@ -19,6 +19,7 @@ class JobSettings:
     max_length:           longest sample in tokens; None is what the model was made for
     max_skipped:          share of rows that may be skipped before the job fails
     limit:                only the first rows; None is all
+    for_student:          a student that has to be able to use the cache; not part of it
     """
 
     teacher: str
@@ -41,6 +42,7 @@ class JobSettings:
     trust_remote_code: bool = False
     limit: int | None = None
     max_skipped: float = 0.01
+    for_student: str | None = None
 
     def __post_init__(self) -> None:
         _one_of("--precision", self.precision, get_args(LogitsPrecision))
@@ -65,7 +67,8 @@ class JobSettings:
         """The same with local paths made absolute: Ray's workers have a working folder of their own."""
         return replace(
             self,
-            teacher=_absolute(self.teacher) if Path(self.teacher).expanduser().is_dir() else self.teacher,
+            teacher=_model(self.teacher) or self.teacher,
+            for_student=_model(self.for_student),
             data=_absolute(self.data),
             cache=self.cache if "://" in self.cache else _absolute(self.cache),
             image_root=None if self.image_root is None else Path(_absolute(str(self.image_root))),
@@ -74,6 +77,11 @@ class JobSettings:
 
 def _absolute(path: str) -> str:
     return str(Path(path).expanduser().absolute())
+
+
+def _model(name: str | None) -> str | None:
+    """A folder as an absolute path; a name on the hub as it is."""
+    return _absolute(name) if name is not None and Path(name).expanduser().is_dir() else name
 
 
 def _one_of(flag: str, value: str, known: tuple[str, ...]) -> None:

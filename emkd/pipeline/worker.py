@@ -5,47 +5,47 @@ The teacher is loaded when first needed, not when the worker is made, so that a 
 and an error while loading reaches the user as it is.
 """
 
-import tempfile
 import time
 import uuid
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-from emkd.errors import ModelError
+from emkd.errors import DataMismatchError, ModelError
 from emkd.pipeline.capture import CaptureSettings, Teacher
 from emkd.pipeline.settings import JobSettings
+from emkd.pipeline.sizes import Sizes, measure
 from emkd.samples.dataset import Dataset
 from emkd.samples.render import writes_end_token
 from emkd.storage.files import open_files
 from emkd.storage.index import ShardIndex, commit_shard
 from emkd.storage.manifest import Manifest
-from emkd.storage.plan import ShardPlan
-from emkd.storage.record import CapturedRow
 from emkd.storage.shard import write_shard
 from emkd.vlm.forward import check_head, collate, to_model
-from emkd.vlm.identity import weights_sha256
+from emkd.vlm.identity import tokenizer_json, weights_sha256
 from emkd.vlm.loading import VisionLanguageModel, load
 
 
 @dataclass(frozen=True, kw_only=True)
 class ShardReport:
-    """What came of one shard. `committed` is False where another run was faster."""
+    """What came of one shard. `committed` is False where another run was faster; `n_halved` rows were in batches
+    that had to be halved because they did not fit the memory."""
 
     number: int
     committed: bool
     n_samples: int
     n_skipped: int
+    n_halved: int
     n_bytes: int
     seconds: float
 
 
 @dataclass(frozen=True, kw_only=True)
 class Preflight:
-    """What a few rows cost: bytes on disk and seconds; reasons of those that were skipped; whether answers
-    end in a special token."""
+    """What a few rows cost on disk and in time; reasons of those that were skipped; whether answers end in a
+    special token."""
 
     n_rows: int
-    n_bytes: int
+    sizes: Sizes
     seconds: float
     vision_tokens: int
     skipped: tuple[str, ...]
@@ -65,10 +65,10 @@ class CaptureWorker:
         teacher, dataset = self._loaded()
         started = time.perf_counter()
         captured = teacher.capture(dataset, rows)
-        n_bytes = self._size_as_shard(captured)
+        sizes = measure(captured, self.manifest, len(tokenizer_json(teacher.vlm.path)))
         return Preflight(
             n_rows=len(captured),
-            n_bytes=n_bytes,
+            sizes=sizes,
             seconds=time.perf_counter() - started,
             vision_tokens=sum(len(row.record.vision_ids) for row in captured if row.record is not None),
             skipped=tuple(f"row {r.hint.row}: {r.reason}: {r.detail}" for r in captured if r.record is None),
@@ -79,7 +79,7 @@ class CaptureWorker:
         """Captures, writes and commits one shard of the plan."""
         teacher, dataset = self._loaded()
         started = time.perf_counter()
-        captured = teacher.capture(dataset, self.manifest.plan.rows(number))
+        captured = teacher.capture(dataset, self.manifest.rows(number))
         files = open_files(self.settings.cache)
         index = write_shard(files, number, uuid.uuid4().hex[:12], captured, self.manifest)
         return ShardReport(
@@ -87,21 +87,14 @@ class CaptureWorker:
             committed=commit_shard(files, index),
             n_samples=sum(row.record is not None for row in captured),
             n_skipped=sum(row.record is None for row in captured),
+            n_halved=sum(row.halvings > 0 for row in captured),
             n_bytes=stored_bytes(index),
             seconds=time.perf_counter() - started,
         )
 
-    def _size_as_shard(self, captured: Sequence[CapturedRow]) -> int:
-        """Bytes of a shard with just these rows, from a shard that is really written."""
-        rows = [replace(row, hint=replace(row.hint, row=place)) for place, row in enumerate(captured)]
-        plan = ShardPlan.of(n_rows=len(rows), rows_per_shard=len(rows))
-        manifest = self.manifest.model_copy(update={"plan": plan})
-        with tempfile.TemporaryDirectory(prefix="emkd-preflight-") as folder:
-            return stored_bytes(write_shard(open_files(folder), 0, "preflight", rows, manifest))
-
     def _loaded(self) -> tuple[Teacher, Dataset]:
         if self._teacher is None or self._dataset is None:
-            self._dataset = Dataset(self.settings.data, self.settings.image_root)
+            self._dataset = self._same_dataset()
             vlm = load(
                 self.settings.teacher,
                 revision=self.settings.revision,
@@ -114,6 +107,16 @@ class CaptureWorker:
             self._teacher = Teacher(vlm, capture_settings(self.manifest))
             self._check_head(self._teacher, self._dataset)
         return self._teacher, self._dataset
+
+    def _same_dataset(self) -> Dataset:
+        """The dataset, which has to be the same on this machine as it was for the driver."""
+        dataset = Dataset(self.settings.data, self.settings.image_root)
+        if dataset.fingerprint not in [known.fingerprint for known in self.manifest.datasets]:
+            raise DataMismatchError(
+                f"{self.settings.data}: this worker found other files by that name than the driver; put the same data "
+                "on every machine"
+            )
+        return dataset
 
     def _check(self, vlm: VisionLanguageModel) -> None:
         rows = vlm.model.get_output_embeddings().weight.shape[0]
@@ -128,7 +131,7 @@ class CaptureWorker:
 
     def _check_head(self, teacher: Teacher, dataset: Dataset) -> None:
         """On the first usable row: the LM head has to be all that stands behind the last hidden state."""
-        encoded = teacher.first_usable(dataset, range(self.manifest.plan.n_rows))
+        encoded = teacher.first_usable(dataset, range(dataset.n_rows))
         if encoded is not None:
             batch = to_model(collate([encoded], teacher.pad_token_id), teacher.vlm.model)
             check_head(teacher.vlm.model, batch, teacher.vlm.n_tokens)

@@ -20,8 +20,7 @@ def create_cache(uri: str | Path, manifest: Manifest, tokenizer_json: bytes) -> 
     in it; DamagedCacheError and CacheVersionError for a manifest that cannot be read.
     """
     files = open_files(uri)
-    if not files.exists(MANIFEST_NAME):
-        _check_empty(files)
+    check_place(files)
     if not files.create(MANIFEST_NAME, manifest.to_bytes()):
         refuse(files, conflicts(read_manifest(files), manifest))
     if not files.create(TOKENIZER_NAME, tokenizer_json) and files.read(TOKENIZER_NAME) != tokenizer_json:
@@ -29,12 +28,17 @@ def create_cache(uri: str | Path, manifest: Manifest, tokenizer_json: bytes) -> 
     return files
 
 
-def _check_empty(files: LocalFiles) -> None:
+def check_place(files: LocalFiles) -> None:
+    """OutputExistsError where other things than a cache are in the folder; CacheWriteError where it may not be
+    written. Cheap: a job looks before it loads a model."""
+    if files.exists(MANIFEST_NAME):
+        return
     found = files.names()
     if found:
         raise OutputExistsError(
             f"{files.root}: {len(found)} files that are not a cache ({found[0]}, ...); name an empty or a new folder"
         )
+    files.check_writable()
 
 
 def refuse(files: LocalFiles, differences: Sequence[str]) -> None:

@@ -22,7 +22,20 @@ Place = tuple[int, int]  # number of the dataset, row in it
 def extend_cache(files: LocalFiles, run: Manifest, tokenizer_json: bytes, keyed_rows: KeyedRows) -> Manifest:
     """Plan the rows of `run` that the cache lacks, durably; the manifest as it is then.
 
-    Rows that an earlier plan has are not planned twice, so calling it again changes nothing.
+    Rows that an earlier plan has are not planned twice, so calling it again changes nothing. Errors as
+    planned_extension.
+    """
+    extension = planned_extension(files, run, tokenizer_json, keyed_rows)
+    if extension is not None and not files.create(plan_name(extension.number), extension_bytes(extension)):
+        return extend_cache(files, run, tokenizer_json, keyed_rows)  # another run was faster: look again
+    return read_manifest(files)
+
+
+def planned_extension(
+    files: LocalFiles, run: Manifest, tokenizer_json: bytes, keyed_rows: KeyedRows
+) -> Extension | None:
+    """The extension that `run` makes of a cache, None where the cache has all its rows; nothing is written.
+
     InputNotFoundError where there is no cache; CacheConflictError names settings that differ.
     """
     cache = read_manifest(files)
@@ -31,14 +44,11 @@ def extend_cache(files: LocalFiles, run: Manifest, tokenizer_json: bytes, keyed_
         differing = [f"{TOKENIZER_NAME}: the cache has another tokenizer than this run"]
     refuse(files, differing)
     if not conflicts(cache, run):
-        return cache
+        return None
     committed = set(committed_shards(files))
     kept = [read_committed(files, shard, cache) for shard in cache.shards if shard in committed]
     extension = plan_extension(cache, kept, run, keyed_rows)
-    if extension.n_added or read_seal(files) is None:
-        files.create(plan_name(extension.number), extension_bytes(extension))
-        return extend_cache(files, run, tokenizer_json, keyed_rows)  # another run may have been faster
-    return cache
+    return extension if extension.n_added or read_seal(files) is None else None
 
 
 def plan_extension(cache: Manifest, kept: Sequence[ShardIndex], run: Manifest, keyed_rows: KeyedRows) -> Extension:

@@ -68,8 +68,19 @@ class LocalFiles:
 
     def free_bytes(self) -> int:
         """Free space where the cache lies or will lie."""
-        folder = self.root.absolute()
-        return shutil.disk_usage(next(path for path in (folder, *folder.parents) if path.exists())).free
+        return shutil.disk_usage(self._existing()).free
+
+    def check_writable(self) -> None:
+        """CacheWriteError where the root is not, or cannot become, a folder that may be written."""
+        place = self._existing()
+        if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
+            what = "may not be written" if place.is_dir() else "is not a folder"
+            raise CacheWriteError(f"{self.root}: {place} {what}; name another folder or mend its permissions")
+
+    def _existing(self) -> Path:
+        """The root, or the nearest folder above it that exists."""
+        root = self.root.absolute()
+        return next(path for path in (root, *root.parents) if path.exists())
 
     def read(self, name: str) -> bytes | None:
         """A whole object; None where there is none: what its absence means is known by the caller."""
@@ -117,6 +128,8 @@ class LocalFiles:
         Of several callers at once exactly one gets True. UsageError on a file system without hard links.
         """
         path = self._path(name)
+        if path.exists():  # most often; nothing need be written to find out
+            return False
         self._make_folder(path.parent)
         partial = _partial_of(path)
         try:

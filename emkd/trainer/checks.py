@@ -8,7 +8,7 @@ from emkd.samples.dataset import Dataset
 from emkd.samples.render import writes_end_token
 from emkd.storage.cache import Cache
 from emkd.trainer.settings import TrainSettings
-from emkd.vlm.identity import image_processor_settings
+from emkd.vlm.identity import image_differences, image_processor_settings
 from emkd.vlm.loading import VisionLanguageModel
 
 # What a run was begun with, so that a resumed one cannot be another one.
@@ -59,8 +59,7 @@ def note_differences(cache: Cache | None, student: VisionLanguageModel) -> None:
         log("the chat template writes no end token behind answers: the student will not learn where to stop")
     if cache is None:
         return
-    seen, own = cache.manifest.image_processor.settings, image_processor_settings(student.processor)
-    differing = sorted(name for name in seen.keys() | own.keys() if seen.get(name) != own.get(name))
+    differing = image_differences(cache.manifest.image_processor.settings, image_processor_settings(student.processor))
     if differing:
         log(f"student and teacher prepare images differently ({', '.join(differing)}): they may see other pictures")
 
@@ -69,7 +68,7 @@ def agree_with_first_run(settings: TrainSettings, cache: Cache | None, dataset: 
     """Writes down what decides this run; a resumed one has to say the same. Raises UsageError naming differences."""
     now = {
         "recipe": settings.recipe.model_dump(mode="json"),
-        "cache": None if cache is None else cache.manifest.settings_sha256,
+        "cache": None if cache is None else cache.manifest.plan_sha256,
         "data": dataset.fingerprint,
     }
     path = settings.output / RUN_NAME

@@ -20,8 +20,9 @@ from emkd.trainer.distillation import DistillationTrainer
 from emkd.trainer.objective import Objective
 from emkd.trainer.order import ShardSampler
 from emkd.trainer.recipe import Recipe
+from emkd.trainer.selection import Selection, select
 from emkd.trainer.settings import TrainSettings
-from emkd.trainer.stream import EvaluationSamples, StudentSamples, TeacherLimits, rows_of_cache
+from emkd.trainer.stream import EvaluationSamples, StudentSamples, TeacherLimits
 from emkd.vlm.identity import check_shared_tokenizer, tokenizer_json
 from emkd.vlm.loading import VisionLanguageModel, load, resolve
 from emkd.vlm.pooling import pooled
@@ -55,12 +56,13 @@ def train_student(settings: TrainSettings) -> dict[str, float]:
     dataset = Dataset(settings.data, settings.image_root)
     if cache is not None:
         check_shared_tokenizer(cache.tokenizer_json, tokenizer_json(resolve(settings.student, settings.revision)))
-    rows = list(range(dataset.n_rows)) if cache is None else rows_of_cache(cache, dataset, log)
+    selection = None if cache is None else select(cache, dataset, log)
+    rows = range(dataset.n_rows) if selection is None else selection.rows.tolist()
     arguments = training_arguments(settings.output, recipe, settings.eval_data is not None)
     set_seed(arguments.seed)
     student = _load_student(settings)
     n_tokens = student.n_tokens if cache is None else min(student.n_tokens, cache.manifest.vocabulary_size)
-    train = _samples(dataset, rows, student, cache, recipe, n_tokens)
+    train = _samples(dataset, rows, student, cache, selection, recipe, n_tokens)
     note_differences(cache, student)
     agree_with_first_run(settings, cache, dataset)
     trainer = DistillationTrainer(
@@ -71,7 +73,7 @@ def train_student(settings: TrainSettings) -> dict[str, float]:
             recipe.losses.weights, n_tokens, recipe.losses.tail, recipe.losses.matching, arguments.seed
         ),
         train_dataset=train,
-        sampler=ShardSampler(_shard_sizes(cache, len(rows)), recipe.window, arguments.seed),
+        sampler=ShardSampler(_shard_sizes(cache, selection, len(rows)), recipe.window, arguments.seed),
         eval_dataset=_eval_samples(settings, student),
     )
     log(_first_line(settings, student, trainer, len(rows)))
@@ -123,6 +125,7 @@ def _samples(
     rows: Sequence[int],
     student: VisionLanguageModel,
     cache: Cache | None,
+    selection: Selection | None,
     recipe: Recipe,
     n_tokens: int,
 ) -> StudentSamples:
@@ -131,7 +134,8 @@ def _samples(
         limits = TeacherLimits(
             vocabulary=cache.manifest.vocabulary_size, n_student_tokens=n_tokens, top_k=recipe.losses.top_k
         )
-    return StudentSamples(dataset, _encoder(student), rows, cache, limits)
+    numbers = None if selection is None else selection.numbers.tolist()
+    return StudentSamples(dataset, _encoder(student), rows, cache, limits, numbers)
 
 
 def _encoder(student: VisionLanguageModel) -> Encoder:
@@ -145,9 +149,9 @@ def _eval_samples(settings: TrainSettings, student: VisionLanguageModel) -> Eval
     return EvaluationSamples(dataset, _encoder(student))
 
 
-def _shard_sizes(cache: Cache | None, n_rows: int) -> list[int]:
-    if cache is not None:
-        return list(cache.shard_sizes)
+def _shard_sizes(cache: Cache | None, selection: Selection | None, n_rows: int) -> list[int]:
+    if cache is not None and selection is not None:
+        return selection.shard_sizes(cache)
     return [min(ROWS_PER_SHARD, n_rows - start) for start in range(0, n_rows, ROWS_PER_SHARD)]
 
 

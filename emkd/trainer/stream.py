@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch.utils.data import Dataset as TorchDataset
 
-from emkd.errors import DataMismatchError, SampleError, TokenizerMismatchError
+from emkd.errors import DataMismatchError, SampleError
+from emkd.samples.agreement import check_same_text
 from emkd.samples.dataset import Dataset
 from emkd.samples.encode import Encoded, Encoder
 from emkd.storage.cache import Cache
@@ -86,10 +87,10 @@ class TeacherLimits:
 
 
 class StudentSamples(TorchDataset[StudentSample]):
-    """Map-style dataset of the cache's samples (or of the dataset's rows, where there is no cache).
+    """Map-style dataset of the selected samples of a cache (or of the dataset's rows, where there is no cache).
 
-    rows:    dataset row of each sample number
-    window:  decoded shards that are kept, the sampler's window
+    rows:     dataset row of each element
+    numbers:  sample number of each element in the cache; None for all of its samples
     """
 
     def __init__(
@@ -99,15 +100,16 @@ class StudentSamples(TorchDataset[StudentSample]):
         rows: Sequence[int],
         cache: Cache | None = None,
         limits: TeacherLimits | None = None,
+        numbers: Sequence[int] | None = None,
     ) -> None:
         self.dataset, self.encoder, self.rows = dataset, encoder, rows
-        self.cache, self.limits = cache, limits
+        self.cache, self.limits, self.numbers = cache, limits, numbers
 
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, number: int) -> StudentSample:
-        row = int(self.rows[number])
+    def __getitem__(self, element: int) -> StudentSample:
+        row = int(self.rows[element])
         try:
             sample = self.dataset.sample(row)
             encoded = self.encoder(sample)
@@ -117,6 +119,7 @@ class StudentSamples(TorchDataset[StudentSample]):
             ) from error
         if self.cache is None or self.limits is None:
             return StudentSample(encoded=encoded, teacher=None)
+        number = element if self.numbers is None else int(self.numbers[element])
         info = self.cache.sample_info(number)
         if sample.key != info.key:
             raise DataMismatchError(
@@ -126,33 +129,6 @@ class StudentSamples(TorchDataset[StudentSample]):
         record = self.cache.record(number)
         check_same_text(encoded, record, row)
         return StudentSample(encoded=encoded, teacher=self.limits(record))
-
-
-def check_same_text(encoded: Encoded, record: Record, row: int) -> None:
-    """Raises TokenizerMismatchError unless student and teacher saw the same text tokens around the images, with the
-    same ones as answers."""
-    ours, theirs = encoded.text_ids, torch.from_numpy(record.text_ids).long()
-    if not torch.equal(ours, theirs):
-        length = min(len(ours), len(theirs))
-        differing = (ours[:length] != theirs[:length]).nonzero()
-        place = int(differing[0]) if len(differing) else length
-        raise TokenizerMismatchError(
-            f"row {row}: the student's text is {len(ours)} tokens and the teacher's {len(theirs)}; they differ first "
-            f"at text token {place} (student {_at(ours, place)}, teacher {_at(theirs, place)}). Both need the same "
-            "tokenizer and chat template"
-        )
-    if encoded.answer_positions.tolist() != record.answer_positions.tolist():
-        raise TokenizerMismatchError(
-            f"row {row}: {len(encoded.answer_positions)} tokens are answers for the student and "
-            f"{len(record.answer_positions)} were for the teacher, or other ones: their chat templates mark answers "
-            "differently. Give the student the teacher's chat template"
-        )
-    if [i.text_position for i in encoded.images] != [i.text_position for i in record.images]:
-        raise TokenizerMismatchError(f"row {row}: images stand at other places of the text than for the teacher")
-
-
-def _at(ids: torch.Tensor, place: int) -> str:
-    return f"id {int(ids[place])}" if place < len(ids) else "nothing"
 
 
 class EvaluationSamples(TorchDataset[StudentSample | None]):
@@ -181,31 +157,3 @@ class Collator:
         usable = [sample for sample in samples if sample is not None]
         inputs = collate([sample.encoded for sample in usable], self.pad_token_id) if usable else {}
         return {"inputs": inputs, "samples": usable, "skipped": len(samples) - len(usable)}
-
-
-def rows_of_cache(cache: Cache, dataset: Dataset, log: Any) -> list[int]:
-    """Dataset row of each of the cache's samples. Raises DataMismatchError with counts.
-
-    The same files need nothing but their fingerprint: each row is checked by its key when it is read. Other
-    files (moved, merged, in another format) are searched by key once.
-    """
-    numbers = cache.sample_rows
-    if dataset.fingerprint == cache.manifest.dataset.fingerprint:
-        return [int(row) for row in numbers]
-    log(f"{dataset.data} is not the file that was cached; comparing all rows by key")
-    found: dict[str, int] = {}
-    unreadable = 0
-    for row, key in dataset.keyed_rows():
-        unreadable += key is None
-        if key is not None:
-            found.setdefault(key, row)
-    keys = cache.sample_keys
-    missing = [key for key in keys if key not in found]
-    if missing:
-        raise DataMismatchError(
-            f"{dataset.data} is not the data of this cache: {len(missing)} of {len(keys)} cached samples are not in "
-            f"its {dataset.n_rows} rows ({unreadable} of them unreadable), the first by key {missing[0][:12]}. "
-            f"The cache was made from {', '.join(f.name for f in cache.manifest.dataset.files)}; name that data, or "
-            "make a cache of this"
-        )
-    return [found[key] for key in keys]

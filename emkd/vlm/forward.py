@@ -25,6 +25,8 @@ def collate(encoded: Sequence[Encoded], pad_token_id: int) -> dict[str, torch.Te
     for name in names:
         items = [(item, item.inputs[name]) for item in encoded if name in item.inputs]
         if all(tensor.shape == (1, item.n_tokens) for item, tensor in items):
+            if len(items) < len(encoded):  # rows of the batch would get those of their neighbours
+                raise ModelError(f"the processor gives {name!r} to {len(items)} of {len(encoded)} samples of a batch")
             fill = pad_token_id if name == "input_ids" else 0
             batch[name] = torch.cat([_pad_right(tensor, longest, fill) for _, tensor in items])
         else:

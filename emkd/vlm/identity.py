@@ -41,6 +41,11 @@ def image_processor_settings(processor: Any) -> dict[str, Any]:
     return {k: v for k, v in settings.items() if k not in ("processor_class", "_processor_class", "device")}
 
 
+def image_differences(teacher: dict[str, Any], student: dict[str, Any]) -> list[str]:
+    """Names of the image processor settings in which a student differs: it may see other pictures."""
+    return sorted(name for name in teacher.keys() | student.keys() if teacher.get(name) != student.get(name))
+
+
 def sha256_of(value: Any) -> str:
     """SHA-256 of a value's canonical JSON."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode()).hexdigest()

@@ -1,11 +1,14 @@
 """The teacher's pass against the model called by itself, one sample at a time."""
 
+import weakref
+
 import numpy as np
 import pytest
 import torch
 
+from emkd.errors import ModelError
 from emkd.pipeline.capture import CaptureSettings, Teacher
-from emkd.samples import Dataset
+from emkd.samples import Dataset, encode
 from emkd.vlm import load
 from tests import tiny
 from tests.trainer import dense
@@ -96,3 +99,197 @@ def test_a_bfloat16_teacher(teacher_path, data_path):
             np.put_along_axis(array, result.record.answer_ids.astype(np.int64), result.record.answer_logits, axis=1)
         np.testing.assert_allclose(dense_one, dense_other, atol=0.5)
         assert abs(dense_one - dense_other).max() > 0
+
+
+def fails_above(found: Teacher, n_tokens: int, fail=lambda: torch.empty(1 << 50)) -> list[tuple[int, int]]:
+    """tiny.rows() have 26, 41, 11, 30, 45 and 24 tokens. From now on the forward pass of a batch with more padded tokens runs out of memory; the shapes that came."""
+    shapes = []
+
+    def check(module, args, kwargs):
+        shapes.append(tuple(kwargs["input_ids"].shape))
+        if kwargs["input_ids"].numel() > n_tokens:
+            fail()
+
+    found.vlm.model.model.register_forward_pre_hook(check, with_kwargs=True)
+    return shapes
+
+
+def raise_gpu_error():
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
+
+
+@pytest.mark.parametrize("fail", [lambda: torch.empty(1 << 50), raise_gpu_error], ids=["allocator", "gpu"])
+def test_a_batch_that_does_not_fit_is_halved_until_it_does(teacher_path, data_path, fail):
+    dataset = Dataset(str(data_path))
+    limited = teacher(teacher_path, batch_tokens=10_000)
+    shapes = fails_above(limited, 100, fail)
+    found = limited.capture(dataset, range(6))
+    # Longest first: rows 4, 1, 3 | 0, 5, 2; of the first half row 4 and rows 1, 3.
+    assert shapes == [(6, 45), (3, 45), (1, 45), (2, 41), (3, 26)]
+    assert [result.halvings for result in found] == [1, 2, 1, 2, 2, 1]
+    assert [result.reason for result in found] == [""] * 6
+    for result, expected in zip(found, teacher(teacher_path).capture(dataset, range(6)), strict=True):
+        assert_close(result.record, expected.record)
+
+
+def test_halves_are_bit_equal_to_batches_of_the_same_rows(teacher_path, data_path):
+    limited = teacher(teacher_path, batch_tokens=10_000)
+    fails_above(limited, 100)
+    found = limited.capture(Dataset(str(data_path)), range(6))
+    for rows in ([4], [1, 3], [0, 5, 2]):
+        for row, expected in zip(rows, teacher(teacher_path).capture(Dataset(str(data_path)), rows), strict=True):
+            assert_equal(found[row].record, expected.record)
+            assert expected.halvings == 0
+
+
+def test_other_batches_stay_as_they_are_planned(teacher_path, data_path):
+    limited, free = (teacher(teacher_path, batch_tokens=88) for _ in range(2))
+    shapes, planned = fails_above(limited, 80), fails_above(free, 10_000)
+    found, expected = (each.capture(Dataset(str(data_path)), range(6)) for each in (limited, free))
+    assert planned == [(1, 45), (2, 41), (3, 26)]
+    assert shapes == [(1, 45), (2, 41), (1, 41), (1, 30), (3, 26)]
+    assert [result.halvings for result in found] == [0, 1, 0, 1, 0, 0]
+    for row in (4, 0, 5, 2):
+        assert_equal(found[row].record, expected[row].record)
+
+
+def test_a_sample_that_does_not_fit_alone_is_skipped_with_its_size(teacher_path, data_path):
+    limited = teacher(teacher_path, batch_tokens=10_000)
+    fails_above(limited, 40)
+    found = limited.capture(Dataset(str(data_path)), range(6))
+    assert [result.reason for result in found] == ["", "out-of-memory", "", "", "out-of-memory", ""]
+    assert found[4].detail.startswith("45 tokens (32 of vision) do not fit the device's memory even alone; ")
+    assert found[4].key == Dataset(str(data_path)).sample(4).key
+    assert [result.halvings for result in found] == [2, 3, 3, 3, 2, 3]
+    alone = limited.capture(Dataset(str(data_path)), [4])[0]
+    assert (alone.reason, alone.halvings, alone.record) == ("out-of-memory", 0, None)
+
+
+def test_logits_that_do_not_fit_halve_the_batch_too(teacher_path, data_path):
+    """The head comes after the pass, and some of the batch's records are finished by then."""
+    limited = teacher(teacher_path, batch_tokens=10_000)
+    expected = limited.capture(Dataset(str(data_path)), range(6))
+    calls = []
+
+    def once(module, args):
+        calls.append(args[0].shape)
+        if len(calls) == 4:
+            torch.empty(1 << 50)
+
+    limited.vlm.model.lm_head.register_forward_pre_hook(once)
+    found = limited.capture(Dataset(str(data_path)), range(6))
+    assert [result.halvings for result in found] == [1] * 6
+    for result, other in zip(found, expected, strict=True):
+        assert_close(result.record, other.record)
+
+
+def test_rows_that_are_skipped_for_another_reason_keep_their_halvings(teacher_path, data_path):
+    limited = teacher(teacher_path, batch_tokens=10_000)
+    fails_above(limited, 200)
+    with torch.no_grad():
+        limited.vlm.model.get_input_embeddings().weight[tiny.VOCABULARY.index("blue")] = torch.nan
+    found = limited.capture(Dataset(str(data_path)), range(6))
+    assert [result.reason for result in found] == ["", "", "not-finite", "", "", "not-finite"]
+    assert [result.halvings for result in found] == [1] * 6
+
+
+@pytest.mark.parametrize("error", [RuntimeError("CUDA error: device-side assert triggered"), ValueError("a defect")])
+def test_any_other_error_ends_the_job(teacher_path, data_path, error):
+    broken = teacher(teacher_path)
+    shapes = fails_above(broken, 0, lambda: (_ for _ in ()).throw(error))
+    with pytest.raises(type(error), match=str(error)):
+        broken.capture(Dataset(str(data_path)), range(6))
+    assert len(shapes) == 1, "not tried again"
+
+
+def test_nothing_of_the_failed_batch_is_there_when_it_is_tried_again(teacher_path, data_path):
+    """Its inputs, and what the first layers made of them, in the vision tower and in the language model."""
+    limited = teacher(teacher_path, batch_tokens=10_000)
+    model, seen, left = limited.vlm.model.model, [], []
+    layers = [*model.vision_tower.encoder.layers, *model.language_model.layers]
+
+    def begin(module, args, kwargs):
+        left.append(sum(ref() is not None for ref in seen))
+        seen.extend(weakref.ref(tensor) for tensor in kwargs.values() if isinstance(tensor, torch.Tensor))
+
+    def note(module, args, output):
+        seen.append(weakref.ref(output[0] if isinstance(output, tuple) else output))
+
+    def last(module, args):
+        if args[0].shape[0] > 1:
+            torch.empty(1 << 50)
+
+    model.register_forward_pre_hook(begin, with_kwargs=True)
+    for layer in layers:
+        layer.register_forward_hook(note)
+    layers[-1].register_forward_pre_hook(last)
+    found = limited.capture(Dataset(str(data_path)), range(6))
+    assert {result.reason for result in found} == {""}
+    assert len(left) == 11, "one batch, two halves, four quarters, and the halves of two of these"
+    assert left == [0] * 11
+    assert len(seen) > 50
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: 9 bytes")])
+def test_a_row_that_cannot_be_encoded_in_memory_costs_no_other(teacher_path, data_path, monkeypatch, error):
+    dataset = Dataset(str(data_path))
+    found = teacher(teacher_path, batch_tokens=1)
+    decode, seen = encode.decode_image, []
+
+    def third(data):
+        seen.append(data)
+        if len(seen) == 3:
+            raise error
+        return decode(data)
+
+    monkeypatch.setattr(encode, "decode_image", third)
+    captured = found.capture(dataset, range(6))
+    monkeypatch.undo()
+    assert [result.reason for result in captured] == ["", "out-of-memory", "", "", "", ""]
+    assert "does not fit this machine's main memory" in captured[1].detail
+    assert captured[1].key == dataset.sample(1).key
+    for row, expected in zip((0, 2, 3, 4, 5), found.capture(dataset, (0, 2, 3, 4, 5)), strict=True):
+        assert_equal(captured[row].record, expected.record)
+
+
+def test_the_first_usable_row_is_one_that_fits(teacher_path, data_path, monkeypatch):
+    found = teacher(teacher_path)
+
+    def full(data):
+        raise MemoryError
+
+    monkeypatch.setattr(encode, "decode_image", full)
+    assert found.first_usable(Dataset(str(data_path)), range(6)).n_vision == 0
+
+
+def test_a_model_that_inserts_tokens_of_its_own_is_refused(teacher_path, data_path):
+    """Positions would be those of other tokens, and nothing else would notice."""
+    found = teacher(teacher_path)
+
+    def longer(module, args, output):
+        output.last_hidden_state = torch.nn.functional.pad(output.last_hidden_state, (0, 0, 0, 1))
+
+    found.vlm.model.model.register_forward_hook(longer)
+    with pytest.raises(ModelError, match="expands images by itself"):
+        found.capture(Dataset(str(data_path)), range(6))
+
+
+def arrays(record):
+    return {name: value for name, value in vars(record).items() if isinstance(value, np.ndarray)}
+
+
+def assert_equal(record, expected) -> None:
+    for name, value in arrays(expected).items():
+        assert np.array_equal(arrays(record)[name], value), name
+    assert (record.key, record.images) == (expected.key, expected.images)
+
+
+def assert_close(record, expected) -> None:
+    """All V logits of each token, and the affinities; ids of nearly equal logits may stand in another order."""
+    for kind in ("vision", "answer"):
+        ids, logits = (getattr(expected, f"{kind}_{name}") for name in ("ids", "logits"))
+        everything = np.zeros((len(ids), V))
+        np.put_along_axis(everything, ids.astype(np.int64), logits.astype(np.float64), axis=1)
+        assert_logits(getattr(record, f"{kind}_ids"), getattr(record, f"{kind}_logits"), torch.from_numpy(everything))
+    np.testing.assert_allclose(record.affinity, expected.affinity, atol=2e-6)
+    assert np.array_equal(record.text_ids, expected.text_ids)

@@ -27,7 +27,8 @@ def worker(teacher_path, data_path, tmp_path):
 def test_preflight_reports_and_leaves_nothing(worker, tmp_path):
     seen = worker().preflight([0, 2, 5])
     assert (seen.n_rows, seen.skipped, seen.end_token, seen.vision_tokens) == (3, (), True, 32)
-    assert seen.n_bytes > 0
+    assert seen.sizes.per_row > 0
+    assert seen.sizes.per_shard > 0
     assert not (tmp_path / "c").exists()
 
 

@@ -178,7 +178,7 @@ def test_a_cache_of_other_data_is_refused_with_counts(settings, tmp_path):
     rows[3]["images"] = [tiny.png(99)]
     other = tiny.write_data(tmp_path / "other.parquet", rows)
     with pytest.raises(
-        DataMismatchError, match=r"not the data of this cache: 1 of 6 cached samples are not in its 6 rows"
+        DataMismatchError, match=r"not the data of this cache: 1 of its 6 rows are not in it, the first is row 3"
     ):
         train_student(settings(data=str(other)))
 

@@ -1,0 +1,69 @@
+"""`--for-student`: before the teacher runs, whether a student will be able to use the cache.
+
+What a training run would find out after the teacher's GPU weeks is looked at here on a few rows: the tokenizer,
+the text and the answers that the student's chat template makes, and how it prepares images. No weights are loaded.
+"""
+
+from transformers import AutoConfig
+
+from emkd.errors import ModelError, SampleError, UsageError
+from emkd.pipeline.progress import log
+from emkd.pipeline.settings import JobSettings
+from emkd.samples.agreement import check_same_text
+from emkd.samples.dataset import Dataset
+from emkd.samples.encode import Encoded, Encoder
+from emkd.storage.manifest import Manifest
+from emkd.vlm.identity import check_shared_tokenizer, image_differences, image_processor_settings, tokenizer_json
+from emkd.vlm.loading import load_processor, resolve
+
+ROWS = 32
+
+
+def check_student(settings: JobSettings, run: Manifest, teacher_tokenizer: bytes, dataset: Dataset) -> None:
+    """Raises TokenizerMismatchError, ModelError or UsageError where `settings.for_student` cannot use the cache of
+    `run`; logs what differs without being an obstacle."""
+    assert settings.for_student is not None  # the caller's condition
+    path = resolve(settings.for_student)
+    check_shared_tokenizer(teacher_tokenizer, tokenizer_json(path))
+    processor = load_processor(path, settings.trust_remote_code)
+    differing = image_differences(run.image_processor.settings, image_processor_settings(processor))
+    if differing:
+        log(f"{settings.for_student} and the teacher prepare images differently: {', '.join(differing)}")
+    student = _encoder(settings, settings.for_student, None)
+    teacher = _encoder(settings, settings.teacher, run.max_length)
+    compared, refused = 0, []
+    n_chosen = min(ROWS, run.plan.n_rows)
+    for row in (run.plan.n_rows * i // n_chosen for i in range(n_chosen)):
+        theirs = _encoded(teacher, dataset, row)
+        if isinstance(theirs, SampleError):
+            continue  # the job skips the row, whoever the student is
+        ours = _encoded(student, dataset, row)
+        if isinstance(ours, SampleError):
+            refused.append(f"row {row}: {ours}")
+        else:
+            check_same_text(ours, theirs, row)
+            compared += 1
+    if refused:
+        raise UsageError(
+            f"--for-student {settings.for_student} cannot read {len(refused)} of {n_chosen} rows looked at that the "
+            f"teacher can: {refused[0]}"
+        )
+    log(f"{settings.for_student} reads all {compared} rows looked at as the teacher does: it can use this cache")
+
+
+def _encoder(settings: JobSettings, name: str, max_length: int | None) -> Encoder:
+    """Without a limit of its own a model reads what its language model was made for."""
+    path = resolve(name, settings.revision if name == settings.teacher else None)
+    config = AutoConfig.from_pretrained(path, trust_remote_code=settings.trust_remote_code)
+    token = getattr(config, "image_token_id", None)
+    if token is None:
+        raise ModelError(f"{name}: its config names no image_token_id; models of type {config.model_type!r}")
+    limit = max_length or getattr(config.get_text_config(), "max_position_embeddings", None)
+    return Encoder(load_processor(path, settings.trust_remote_code), int(token), limit)
+
+
+def _encoded(encoder: Encoder, dataset: Dataset, row: int) -> Encoded | SampleError:
+    try:
+        return encoder(dataset.sample(row))
+    except SampleError as error:
+        return error
