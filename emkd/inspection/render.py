@@ -1,4 +1,4 @@
-"""Reports on a terminal."""
+"""Reports on a terminal: the whole cache, or what of it is damaged. One sample: render_sample.py."""
 
 from typing import Any
 
@@ -6,35 +6,70 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-WORD_WIDTH = 9
+from emkd.inspection.render_sample import printable, render_sample
+
+GO_ON = "the same cache-teacher command"
+FILES_SHOWN = 3
+DETAIL_LENGTH = 300  # characters of a skipped row's detail; --json has all of it
 
 
 def render(report: dict[str, Any], console: Console | None = None) -> None:
-    """Prints a report of `inspect_cache`; nothing is cut but long words of a grid."""
-    console = console or Console(highlight=False, soft_wrap=True)
+    """Prints a report of `inspect_cache`; only long words, long details and many file names are cut."""
+    console = console or Console(highlight=False, emoji=False, soft_wrap=True)
     if report.get("damaged"):
-        console.print(f"{report['uri']}: {len(report['damaged'])} damaged objects", style="bold red")
-        for damage in report["damaged"]:
-            console.print(f"  {escape(damage['name'])}: {escape(damage['what'])}")
+        _damage(report, console)
     elif "key" in report:
-        _sample(report, console)
+        render_sample(report, console)
     else:
         _summary(report, console)
 
 
+def _damage(report: dict[str, Any], console: Console) -> None:
+    uri, damaged = report["uri"], report["damaged"]
+    state = {True: "sealed", False: "not sealed", None: "whether it is sealed cannot be told"}[report["sealed"]]
+    objects = "1 damaged object" if len(damaged) == 1 else f"{len(damaged)} damaged objects"
+    console.print(f"{escape(uri)}: {objects} ({state})", style="bold red", soft_wrap=True)
+    for damage in damaged:
+        console.print(escape(printable(f"  {damage['name']}: {damage['what']}")), style="red", soft_wrap=True)
+    console.print()
+    if not report["verified"]:
+        console.print(
+            escape(f"The shards' arrays were not read: `emkd inspect {uri} --verify` reads everything."), soft_wrap=True
+        )
+    console.print(
+        "`emkd cache-teacher ... --repair`, with the flags of the first run, makes what is damaged anew; or restore "
+        "the objects from a copy of the cache.",
+        soft_wrap=True,
+    )
+
+
 def _summary(report: dict[str, Any], console: Console) -> None:
-    shards, teacher, data = report["shards"], report["teacher"], report["dataset"]
-    state = "sealed" if report["sealed"] else "NOT SEALED: its job has not finished; run it again"
-    if "damaged" in report:
-        state += ", every byte verified"
-    stored = report["stored"]
-    skipped = ", ".join(f"{count} {reason}" for reason, count in report["skipped"].items())
+    table = Table.grid(padding=(0, 2))
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, text in _facts(report):
+        table.add_row(f"[bold]{name}[/bold]", escape(printable(text)))
+    console.print(table)
+    console.print()
+    console.print(_sizes(report))
+    if report["skipped"]:
+        console.print()
+        console.print(_skipped(report))
+
+
+def _facts(report: dict[str, Any]) -> list[tuple[str, str]]:
+    shards, teacher, data, stored = report["shards"], report["teacher"], report["dataset"], report["stored"]
+    state = ("sealed" if report["sealed"] else "NOT SEALED") + (", every byte verified" if report["verified"] else "")
+    skipped = ", ".join(f"{count:,} {reason}" for reason, count in report["skipped"].items())
     licence = f", licence {teacher['licence']}" if teacher["licence"] else ""
-    rows = [
+    return [
         ("cache", f"{report['uri']} ({state}; format {report['format_version']})"),
+        *([] if report["sealed"] else [("progress", _progress(report))]),
         ("teacher", f"{teacher['name']} ({teacher['architecture']}, {teacher['dtype']}{licence}; weights "
                     f"{teacher['weights_sha256'][:12]}), V = {report['vocabulary']:,}"),
-        ("dataset", f"{', '.join(data['files'])}: {data['cached_rows']:,} of {data['rows']:,} rows"),
+        ("dataset", f"{_files(data['files'])}: {data['cached_rows']:,} of {data['rows']:,} rows"),
+        *((f"extension {i}", f"{_files(e['files'])}: {e['added_rows']:,} of {e['rows']:,} rows added")
+          for i, e in enumerate(report["extensions"], 1)),
         ("stored", f"top {stored['top_k']} logits of vision tokens, {stored['answer_top_k']} of answers, "
                    f"{stored['logits']}; affinity {stored['affinity']}"),
         ("samples", f"{report['samples']:,}" + (f"; skipped: {skipped}" if skipped else "")),
@@ -44,12 +79,23 @@ def _summary(report: dict[str, Any], console: Console) -> None:
                          f"would be {report['dense_ratio']:.1f} times larger (all V, bfloat16)"),
         ("retained mass", _masses(report["retained_mass"])),
     ]  # fmt: skip
-    table = Table.grid(padding=(0, 2))
-    for name, text in rows:
-        table.add_row(f"[bold]{name}[/bold]", escape(text))
-    console.print(table)
-    console.print()
-    console.print(_sizes(report))
+
+
+def _progress(report: dict[str, Any]) -> str:
+    """How far the job of a cache without a seal is, and how it goes on."""
+    shards, rows = report["shards"], report["rows"]
+    if shards["committed"] == shards["planned"]:
+        return f"all {shards['planned']:,} shards are committed, only the seal is missing: {GO_ON} makes it"
+    done = f"{shards['committed']:,} of {shards['planned']:,} shards are committed"
+    return (
+        f"{done}, with {rows['committed']:,} of {rows['planned']:,} rows; if no job is running, {GO_ON} goes on "
+        "with the others"
+    )
+
+
+def _files(names: list[str]) -> str:
+    more = f" and {len(names) - FILES_SHOWN:,} more" if len(names) > FILES_SHOWN else ""
+    return ", ".join(names[:FILES_SHOWN]) + more
 
 
 def _masses(masses: dict[str, float] | None) -> str:
@@ -68,18 +114,16 @@ def _sizes(report: dict[str, Any]) -> Table:
     return table
 
 
-def _sample(report: dict[str, Any], console: Console) -> None:
-    mass = report["retained_mass"]
-    console.print(f"[bold]sample[/bold]  {report['key']}")
-    console.print(f"row {report['row']}, id {escape(report['id'] or 'none')}, shard {report['shard']}")
-    tokens = ", ".join(f"{count:,} {name}" for name, count in report["tokens"].items())
-    console.print(f"tokens: {tokens}" + (f"; retained mass {mass:.4f}" if mass is not None else ""))
-    console.print(f"\n{escape(report['text'])}\n")
-    for answer in report["answers"]:
-        same = "" if answer["said"] == answer["teacher"] else f"   (teacher: {answer['teacher']})"
-        console.print(escape(f"  {answer['said']}{same}"))
-    for number, image in enumerate(report["images"]):
-        console.print(f"\n[bold]image {number}[/bold]  {image['height']} x {image['width']}, likeliest words:")
-        for tile in image["words"]:
-            for row in tile:
-                console.print(" ".join(escape(word[:WORD_WIDTH]).ljust(WORD_WIDTH) for word in row).rstrip())
+def _skipped(report: dict[str, Any]) -> Table:
+    """Each reason, how many rows it cost, and the first of them with what was wrong."""
+    table = Table(box=None, pad_edge=False)
+    table.add_column("skipped", no_wrap=True)
+    table.add_column("rows", justify="right", no_wrap=True)
+    table.add_column("for example", overflow="fold")
+    for reason, count in report["skipped"].items():
+        example = report["skipped_examples"][reason]
+        detail = " ".join(example["detail"].split())
+        detail = detail if len(detail) <= DETAIL_LENGTH else detail[:DETAIL_LENGTH] + "..."
+        text = f"row {example['row']}, id {example['id'] or 'none'}: {detail}"
+        table.add_row(escape(printable(reason)), f"{count:,}", escape(printable(text)))
+    return table

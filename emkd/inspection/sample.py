@@ -1,4 +1,4 @@
-"""One sample: its text as the teacher read it, and the likeliest word of each vision token as a grid."""
+"""One sample: its text as the teacher read it, the likeliest word of each vision token, and the affinity."""
 
 from itertools import pairwise
 from typing import Any
@@ -6,15 +6,39 @@ from typing import Any
 import numpy as np
 from tokenizers import Tokenizer
 
+from emkd.inspection.heatmap import (
+    MAX_COLUMNS,
+    answer_grids,
+    bin_columns,
+    bounds,
+    choose_rows,
+    columns_each,
+    split_tiles,
+)
 from emkd.storage.cache import Cache
 from emkd.storage.record import ImageSpan, Record
 
 # Stands in the text where an image was.
 IMAGE_SIGN = "⟦image {number}⟧"
+DECIMALS = 3  # of an affinity; int8 resolves 0.008
 
 
 def describe_sample(cache: Cache, key_or_id: str) -> dict[str, Any]:
-    """Raises SampleNotFoundError, UsageError (an id of several samples), DamagedCacheError."""
+    """Text, answers, and for each image its `words`, as rows of a grid for each tile, and its `affinity`:
+
+        range:             [smallest, largest] cosine of any text token and any vision token of the image
+        n_tokens:          vision tokens of the image
+        n_columns:         columns of `rows`, at most 64
+        tokens_per_column: neighbouring vision tokens whose mean is one value (the last column may have fewer)
+        rows:              {position, token, answer, values} of at most 40 text tokens in order: where there
+                           are more, those of the answer and others evenly between (see `choose_rows`)
+        answer_grid:       for each tile its rows of the mean over all answer tokens, columns binned as above;
+                           empty where the tiles' grids are not known
+
+    `affinity` is None where a sample has no text or an image no tokens. Values have 3 decimals.
+
+    Raises SampleNotFoundError, UsageError (an id of several samples), DamagedCacheError.
+    """
     info = cache.sample_info(cache.find(key_or_id))
     record = cache.record(info.number)
     tokenizer = Tokenizer.from_buffer(cache.tokenizer_json)
@@ -28,7 +52,10 @@ def describe_sample(cache: Cache, key_or_id: str) -> dict[str, Any]:
         "retained_mass": info.retained_mass,
         "text": _text(record, tokenizer),
         "answers": [{"said": word, "teacher": best} for word, best in zip(*_answers(record, tokenizer), strict=True)],
-        "images": [_image(record, span, tokenizer) for span in record.images],
+        "images": [
+            {**_image(record, span, tokenizer), "affinity": _affinity(record, span, tokenizer)}
+            for span in record.images
+        ],
     }
 
 
@@ -52,12 +79,40 @@ def _answers(record: Record, tokenizer: Tokenizer) -> tuple[list[str], list[str]
 def _image(record: Record, span: ImageSpan, tokenizer: Tokenizer) -> dict[str, Any]:
     """`words` are rows of a grid for each tile; one row for all tokens where the grid is not known."""
     words = _words(record.vision_ids[span.start : span.start + span.count, 0], tokenizer)
-    grids = span.grids or ((1, span.count),)
-    tiles, at = [], 0
-    for rows, columns in grids:
-        tiles.append([words[at + r * columns : at + (r + 1) * columns] for r in range(rows)])
-        at += rows * columns
+    known = span.grids and split_tiles(span.count, span.grids)
+    grids = span.grids if known else ((1, span.count),)
+    tiles = [
+        [words[tile][r * columns : (r + 1) * columns] for r in range(rows)]
+        for tile, (rows, columns) in split_tiles(span.count, grids)
+    ]
     return {"height": span.original_size[0], "width": span.original_size[1], "grids": grids, "words": tiles}
+
+
+def _affinity(record: Record, span: ImageSpan, tokenizer: Tokenizer) -> dict[str, Any] | None:
+    """The heat map's numbers of one image, as `describe_sample` documents them."""
+    affinity = record.affinity[:, span.start : span.start + span.count]
+    if affinity.size == 0:
+        return None
+    answers = record.answer_positions.tolist()
+    positions = choose_rows(len(affinity), answers)
+    words = _words(record.text_ids[positions], tokenizer)
+    values, counts = bin_columns(affinity[positions], np.ones(span.count), MAX_COLUMNS)
+    return {
+        "range": _rounded(np.array([bounds([affinity])]))[0],
+        "n_tokens": span.count,
+        "n_columns": len(counts),
+        "tokens_per_column": columns_each(span.count, MAX_COLUMNS),
+        "rows": [
+            {"position": position, "token": word, "answer": position in answers, "values": row}
+            for position, word, row in zip(positions, words, _rounded(values), strict=True)
+        ],
+        "answer_grid": [_rounded(tile) for tile in answer_grids(affinity, answers, span.grids)],
+    }
+
+
+def _rounded(values: np.ndarray) -> list[list[float]]:
+    """Rows of plain numbers that are short in JSON; adding 0 makes -0.0 a plain zero."""
+    return [[round(value, DECIMALS) + 0.0 for value in row] for row in values.tolist()]
 
 
 def _words(ids: np.ndarray, tokenizer: Tokenizer) -> list[str]:

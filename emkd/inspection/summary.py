@@ -6,13 +6,19 @@ import numpy as np
 import pyarrow.compute as pc
 
 from emkd.storage.cache import Cache
+from emkd.storage.plan import Extension
 
 PERCENTILES = (1, 10, 50, 90, 99)
 DENSE_BYTES = 2  # of a bfloat16 logit
 
 
 def summarize(cache: Cache) -> dict[str, Any]:
-    """Teacher, data, counts, bytes by part, ratio to dense logits, retained mass."""
+    """Teacher, data, counts, bytes by part, ratio to dense logits, retained mass.
+
+    Of a cache that is not sealed, what is committed now: `shards` and `rows` say how much of the plan that is.
+    `dataset` is what the cache was begun with, `extensions` what was added later, with the rows that it added.
+    `skipped` is {reason: count}, `skipped_examples` the first such row as {reason: {row, id, key, detail}}.
+    """
     manifest, totals = cache.manifest, cache.totals
     n_bytes = sum(totals.n_bytes.values())
     return {
@@ -33,9 +39,12 @@ def summarize(cache: Cache) -> dict[str, Any]:
             "cached_rows": manifest.plan.n_rows,
             "fingerprint": manifest.dataset.fingerprint,
         },
+        "extensions": [_extension(extension) for extension in manifest.extensions],
         "samples": cache.n_samples,
-        "skipped": _skipped(cache),
-        "shards": {"committed": len(cache.shards), "planned": manifest.plan.n_shards},
+        "skipped": (skipped := _skipped(cache)),
+        "skipped_examples": {reason: _example(cache, reason) for reason in skipped},
+        "shards": {"committed": len(cache.shards), "planned": len(manifest.shards)},
+        "rows": {"committed": cache.n_samples + len(cache.skipped), "planned": manifest.n_rows},
         "tokens": {
             "vision": totals.vision_tokens,
             "text": totals.text_tokens,
@@ -48,9 +57,25 @@ def summarize(cache: Cache) -> dict[str, Any]:
     }
 
 
+def _extension(extension: Extension) -> dict[str, Any]:
+    return {
+        "files": [file.name for file in extension.dataset.files],
+        "rows": extension.dataset.n_rows,
+        "added_rows": extension.n_added,
+        "fingerprint": extension.dataset.fingerprint,
+    }
+
+
 def _skipped(cache: Cache) -> dict[str, int]:
     counted = pc.value_counts(cache.skipped["reason"]).to_pylist()
     return {entry["values"]: entry["counts"] for entry in sorted(counted, key=lambda e: -e["counts"])}
+
+
+def _example(cache: Cache, reason: str) -> dict[str, Any]:
+    """The first row, in the order of the data, that was skipped for this reason."""
+    first = pc.index(cache.skipped["reason"], reason).as_py()
+    row = cache.skipped.slice(first, 1).to_pylist()[0]
+    return {name: row[name] for name in ("row", "id", "key", "detail")}
 
 
 def _per_vision_token(n_bytes: dict[str, int], vision_tokens: int) -> dict[str, float | None]:

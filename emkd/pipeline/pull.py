@@ -17,7 +17,7 @@ from emkd.pipeline.interrupt import Interrupt
 from emkd.pipeline.worker import ShardReport
 
 FAILURES_IN_A_ROW = 3
-POLL_SECONDS = 0.5  # so that Ctrl-C is heard while workers are busy
+POLL_SECONDS = 0.1  # Ctrl-C is heard between two polls, and twice only by two of them
 
 
 @dataclass

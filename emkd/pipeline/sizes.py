@@ -12,8 +12,9 @@ from emkd.storage.record import CapturedRow
 from emkd.storage.shard import write_shard
 from emkd.storage.table import write_parquet
 
-# An entry of seal.json: name, size and hash of an index.
+# seal.json: an entry for each index (name, size, hash), and what it has anyway.
 SEAL_BYTES_PER_SHARD = 140
+SEAL_BYTES = 1200
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,18 +26,26 @@ class Sizes:
     once: int
 
 
-def measure(captured: Sequence[CapturedRow], manifest: Manifest, tokenizer_bytes: int) -> Sizes:
-    """What rows like the captured ones take. `tokenizer_bytes` is the size of tokenizer.json."""
-    shard, table = _written(captured, manifest)
-    empty_shard, empty_table = _written([replace(captured[0], record=None, reason="none", detail="")], manifest)
+def measure(captured: Sequence[CapturedRow], manifest: Manifest, tokenizer_bytes: int, rows_per_shard: int) -> Sizes:
+    """What rows like the captured ones take. `tokenizer_bytes` is the size of tokenizer.json.
+
+    Small shards compress less than large ones, so the captured rows are written in shards of the job's own size, as
+    far as there are enough of them.
+    """
+    whole = len(captured) // rows_per_shard * rows_per_shard
+    groups = [captured[start : start + rows_per_shard] for start in range(0, whole, rows_per_shard)] or [captured]
+    shard_bytes = sum(_shard(group, manifest)[0] for group in groups)
+    _, table_bytes = _shard(captured, manifest)
+    empty_shard, empty_table = _shard([replace(captured[0], record=None, reason="none", detail="")], manifest)
+    in_shards = (shard_bytes - len(groups) * empty_shard) / sum(map(len, groups))
     return Sizes(
-        per_row=(shard - empty_shard + table - empty_table) / len(captured),
+        per_row=in_shards + (table_bytes - empty_table) / len(captured),
         per_shard=empty_shard + SEAL_BYTES_PER_SHARD,
-        once=len(manifest.to_bytes()) + tokenizer_bytes + empty_table,
+        once=len(manifest.to_bytes()) + tokenizer_bytes + empty_table + SEAL_BYTES,
     )
 
 
-def _written(captured: Sequence[CapturedRow], manifest: Manifest) -> tuple[int, int]:
+def _shard(captured: Sequence[CapturedRow], manifest: Manifest) -> tuple[int, int]:
     """Bytes of a shard of these rows, its index included, and of their rows in the consolidated index."""
     rows = [replace(row, hint=replace(row.hint, row=place)) for place, row in enumerate(captured)]
     plan = ShardPlan.of(n_rows=len(rows), rows_per_shard=len(rows))

@@ -65,7 +65,7 @@ class CaptureWorker:
         teacher, dataset = self._loaded()
         started = time.perf_counter()
         captured = teacher.capture(dataset, rows)
-        sizes = measure(captured, self.manifest, len(tokenizer_json(teacher.vlm.path)))
+        sizes = measure(captured, self.manifest, len(tokenizer_json(teacher.vlm.path)), self.settings.rows_per_shard)
         return Preflight(
             n_rows=len(captured),
             sizes=sizes,

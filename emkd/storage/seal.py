@@ -78,7 +78,7 @@ def seal(files: LocalFiles) -> Seal:
     if missing:
         raise CacheIncompleteError(
             f"{files.root}: {len(missing)} of {len(manifest.shards)} shards are missing (the first is {missing[0]}, of "
-            f"{_data_names(manifest, missing[0])}); run the same cache-teacher command again: it does only those"
+            f"{_data_names(manifest, missing[0])}); run cache-teacher again with that data: it does only those"
         )
     indexes = [read_committed(files, shard, manifest) for shard in manifest.shards]
     for index in indexes:

@@ -1,19 +1,24 @@
 """What `emkd inspect` says, against counts made from the rows and files themselves."""
 
+import io
 import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 
 from emkd.cli import main
 from emkd.errors import SampleNotFoundError, UsageError
-from emkd.inspection import inspect_cache
+from emkd.inspection import inspect_cache, render
 from emkd.storage.cache import Cache
 from tests import tiny
+from tests.inspection.made import write_cache
+from tests.storage.builders import make_manifest, make_rows
 
 
 @pytest.fixture(scope="module")
@@ -71,6 +76,65 @@ def test_a_sample_with_its_words_as_a_grid(cut_cache):
         inspect_cache(cut_cache, sample="one")
     with pytest.raises(SampleNotFoundError, match="no sample has the key or id 'nobody'"):
         inspect_cache(cut_cache, sample="nobody")
+
+
+@pytest.fixture
+def skipping_cache(tmp_path):
+    """Seven rows, of which 1, 2, 4 and 6 were skipped for two reasons, with details of all kinds."""
+    manifest = make_manifest(n_rows=7)
+    details = {1: ("image-broken", "cut [short]\nat byte 7\x1b[31m"), 4: ("image-broken", "gone"),
+               2: ("too-long", "x" * 400), 6: ("image-broken", "gone")}  # fmt: skip
+    rows = [make_rows(manifest, shard, skip=tuple(details)) for shard in range(4)]
+    rows = [
+        [replace(row, reason=details[row.hint.row][0], detail=details[row.hint.row][1]) if not row.record else row for row in shard]
+        for shard in rows
+    ]  # fmt: skip
+    write_cache(tmp_path / "cache", manifest, rows)
+    return tmp_path / "cache", [row for shard in rows for row in shard]
+
+
+def test_skipped_rows_by_reason_with_an_example(skipping_cache, capsys):
+    path, rows = skipping_cache
+    report = inspect_cache(path)
+    assert report["skipped"] == {"image-broken": 3, "too-long": 1}
+    assert list(report["skipped"]) == ["image-broken", "too-long"]  # most of them first
+    examples = {}
+    for row in rows:
+        if row.record is None and row.reason not in examples:
+            examples[row.reason] = {"row": row.hint.row, "id": row.hint.id, "key": row.key, "detail": row.detail}
+    assert report["skipped_examples"] == examples
+    assert report["rows"] == {"committed": 7, "planned": 7}
+    with pytest.raises(SystemExit):
+        main(["inspect", str(path)])
+    lines = capsys.readouterr().out.splitlines()
+    assert "samples        3; skipped: 3 image-broken, 1 too-long" in [line.rstrip() for line in lines]
+    assert "image-broken     3  row 1, id id-1: cut [short] at byte 7·[31m" in [line.rstrip() for line in lines]
+    start = next(i for i, line in enumerate(lines) if line.startswith("too-long"))
+    shown = "".join(line.removeprefix("too-long         1").strip() for line in lines[start:])
+    assert shown == "row 2, id id-2:" + "x" * 300 + "..."  # the whole of it is in the report
+
+
+def test_nothing_was_skipped(cut_cache):
+    report = inspect_cache(cut_cache)
+    assert (report["skipped"], report["skipped_examples"]) == ({}, {})
+    console = Console(file=io.StringIO(), width=80)
+    render(report, console)
+    assert "skipped" not in console.file.getvalue()
+
+
+@pytest.mark.parametrize("width", [80, 200])
+def test_the_summary_fits_the_terminal_and_nothing_is_lost(skipping_cache, width):
+    path, _ = skipping_cache
+    report = inspect_cache(path)
+    report["uri"] = "/a" * 150
+    report["dataset"]["files"] = [f"part-{n}.parquet" for n in range(1200)]
+    console = Console(file=io.StringIO(), width=width, soft_wrap=True)
+    render(report, console)
+    lines = console.file.getvalue().splitlines()
+    assert all(len(line) <= width for line in lines)
+    joined = "".join(line[15:].strip() for line in lines)
+    assert "/a" * 150 in joined
+    assert "part-2.parquet and 1,197 more: 7 of 7 rows" in " ".join(console.file.getvalue().split())
 
 
 def test_an_unsealed_cache_is_described_as_such(cut_cache, tmp_path, capsys):
