@@ -12,13 +12,16 @@ Opening reads file footers and line starts only; an image is touched when its ro
 import glob
 import hashlib
 import json
+from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, Protocol
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from emkd.errors import DataFormatError, InputNotFoundError, SampleError, UsageError
@@ -70,7 +73,7 @@ class _ParquetSource:
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
-            self._file = pq.ParquetFile(path)
+            self._file = pq.ParquetFile(path, page_checksum_verification=True)  # where it has checksums
         except (OSError, ValueError) as error:
             raise DataFormatError(f"{path} is not a readable Parquet file: {error}") from error
         names = self._file.schema_arrow.names
@@ -81,21 +84,58 @@ class _ParquetSource:
         self._columns = [name for name in ("id", "images", "messages") if name in names]
         self.n_rows = self._file.metadata.num_rows
         sizes = [self._file.metadata.row_group(g).num_rows for g in range(self._file.num_row_groups)]
-        self._starts = [sum(sizes[:g]) for g in range(len(sizes) + 1)]
-        self._groups: OrderedDict[int, list[dict[str, Any]]] = OrderedDict()
+        self._starts = list(accumulate(sizes, initial=0))
+        self._groups: OrderedDict[int, list[dict[str, Any] | SampleError]] = OrderedDict()
 
     def digest(self) -> str:
         return sampled_sha256(self.path)
 
     def row(self, index: int) -> dict[str, Any]:
-        group = next(g for g in range(len(self._starts)) if index < self._starts[g + 1])
+        group = bisect_right(self._starts, index) - 1
         if group not in self._groups:
-            table = self._file.read_row_group(group, columns=self._columns)
-            self._groups[group] = table.to_pylist()
+            self._groups[group] = _rows_of(self._read(group))
             if len(self._groups) > self.KEPT_GROUPS:
                 self._groups.popitem(last=False)
         self._groups.move_to_end(group)
-        return self._groups[group][index - self._starts[group]]
+        found = self._groups[group][index - self._starts[group]]
+        if isinstance(found, SampleError):
+            raise SampleError(found.reason, found.detail)
+        return found
+
+    def _read(self, group: int) -> pa.Table:
+        """The row group. The footer of a damaged file may be whole, so that damage is first seen here."""
+        expected = self._starts[group + 1] - self._starts[group]
+        try:
+            table = self._file.read_row_group(group, columns=self._columns)
+            if table.num_rows != expected:
+                raise pa.ArrowInvalid(f"{table.num_rows} rows, the footer says {expected}")
+        except (OSError, pa.ArrowException) as error:
+            # Arrow tells of damaged pages by an OSError, too, but one without the number of a system call's error.
+            if isinstance(error, OSError) and error.errno:
+                raise OSError(error.errno, f"{self.path}, row group {group}: {error}") from error
+            if isinstance(error, MemoryError):
+                raise
+            raise DataFormatError(
+                f"{self.path}: row group {group} (rows {self._starts[group]} to {self._starts[group + 1] - 1}) of "
+                f"{self._file.num_row_groups} is damaged: {' '.join(str(error).split())}. Copy or download the file "
+                "again, or write it anew without these rows"
+            ) from error
+        return table
+
+
+def _rows_of(table: pa.Table) -> list[dict[str, Any] | SampleError]:
+    """The rows as Python objects. A row whose text is not UTF-8, which Parquet does not check, costs no other."""
+    try:
+        return list(table.to_pylist())
+    except UnicodeDecodeError:
+        return [_row_of(table.slice(index, 1)) for index in range(table.num_rows)]
+
+
+def _row_of(table: pa.Table) -> dict[str, Any] | SampleError:
+    try:
+        return dict(table.to_pylist()[0])
+    except UnicodeDecodeError as error:
+        return SampleError("bad-content", f"the row has a text that is not valid UTF-8: {error.reason}")
 
 
 class _JsonSource:
@@ -163,14 +203,14 @@ class Dataset:
         return hashlib.sha256(json.dumps(listing).encode()).hexdigest()
 
     def raw_row(self, row: int) -> dict[str, Any]:
-        """The row as its file has it."""
-        source = next(n for n in range(len(self._sources)) if row < self._starts[n + 1])
+        """The row as its file has it. Raises SampleError where a text of it is not text, DataFormatError, OSError."""
+        source = bisect_right(self._starts, row) - 1
         return self._sources[source].row(row - self._starts[source])
 
     def row_id(self, row: int) -> str:
-        """The row's own id, "" where it has none."""
+        """The row's own id, "" where it has none. A lone surrogate is escaped: the index could not store it."""
         value = self.raw_row(row).get("id")
-        return "" if value is None else str(value)
+        return "" if value is None else str(value).encode(errors="backslashreplace").decode()
 
     def sample(self, row: int) -> Sample:
         """The row as a Sample, its images read but not decoded. Raises SampleError where it cannot be used."""

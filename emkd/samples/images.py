@@ -1,18 +1,60 @@
-"""Encoded image bytes: where they come from and how they become pixels."""
+"""Encoded image bytes: where they come from and how they become pixels.
 
+    entry of a row --read_image_bytes--> encoded bytes --decode_image--> upright RGB image, 8 bits a channel
+
+Whatever an entry names and whatever the bytes are, the end is a picture or a SampleError that says why there is none.
+What is not the row's fault (a disk that fails, a machine without memory) is raised as it is: running again may help.
+"""
+
+import errno
 import io
+import os
+import stat
 import warnings
 from pathlib import Path
 
-from PIL import Image, ImageOps, UnidentifiedImageError
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+from PIL.TiffImagePlugin import BITSPERSAMPLE, PHOTOMETRIC_INTERPRETATION, TiffImageFile
 
 from emkd.errors import SampleError
+
+# No picture within Pillow's limit of pixels needs a file of more than this, at 16 bits a channel and uncompressed.
+MAX_FILE_BYTES = 1 << 30
+
+# What a path can do wrong. Other errors (EIO, ESTALE, EMFILE) are the machine's, and are not put down to the row.
+PATH_ERRORS = {
+    errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENAMETOOLONG, errno.EINVAL,
+}  # fmt: skip
+
+FILE_KINDS = {
+    stat.S_IFDIR: "a folder",
+    stat.S_IFIFO: "a named pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
+
+DEEP_MODES = {"I", "I;16", "I;16B", "I;16L", "I;16N", "F"}  # grey of more than 8 bits, as Pillow names it
+# Formats whose deep grey Pillow gives, or scales, to 16 bits: 65535 is white. TIFF says its bits, others do not say.
+SIXTEEN_BIT_FORMATS = {"PNG", "PPM", "JPEG2000"}
+
+ORIENTATION = 0x0112
+UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 def read_image_bytes(entry: object, image_root: Path | None) -> bytes:
     """Bytes of one image entry: {bytes, path}, raw bytes, or a path below `image_root`.
 
-    Raises SampleError(image-missing | image-outside-root).
+    Raises SampleError(image-missing | image-outside-root | image-too-large), and OSError where the disk fails.
     """
     if isinstance(entry, dict):
         data, entry = entry.get("bytes"), entry.get("path")
@@ -31,36 +73,99 @@ def read_image_bytes(entry: object, image_root: Path | None) -> bytes:
 
 def _read_below(name: str, root: Path) -> bytes:
     try:
-        path = (root / name).resolve()  # follows links: a link out of the root is outside, too
-    except (OSError, ValueError) as error:
-        raise SampleError("image-missing", f"{name!r} is no path: {error}") from error
+        path = (root / name).resolve()  # follows links, in the middle as well: a link out of the root is outside, too
+    except (OSError, ValueError, RuntimeError) as error:  # RuntimeError: a link that leads to itself
+        raise SampleError("image-missing", f"{name!r:.200} is no path: {type(error).__name__}") from error
     if not path.is_relative_to(root):
         raise SampleError("image-outside-root", f"{name!r} leads outside of the image root")
     try:
+        _check_file(name, path.stat())
         return path.read_bytes()
     except FileNotFoundError:
         raise SampleError("image-missing", f"no file {name!r} below the image root") from None
-    except (OSError, ValueError) as error:
-        raise SampleError("image-missing", f"cannot read {name!r}: {error}") from error
+    except OSError as error:
+        if error.errno not in PATH_ERRORS:
+            raise
+        raise SampleError("image-missing", f"cannot read {name!r:.200}: {error.strerror}") from error
+
+
+def _check_file(name: str, status: os.stat_result) -> None:
+    """Before it is opened: a pipe would be waited for without end, a device or a sparse file read without end."""
+    if not stat.S_ISREG(status.st_mode):
+        kind = FILE_KINDS.get(stat.S_IFMT(status.st_mode), "something else")
+        raise SampleError("image-missing", f"{name!r} is {kind}, not a regular file")
+    if status.st_size > MAX_FILE_BYTES:
+        raise SampleError("image-too-large", f"{name!r} has {status.st_size} bytes, at most {MAX_FILE_BYTES} are read")
 
 
 def decode_image(data: bytes) -> Image.Image:
     """An upright RGB image; EXIF rotation is applied, so that pixels stand as a person sees them.
 
-    Raises SampleError(image-broken | image-too-large | image-animated).
+    Transparency is dropped, as the models' own preprocessing does; 16 bits of grey are scaled to 8.
+
+    Raises SampleError(image-broken | image-too-large | image-animated | image-depth).
+    """
+    with warnings.catch_warnings():
+        # Pillow warns of what it reads past (damaged EXIF, odd TIFF tags, palettes with transparency). The picture is
+        # there or it is not, nobody can act on such a line, and a dataset of phone pictures would print thousands.
+        warnings.filterwarnings("ignore", module=r"PIL\.")
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        try:
+            return _decode(data)
+        except (SampleError, MemoryError):  # below the limit of pixels a picture needs little: the machine is short
+            raise
+        except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
+            raise SampleError("image-too-large", str(error)) from error
+        except UnidentifiedImageError as error:  # its text has an address in memory, and no two runs agree on that
+            raise SampleError("image-broken", f"{len(data)} bytes of no image format that is known") from error
+        # Decoders meet damage with whatever they trip over (struct.error, EOFError, IndexError, TypeError, zlib.error,
+        # NotImplementedError, RuntimeError, ...). Nothing but these bytes goes in, so it is always the row's fault.
+        except Exception as error:
+            detail = f"{len(data)} bytes that do not decode: {type(error).__name__}: {error!s:.500}"
+            raise SampleError("image-broken", detail) from error
+
+
+def _decode(data: bytes) -> Image.Image:
+    image = Image.open(io.BytesIO(data))
+    if image.format == "EPS":  # Pillow would start Ghostscript, if there is one, and have it run what the file says
+        raise SampleError("image-broken", "PostScript is a program, not a picture; store PNG or JPEG")
+    n_frames = getattr(image, "n_frames", 1)
+    if n_frames > 1 and image.format != "MPO":  # a photo with a preview or a second lens behind it
+        raise SampleError("image-animated", f"{n_frames} frames; store the one frame that is meant")
+    image.load()
+    method = _turn(image)
+    rgb = (_eight_bit_grey(image) if image.mode in DEEP_MODES else image).convert("RGB")
+    return rgb if method is None else rgb.transpose(method)
+
+
+def _turn(image: Image.Image) -> Image.Transpose | None:
+    """What makes the picture stand upright, by EXIF or XMP. Where these are damaged it is shown as it is stored.
+
+    ImageOps.exif_transpose does the same, and raises where EXIF is damaged: a good picture would be lost for a note.
     """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            image = Image.open(io.BytesIO(data))
-            n_frames = getattr(image, "n_frames", 1)
-            if n_frames > 1 and image.format != "MPO":  # a photo with a preview or a second lens behind it
-                raise SampleError("image-animated", f"{n_frames} frames; store the one frame that is meant")
-            image.load()
-            return ImageOps.exif_transpose(image).convert("RGB")
-    except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
-        raise SampleError("image-too-large", str(error)) from error
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
-        if isinstance(error, SampleError):
-            raise
-        raise SampleError("image-broken", f"{len(data)} bytes that do not decode: {error}") from error
+        return UPRIGHT.get(image.getexif().get(ORIENTATION, 1))
+    except Exception:  # noqa: BLE001 - foreign bytes in a foreign parser, as in decode_image; all viewers go on here
+        return None
+
+
+def _eight_bit_grey(image: Image.Image) -> Image.Image:
+    """Grey of up to 16 bits scaled to 8 and rounded. Pillow's `convert` cuts at 255: most would come out white."""
+    white = _white_point(image)
+    if white is None:
+        raise SampleError(
+            "image-depth",
+            f"a {image.format} image of mode {image.mode}, which does not say what value is white; "
+            "store 8 or 16 bits per channel",
+        )
+    values = np.minimum(np.asarray(image).astype(np.uint32), white)
+    if isinstance(image, TiffImageFile) and image.tag_v2.get(PHOTOMETRIC_INTERPRETATION) == 0:  # WhiteIsZero
+        values = white - values
+    return Image.fromarray(((values * 255 + white // 2) // white).astype(np.uint8))
+
+
+def _white_point(image: Image.Image) -> int | None:
+    """The value that is white, None where nothing defines it (32-bit numbers, floats, scientific formats)."""
+    if isinstance(image, TiffImageFile) and image.mode.startswith("I;16"):
+        return int((1 << image.tag_v2[BITSPERSAMPLE][0]) - 1)  # 12 bits come in this mode, too
+    return 65535 if image.format in SIXTEEN_BIT_FORMATS and image.mode != "F" else None

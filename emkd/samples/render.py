@@ -9,7 +9,6 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from jinja2 import TemplateError
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from emkd.errors import SampleError
@@ -17,19 +16,28 @@ from emkd.samples.sample import Turn
 
 Span = tuple[int, int]
 
+# A template without marks is rendered twice for each answer, which grows with the square of the turns: a thousand take
+# seconds, ten thousand many minutes.
+MAX_TURNS = 1000
+
 GENERATION_MARK = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
 
 def render(processor: Any, turns: Sequence[Turn]) -> tuple[str, tuple[Span, ...]]:
     """(text, characters of each answer: [first, last)). Raises SampleError: template-error where the template refuses
     the conversation (roles that do not alternate, say), template-prefix where a template without marks writes earlier
-    turns differently once later ones follow."""
+    turns differently once later ones follow, too-long where such a template would take minutes."""
     messages = [turn.as_message() for turn in turns]
     find = _marked if GENERATION_MARK.search(processor.chat_template) else _by_prefixes
     try:
         text, spans = find(processor, messages)
-    except (TemplateError, TypeError) as error:
-        raise SampleError("template-error", f"the chat template does not take this conversation: {error}") from error
+    except (SampleError, MemoryError):
+        raise
+    # A template is a program of the checkpoint's author, run on what the row says: it may raise anything. Where it
+    # fails on every row, each is recorded with this reason, and the job fails above --max-skipped.
+    except Exception as error:
+        detail = f"the chat template does not take this conversation: {error!s:.500}"
+        raise SampleError("template-error", detail) from error
     return text, tuple(_trimmed(text, span) for span in spans)
 
 
@@ -65,6 +73,9 @@ def _following_end(processor: Any, rest: str) -> int:
 
 
 def _by_prefixes(processor: Any, messages: list[dict[str, Any]]) -> tuple[str, list[Span]]:
+    if len(messages) > MAX_TURNS:
+        raise SampleError("too-long", f"{len(messages)} turns, at most {MAX_TURNS} without generation marks")
+
     def rendered(n: int, ask: bool = False) -> str:
         return str(processor.apply_chat_template(messages[:n], tokenize=False, add_generation_prompt=ask))
 

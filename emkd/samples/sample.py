@@ -71,10 +71,19 @@ def _parse_turn(number: int, message: Any) -> Turn:
     if role is None:
         raise SampleError("bad-role", f"turn {number} has role {said_by!r}; expected one of {sorted(ROLES)}")
     if isinstance(content, str):
-        return Turn(role=role, parts=_split_text(_checked(content, number)))
-    if isinstance(content, list):
-        return Turn(role=role, parts=tuple(_parse_part(number, part) for part in content))
-    raise SampleError("bad-content", f"turn {number} has content of type {type(content).__name__}")
+        parts = _split_text(_checked(content, number))
+    elif isinstance(content, list):
+        parts = tuple(_parse_part(number, part) for part in content)
+    else:
+        raise SampleError("bad-content", f"turn {number} has content of type {type(content).__name__}")
+    _check_answer(number, role, parts)
+    return Turn(role=role, parts=parts)
+
+
+def _check_answer(number: int, role: str, parts: Sequence[Part]) -> None:
+    """An answer is text: the marks around an image in it (where one begins and ends) would be learned as if said."""
+    if role == "assistant" and any(isinstance(part, ImagePart) for part in parts):
+        raise SampleError("image-in-answer", f"turn {number} is the assistant's and has the place of an image")
 
 
 def _checked(text: str, number: int) -> str:

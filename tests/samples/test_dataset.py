@@ -1,4 +1,6 @@
+import errno
 import json
+import os
 import pickle
 from pathlib import Path
 
@@ -9,6 +11,7 @@ import pytest
 from emkd.errors import DataFormatError, InputNotFoundError, SampleError, UsageError
 from emkd.samples import Dataset
 from emkd.samples.dataset import sampled_sha256
+from emkd.samples.images import read_image_bytes
 from emkd.samples.sample import ImagePart
 from tests import tiny
 
@@ -108,6 +111,113 @@ def test_images_stay_below_the_root(tmp_path, path, reason):
     with pytest.raises(SampleError) as error:
         Dataset(str(root / "rows.json"), root).sample(0)
     assert error.value.reason == reason
+
+
+def test_links_and_dots_that_stay_below_the_root_are_followed(tmp_path):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "a.png").write_bytes(b"picture")
+    (tmp_path / "link").symlink_to("folder")
+    (tmp_path / "folder" / "b.png").symlink_to("../a.png")
+    for path in ("a.png", "folder/../a.png", "link/b.png", str(tmp_path / "a.png")):
+        assert read_image_bytes(path, tmp_path) == b"picture"
+
+
+def test_a_disk_that_fails_is_not_the_rows_fault(tmp_path, monkeypatch):
+    """Else a network disk that is away for a minute would cost rows that a second run finds."""
+
+    def fail(self):
+        raise OSError(errno.EIO, "Input/output error", str(self))
+
+    (tmp_path / "a.png").write_bytes(b"picture")
+    monkeypatch.setattr(Path, "read_bytes", fail)
+    with pytest.raises(OSError, match=r"Input/output error: .*a\.png"):
+        read_image_bytes("a.png", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("kind", "code"), [("is a folder", None), ("is a named pipe", None), ("Permission denied", errno.EACCES)]
+)
+def test_what_is_no_readable_file_says_what_it_is(tmp_path, monkeypatch, kind, code):
+    path = tmp_path / "x.png"
+    if code:
+
+        def refuse(self):
+            raise OSError(code, os.strerror(code), str(self))
+
+        path.write_bytes(b"x")
+        monkeypatch.setattr(Path, "read_bytes", refuse)
+    else:
+        path.mkdir() if "folder" in kind else os.mkfifo(path)
+    with pytest.raises(SampleError, match=f"image-missing: .*{kind}") as error:
+        read_image_bytes("x.png", tmp_path)
+    assert str(tmp_path) not in str(error.value), "where a dataset lies does not belong into the index"
+
+
+@pytest.mark.parametrize("checksums", [False, True])
+def test_damaged_pages_name_the_file_and_the_row_group(tmp_path, checksums):
+    """The footer is whole, so that the file opens; the other row groups can be read."""
+    path = tmp_path / "rows.parquet"
+    table = pq.read_table(tiny.write_data(path))
+    # Uncompressed pages without checksums are damaged in their structure, with checksums in a letter alone.
+    pq.write_table(
+        table, path, row_group_size=2, compression="none", use_dictionary=False, write_page_checksum=checksums
+    )
+    data = bytearray(path.read_bytes())
+    column = pq.ParquetFile(path).metadata.row_group(1).column(4)
+    if checksums:
+        place = data.index(b"is that one red")
+        data[place : place + 2] = b"as"
+    else:
+        place = column.data_page_offset
+        data[place : place + 40] = b"\xff" * 40
+    path.write_bytes(data)
+    dataset = Dataset(str(path))
+    with pytest.raises(DataFormatError, match=r"rows\.parquet: row group 1 \(rows 2 to 3\) of 3 is damaged.*again"):
+        dataset.sample(2)
+    assert dataset.sample(1).key
+    assert dataset.sample(4).key
+
+
+def test_a_row_group_that_the_disk_does_not_give_names_its_file(tmp_path, monkeypatch):
+    def fail(self, *args, **options):
+        raise OSError(errno.EIO, "Input/output error")
+
+    dataset = Dataset(str(tiny.write_data(tmp_path / "rows.parquet")))
+    monkeypatch.setattr(pq.ParquetFile, "read_row_group", fail)
+    with pytest.raises(OSError, match=r"rows\.parquet, row group 0: .*Input/output error") as error:
+        dataset.sample(0)
+    assert not isinstance(error.value, DataFormatError)
+    assert error.value.errno == errno.EIO
+
+
+def test_a_row_group_of_fewer_rows_than_its_footer_says(tmp_path, monkeypatch):
+    dataset = Dataset(str(tiny.write_data(tmp_path / "rows.parquet")))
+    short = pq.read_table(tmp_path / "rows.parquet")[:4]
+    monkeypatch.setattr(pq.ParquetFile, "read_row_group", lambda self, *args, **options: short)
+    with pytest.raises(DataFormatError, match="row group 0 .* is damaged: 4 rows, the footer says 6"):
+        dataset.sample(0)
+
+
+def test_a_machine_without_memory_does_not_damage_a_file(tmp_path, monkeypatch):
+    def fail(self, *args, **options):
+        raise pa.lib.ArrowMemoryError("malloc failed")
+
+    dataset = Dataset(str(tiny.write_data(tmp_path / "rows.parquet")))
+    monkeypatch.setattr(pq.ParquetFile, "read_row_group", fail)
+    with pytest.raises(MemoryError, match="malloc failed"):
+        dataset.sample(0)
+
+
+def test_files_and_row_groups_without_rows(tmp_path):
+    whole = Dataset(str(tiny.write_data(tmp_path / "whole" / "rows.parquet")))
+    table = pq.read_table(tmp_path / "whole" / "rows.parquet")
+    for name, part in (("a", table[:0]), ("b", table[:2]), ("c", table[:0]), ("e", table[:0])):
+        pq.write_table(part, tmp_path / f"{name}.parquet")
+    with pq.ParquetWriter(tmp_path / "d.parquet", table.schema) as writer:
+        for part in (table[:0], table[2:3], table[:0], table[3:]):
+            writer.write_table(part)
+    dataset = Dataset(str(tmp_path))
+    assert [dataset.sample(n) for n in range(dataset.n_rows)] == [whole.sample(n) for n in range(6)]
 
 
 def test_wrong_calls(tmp_path):
