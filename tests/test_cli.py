@@ -41,6 +41,7 @@ def train(student, data, output, *more: object) -> list[object]:
         (["cache-techer"], "No such command 'cache-techer'"),
         (["inspect", "x", "--jsn"], "No such option: --jsn"),
         (["train-student", "--student", "s", "--data", "d", "--output", "o", "--alpha", "much"], "Invalid value for .--alpha.: .*valid"),
+        (["cache-teacher", "--teacher", "t", "--data", "d", "--cache", "c", "--dry-run", "--repair"], "--dry-run changes nothing"),
         (["inspect", "nowhere"], "no cache at .*nowhere.*make one with `emkd cache-teacher`"),
         (["inspect", "s3://bucket/cache"], "local"),
         (["demo", "--seeds", "0"], "Invalid value for .--seeds.: .*greater than or equal to 1"),
@@ -59,6 +60,9 @@ def test_missing_files(call, teacher_path, student_path, data_path, cache_path, 
         (["cache-teacher", "--teacher", tmp_path, "--data", data_path, "--cache", tmp_path / "c"], "without config.json"),
         (["cache-teacher", "--teacher", teacher_path, "--data", tmp_path / "no", "--cache", tmp_path / "c"], "no data at"),
         (["cache-teacher", "--teacher", teacher_path, "--data", data_path, "--cache", tmp_path / "c", "--precision", "int4"], "--precision 'int4': expected one of"),
+        (["cache-teacher", "--teacher", teacher_path, "--data", data_path, "--cache", tmp_path / "c", "--extend"], "no cache at"),
+        (["cache-teacher", "--teacher", teacher_path, "--data", data_path, "--cache", tmp_path / "c", "--repair"], "no cache at"),
+        (["cache-teacher", "--teacher", teacher_path, "--data", data_path, "--cache", tmp_path / "c", "--for-student", tmp_path / "no"], "no model"),
         (train(student_path, data_path, tmp_path / "o", "--cache", tmp_path / "no"), "no cache at"),
         (train(tmp_path / "no", data_path, tmp_path / "o", "--cache", cache_path), "no model"),
         (train(student_path, data_path, tmp_path / "o", "--cache", cache_path, "--recipe", tmp_path / "no"), "no recipe at"),
@@ -168,7 +172,7 @@ def test_help_names_every_option_that_is_fixed(call):
     fixed = {
         "cache-teacher": "--teacher --data --cache --top-k --answer-top-k --precision --affinity-precision --workers "
         "--gpus-per-worker --address --batch-tokens --max-length --dtype --attn-implementation --revision --limit "
-        "--dry-run --max-skipped",
+        "--dry-run --max-skipped --extend --repair --clean --for-student",
         "train-student": "--student --data --cache --output --recipe --alpha --beta --gamma --tail --vision-pool "
         "--eval-data --epochs --max-steps --batch-size --learning-rate --resume",
         "inspect": "--sample --verify --json",

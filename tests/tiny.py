@@ -33,6 +33,10 @@ from emkd.pipeline.settings import JobSettings
 from emkd.pipeline.worker import CaptureWorker
 from emkd.samples.dataset import Dataset
 from emkd.storage.cache import create_cache
+from emkd.storage.described import read_manifest
+from emkd.storage.extend import extend_cache
+from emkd.storage.files import open_files
+from emkd.storage.index import missing_shards
 from emkd.storage.seal import seal
 
 SPECIALS = ("<pad>", "<unk>", "<image>", "<end>", "user:", "assistant:")
@@ -203,17 +207,21 @@ def write_llava(folder: Path, chosen: Sequence[dict[str, Any]], lines: bool = Fa
     return file
 
 
-def make_cache(teacher: Path, data: Path, cache: Path, **chosen: Any) -> Path:
+def make_cache(teacher: Path, data: Path, cache: Path, *, extend: bool = False, **chosen: Any) -> Path:
     """The job without Ray: the same worker, shard by shard, and the seal."""
     defaults: dict[str, Any] = {
         "top_k": 0, "answer_top_k": 0, "precision": "float32", "affinity_precision": "float32",
         "rows_per_shard": 4, "gpus_per_worker": 0,
     }  # fmt: skip
     settings = JobSettings(teacher=str(teacher), data=str(data), cache=str(cache), **{**defaults, **chosen})
-    manifest, tokenizer = identify(settings, Dataset(settings.data, settings.image_root))
-    files = create_cache(settings.cache, manifest, tokenizer)
+    dataset = Dataset(settings.data, settings.image_root)
+    run, tokenizer = identify(settings, dataset)
+    if extend:
+        extend_cache(open_files(settings.cache), run, tokenizer, dataset.keyed_rows)
+    files = create_cache(settings.cache, run, tokenizer)
+    manifest = read_manifest(files)
     worker = CaptureWorker(settings, manifest)
-    for number in range(manifest.plan.n_shards):
+    for number in missing_shards(files, manifest):
         worker.capture_shard(number)
     seal(files)
     return cache

@@ -79,20 +79,23 @@ def make_models(out: Path) -> None:
     (out / "recipe.yaml").write_text(yaml.safe_dump(RECIPE, sort_keys=False))
 
 
+def cache_settings(out: Path, address: str | None = None) -> JobSettings:
+    """What the teacher's job of the demonstration is called with."""
+    return JobSettings(
+        teacher=str(out / "teacher"),
+        data=str(out / "data" / "train.parquet"),
+        cache=str(out / "cache"),
+        top_k=TOP_K,
+        answer_top_k=TOP_K,
+        gpus_per_worker=0,
+        address=address,
+        rows_per_shard=25,
+    )
+
+
 def cache_demo(out: Path, address: str | None = None) -> dict[str, Any]:
     """The teacher's job over data/train.parquet, and what results.json says of it."""
-    cache_teacher(
-        JobSettings(
-            teacher=str(out / "teacher"),
-            data=str(out / "data" / "train.parquet"),
-            cache=str(out / "cache"),
-            top_k=TOP_K,
-            answer_top_k=TOP_K,
-            gpus_per_worker=0,
-            address=address,
-            rows_per_shard=25,
-        )
-    )
+    cache_teacher(cache_settings(out, address))
     cache = Cache.open(out / "cache")
     n_bytes = sum(path.stat().st_size for path in (out / "cache").rglob("*") if path.is_file())
     vision_tokens = int(cache.samples["vision_count"].to_numpy().sum())

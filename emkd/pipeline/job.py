@@ -114,7 +114,8 @@ def _withdraw_damaged(files: LocalFiles, run: Manifest, tokenizer: bytes) -> Non
     for damage in damages:
         log(f"damaged: {damage.name}: {damage.what}")
     shards = withdraw(files, damages, run, tokenizer)
-    log(f"{len(damages)} objects are damaged, {len(shards)} shards have to be made anew" if damages else "none damaged")
+    what = f"{len(damages)} objects are damaged, {len(shards)} shards have to be made anew"
+    log(what if damages else "nothing is damaged")
 
 
 def _run(

@@ -7,7 +7,9 @@ import pytest
 
 from emkd.cli import main
 from emkd.demo.report import REGIME, paired, table
+from emkd.demo.run import cache_settings
 from emkd.demo.variants import ABLATIONS, VARIANTS
+from emkd.pipeline import estimate_job
 from emkd.storage.cache import Cache, verify
 from emkd.trainer import load_recipe
 
@@ -32,6 +34,8 @@ def test_the_demonstration(tmp_path, capsys):
     assert results["cache"]["samples"] == cache.n_samples == 100
     assert results["cache"]["bytes"] == sum(p.stat().st_size for p in (out / "cache").rglob("*") if p.is_file())
     assert verify(out / "cache") == []
+    assert cache_settings(out).rows_per_shard == 25
+    assert estimate_job(cache_settings(out)).n_bytes == pytest.approx(results["cache"]["bytes"], rel=0.1)
     expected = {"data", "teacher", "student-init", "cache", "students", "recipe.yaml", "results.json"}
     assert {path.name for path in out.iterdir()} == expected
     assert {p.name for p in (out / "students").iterdir()} == {f"{variant}-0" for variant in VARIANTS}

@@ -2,9 +2,10 @@
 
 import pytest
 
-from emkd.errors import CacheConflictError, JobFailedError, ModelError, UsageError
+from emkd.errors import CacheConflictError, CacheIncompleteError, JobFailedError, ModelError, UsageError
 from emkd.pipeline import JobSettings, cache_teacher, estimate_job
 from emkd.storage.cache import Cache, verify
+from emkd.storage.index import read_index
 from tests import tiny
 
 pytestmark = pytest.mark.xdist_group("ray")
@@ -17,8 +18,6 @@ def settings(teacher_path, data_path, cache, **chosen) -> JobSettings:
 
 def objects(cache: Cache) -> list[dict]:
     """Size and hash of every object of every shard, without the attempts' names."""
-    from emkd.storage.index import read_index
-
     return [dict(read_index(cache.files, shard).objects) for shard in cache.shards]
 
 
@@ -98,3 +97,59 @@ def test_a_disk_that_is_too_small_is_noticed_before_the_job(teacher_path, data_p
     with pytest.raises(JobFailedError, match=r"the job needs about .* and 100 bytes are free; make room"):
         cache_teacher(settings(teacher_path, data_path, tmp_path / "cache"))
     assert not (tmp_path / "cache").exists()
+
+
+def test_a_job_that_fails_at_its_preflight_leaves_nothing(teacher_path, tmp_path):
+    rows = [{**row, "images": [b"broken"] * len(row["images"])} for row in tiny.rows() if row["images"]]
+    data = tiny.write_data(tmp_path / "rows.parquet", rows)
+    with pytest.raises(JobFailedError, match="none of 5 rows looked at can be used; row 0: image-broken"):
+        cache_teacher(settings(teacher_path, data, tmp_path / "cache"))
+    assert not (tmp_path / "cache").exists()
+
+
+def test_more_rows_and_damage(teacher_path, data_path, tmp_path, capfd):
+    """A second dataset comes in; then a shard of each is damaged, and only these two are made anew."""
+    folder = tmp_path / "cache"
+    cache_teacher(settings(teacher_path, data_path, folder))
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+    fresh = [
+        {**row, "id": f"new-{row['id']}", "images": [tiny.png(50 + n) for n in range(len(row["images"]))]}
+        for row in tiny.rows()
+    ]
+    more = tiny.write_data(tmp_path / "more.parquet", [tiny.rows()[0], *fresh])
+    with pytest.raises(CacheConflictError, match=r"(?s)dataset.fingerprint.*Other rows can be added with --extend"):
+        cache_teacher(settings(teacher_path, more, folder))
+    with pytest.raises(CacheConflictError, match=r"top_k: cache has 8, this run 4"):
+        cache_teacher(settings(teacher_path, more, folder, top_k=4), extend=True)
+
+    estimate = estimate_job(settings(teacher_path, more, folder), extend=True)
+    assert estimate.n_rows == 5, "the first row, and the one without images, are in the cache"
+    assert not (folder / "extensions").exists()
+    cache = cache_teacher(settings(teacher_path, more, folder), extend=True)
+    assert {path: path.stat().st_mtime_ns for path in before} == before, "what was there is untouched"
+    assert [cache.sample_info(n).id for n in range(6, 11)] == ["new-one", "new-two", "new-one", "new-None", "new-last"]
+    whole = objects(cache)
+
+    victims = [next(folder.glob("shards/000001-*/affinity/c/0")), next(folder.glob("shards/000003-*/zarr.json"))]
+    victims[0].write_bytes(b"")
+    victims[1].unlink()
+    capfd.readouterr()
+    with pytest.raises(
+        CacheIncompleteError,
+        match=r"1 of 4 shards are missing .*of more.parquet\); run cache-teacher again with that data",
+    ):
+        cache_teacher(settings(teacher_path, data_path, folder), repair=True)
+    err = capfd.readouterr().err
+    assert "2 objects are damaged, 2 shards have to be made anew" in err
+    assert "1 of 4 shards to do" in err
+    repaired = cache_teacher(settings(teacher_path, more, folder), repair=True)
+    assert objects(repaired) == whole
+    assert verify(folder) == []
+    kept = {path.parent.name for path in before if path.name == "zarr.json" and path.parent.parent.name == "shards"}
+    now = {read_index(cache.files, shard).prefix.removeprefix("shards/") for shard in range(4)}
+    assert {name[:6] for name in now & kept} == {"000000"}, "only the damaged ones have new attempts"
+    capfd.readouterr()
+    cache_teacher(settings(teacher_path, more, folder), repair=True, clean=True)
+    assert "nothing is damaged" in capfd.readouterr().err
+    assert {path.name[:6] for path in (folder / "shards").iterdir()} == {f"{n:06d}" for n in range(4)}
+    assert len(list((folder / "shards").iterdir())) == 4

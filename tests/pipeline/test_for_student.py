@@ -1,0 +1,61 @@
+"""`--for-student`: what a training run would find out later is said before the teacher runs."""
+
+import shutil
+
+import pytest
+
+from emkd.errors import InputNotFoundError, TokenizerMismatchError, UsageError
+from emkd.pipeline import JobSettings
+from emkd.pipeline.for_student import check_student
+from emkd.pipeline.identify import identify
+from emkd.samples import Dataset
+from tests import tiny
+
+
+def check(teacher_path, data_path, student) -> None:
+    settings = JobSettings(
+        teacher=str(teacher_path), data=str(data_path), cache="unused", gpus_per_worker=0, for_student=str(student)
+    )
+    dataset = Dataset(settings.data)
+    check_student(settings, *identify(settings, dataset), dataset)
+
+
+def test_a_student_that_can_use_the_cache(teacher_path, data_path, student_path, capfd):
+    check(teacher_path, data_path, student_path)
+    assert "reads all 6 rows looked at as the teacher does" in capfd.readouterr().err
+
+
+def test_another_image_processor_is_told(teacher_path, data_path, tmp_path, capfd):
+    check(teacher_path, data_path, tiny.save_model(tmp_path / "student", seed=3, hidden=24, side=40))
+    assert "prepare images differently: size" in capfd.readouterr().err
+
+
+def test_another_tokenizer(teacher_path, data_path, tmp_path):
+    words = list(tiny.VOCABULARY)
+    words[10], words[11] = words[11], words[10]
+    student = tiny.save_model(tmp_path / "student", seed=3, hidden=24, words=words)
+    with pytest.raises(TokenizerMismatchError, match="id 10: teacher 'picture', student 'and'"):
+        check(teacher_path, data_path, student)
+
+
+def test_another_chat_template(teacher_path, data_path, student_path, tmp_path):
+    student = shutil.copytree(student_path, tmp_path / "student")
+    template = student / "chat_template.jinja"
+    template.write_text(template.read_text().replace("{{ m['role'] }}:", "{{ m['role'] }}: yes"))
+    with pytest.raises(TokenizerMismatchError, match=r"row 0: the student's text is \d+ tokens and the teacher's \d+"):
+        check(teacher_path, data_path, student)
+
+
+def test_a_student_that_is_too_short(teacher_path, data_path, student_path, tmp_path):
+    student = shutil.copytree(student_path, tmp_path / "student")
+    config = student / "config.json"
+    config.write_text(config.read_text().replace('"max_position_embeddings": 256', '"max_position_embeddings": 30'))
+    with pytest.raises(
+        UsageError, match=r"cannot read [1-6] of 6 rows looked at that the teacher can: row \d: too-long"
+    ):
+        check(teacher_path, data_path, student)
+
+
+def test_no_such_student(teacher_path, data_path, tmp_path):
+    with pytest.raises(InputNotFoundError, match="no model"):
+        check(teacher_path, data_path, tmp_path / "nothing")

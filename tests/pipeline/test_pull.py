@@ -1,0 +1,82 @@
+"""The pool of workers, with real actors whose shards end as told."""
+
+from typing import Any
+
+import pytest
+import ray
+
+from emkd.errors import CacheWriteError, JobFailedError
+from emkd.pipeline.interrupt import Interrupt
+from emkd.pipeline.pull import FAILURES_IN_A_ROW, pull
+from emkd.pipeline.worker import ShardReport
+
+pytestmark = pytest.mark.xdist_group("ray")
+
+
+class Told:
+    """Captures nothing: a shard ends with the error that it is told to end with."""
+
+    def __init__(self, ends: dict[int, Exception]) -> None:
+        self.ends = ends
+
+    def capture_shard(self, number: int) -> ShardReport:
+        if number in self.ends:
+            raise self.ends[number]
+        return ShardReport(
+            number=number, committed=True, n_samples=1, n_skipped=0, n_halved=0, n_bytes=1, seconds=0.0
+        )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def session():
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, configure_logging=False)
+    yield
+    ray.shutdown()
+
+
+def run(ends: dict[int, Exception], n_workers: int = 1, stop_after: int | None = None) -> tuple[Any, list[int]]:
+    workers = [ray.remote(Told).remote(ends) for _ in range(n_workers)]
+    interrupt, shown = Interrupt(), []
+
+    def show(report: ShardReport) -> None:
+        shown.append(report.number)
+        interrupt.asked = len(shown) == stop_after or interrupt.asked
+
+    return pull(workers, range(10), interrupt, show), shown
+
+
+@pytest.mark.parametrize("n_workers", [1, 2])
+def test_every_shard_is_done_once(session, n_workers):
+    outcome, shown = run({}, n_workers)
+    assert sorted(shown) == list(range(10))
+    assert (outcome.failed, outcome.left, outcome.interrupted) == ({}, [], False)
+
+
+def test_single_failures_do_not_stop_the_others(session):
+    outcome, shown = run({2: ValueError("odd"), 3: ValueError("odd"), 7: JobFailedError("broken")})
+    assert shown == [0, 1, 4, 5, 6, 8, 9]
+    assert set(outcome.failed) == {2, 3, 7}
+    assert "a worker failed: ValueError: odd" in str(outcome.failed[2])
+    assert str(outcome.failed[7]) == "broken"
+    assert outcome.left == []
+
+
+def test_failures_in_a_row_stop_the_job(session):
+    outcome, shown = run({number: ValueError("gone") for number in range(2, 10)})
+    assert shown == [0, 1]
+    assert set(outcome.failed) == set(range(2, 2 + FAILURES_IN_A_ROW))
+    assert outcome.left == list(range(2 + FAILURES_IN_A_ROW, 10))
+
+
+def test_a_place_that_cannot_be_written_stops_the_job(session):
+    outcome, shown = run({4: CacheWriteError("full")})
+    assert shown == [0, 1, 2, 3]
+    assert isinstance(outcome.failed[4], CacheWriteError)
+    assert outcome.left == [5, 6, 7, 8, 9]
+
+
+def test_an_interrupt_finishes_what_is_in_hand(session):
+    outcome, shown = run({}, n_workers=2, stop_after=4)
+    assert outcome.interrupted
+    assert 4 <= len(shown) <= 5, "the other worker's shard is finished, too"
+    assert sorted(shown + outcome.left) == list(range(10))

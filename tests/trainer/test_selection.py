@@ -1,0 +1,113 @@
+"""Which samples of a cache a run trains on: those that its data name, found by place or by key."""
+
+import numpy as np
+import pytest
+
+from emkd.errors import DataMismatchError
+from emkd.samples import Dataset
+from emkd.storage.cache import Cache
+from emkd.trainer.selection import select
+from tests import tiny
+
+
+def rows(first: int, last: int) -> list[dict]:
+    """Rows with content of their own."""
+    found = []
+    for number in range(first, last):
+        row = tiny.rows()[number % 6]
+        images = [tiny.png(100 * number + n) for n in range(len(row["images"]))]
+        text = [tiny.turn(m["role"], m["content"] + " that" * (number // 6)) for m in row["messages"]]
+        found.append({"id": f"row-{number}", "images": images, "messages": text})
+    return found
+
+
+@pytest.fixture(scope="module")
+def folder(teacher_path, tmp_path_factory):
+    """A cache of rows 0 to 7, then of a file that has 4 to 11 as well, then of one with 10 to 13 and 0 to 2."""
+    made = tmp_path_factory.mktemp("selection")
+    tiny.write_data(made / "first.parquet", rows(0, 8))
+    tiny.write_data(made / "second.parquet", rows(4, 12))
+    tiny.write_data(made / "third.parquet", rows(10, 14) + rows(0, 3))
+    for name in ("first", "second", "third"):
+        tiny.make_cache(
+            teacher_path, made / f"{name}.parquet", made / "cache", extend=name != "first", rows_per_shard=3
+        )
+    return made
+
+
+@pytest.fixture(scope="module")
+def cache(folder) -> Cache:
+    return Cache.open(folder / "cache")
+
+
+def expected(cache: Cache, dataset: Dataset) -> dict[int, int]:
+    """Naive: sample number -> row, by the keys of all rows."""
+    keys = {key: row for row, key in reversed(list(dataset.keyed_rows()))}
+    return {number: keys[key] for number, key in enumerate(cache.sample_keys) if key in keys}
+
+
+def test_each_row_is_in_the_cache_once(cache, folder):
+    assert cache.n_samples == 14
+    assert len(set(cache.sample_keys)) == 14
+    assert len(cache.manifest.extensions) == 2
+    everything = {
+        key for name in ("first", "second", "third") for _, key in Dataset(str(folder / f"{name}.parquet")).keyed_rows()
+    }
+    assert set(cache.sample_keys) == everything
+
+
+@pytest.mark.parametrize("name", ["first", "second", "third"])
+def test_files_that_were_cached_are_known_without_reading_them(cache, folder, name, monkeypatch):
+    dataset = Dataset(str(folder / f"{name}.parquet"))
+    naive = expected(cache, dataset)
+    monkeypatch.setattr(Dataset, "keyed_rows", None)
+    told: list[str] = []
+    chosen = select(cache, dataset, told.append)
+    assert dict(zip(chosen.numbers.tolist(), chosen.rows.tolist(), strict=True)) == naive
+    assert len(naive) == dataset.n_rows
+    assert told == [f"{dataset.n_rows} of the cache's 14 samples are in {dataset.data}"]
+
+
+def test_other_files_are_compared_by_key(cache, tmp_path):
+    some = tiny.write_data(tmp_path / "some.parquet", [*rows(9, 11), *rows(2, 5)])
+    told: list[str] = []
+    dataset = Dataset(str(some))
+    chosen = select(cache, dataset, told.append)
+    assert dict(zip(chosen.numbers.tolist(), chosen.rows.tolist(), strict=True)) == expected(cache, dataset)
+    assert len(chosen.rows) == 5
+    assert (np.diff(chosen.numbers) > 0).all()
+    assert "comparing all rows by key" in told[0]
+    assert told[1].startswith("5 of the cache's 14 samples are in")
+    sizes = chosen.shard_sizes(cache)
+    naive = [sum(int(n) in cache.samples_of_shard(shard) for n in chosen.numbers) for shard in cache.shards]
+    assert sizes == naive
+    assert sum(sizes) == 5
+
+
+def test_rows_that_the_cache_lacks_are_refused(cache, tmp_path):
+    more = tiny.write_data(tmp_path / "more.parquet", rows(12, 17))
+    with pytest.raises(DataMismatchError, match=r"3 of its 5 rows are not in it, the first is row 2 .*--extend"):
+        select(cache, Dataset(str(more)), print)
+    other = tiny.write_data(tmp_path / "other.parquet", rows(20, 22))
+    with pytest.raises(DataMismatchError, match="2 of its 2 rows are not in it"):
+        select(cache, Dataset(str(other)), print)
+
+
+def test_a_limited_cache_does_not_know_all_rows(teacher_path, folder, tmp_path):
+    tiny.make_cache(teacher_path, folder / "first.parquet", tmp_path / "cache", limit=5, rows_per_shard=3)
+    limited = Cache.open(tmp_path / "cache")
+    copy = tiny.write_data(tmp_path / "copy.parquet", [*rows(0, 8)][::-1])
+    told: list[str] = []
+    for data in (folder / "first.parquet", copy):
+        chosen = select(limited, Dataset(str(data)), told.append)
+        assert len(chosen.rows) == 5
+    assert sum("3 of 8 rows" in line for line in told) == 2
+    tiny.make_cache(teacher_path, folder / "first.parquet", tmp_path / "cache", extend=True, rows_per_shard=3)
+    assert len(select(Cache.open(tmp_path / "cache"), Dataset(str(folder / "first.parquet")), told.append).rows) == 8
+
+
+def test_a_cache_with_none_of_the_rows(teacher_path, folder, tmp_path):
+    tiny.make_cache(teacher_path, folder / "first.parquet", tmp_path / "cache", limit=2, rows_per_shard=2)
+    other = tiny.write_data(tmp_path / "other.parquet", rows(20, 22))
+    with pytest.raises(DataMismatchError, match="has no row that the cache has a sample of"):
+        select(Cache.open(tmp_path / "cache"), Dataset(str(other)), print)
