@@ -20,10 +20,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from emkd.errors import CacheIncompleteError, SampleNotFoundError
+from emkd.errors import CacheIncompleteError, DamagedCacheError, SampleNotFoundError
 from emkd.storage.create import create_cache
 from emkd.storage.decode import DecodedShard, read_shard
-from emkd.storage.described import read_manifest, table_name
+from emkd.storage.described import count_extensions, read_manifest, table_name
 from emkd.storage.files import LocalFiles, open_files
 from emkd.storage.find import find_sample
 from emkd.storage.index import ShardIndex, committed_shards, index_name
@@ -95,11 +95,12 @@ class Cache:
         CacheVersionError where it is of a newer format, DamagedCacheError where a file is not as written.
         """
         files = open_files(uri)
-        seal = read_seal(files)
-        manifest = read_manifest(files, None if seal is None else lambda name: seal.check(files, name))
+        extensions = count_extensions(files)  # once: somebody may be adding one
+        seal = read_seal(files, extensions)
+        manifest = read_manifest(files, None if seal is None else lambda name: seal.check(files, name), extensions)
         if seal is not None:
             seal.check(files, TOKENIZER_NAME)
-            name = table_name(len(manifest.extensions))
+            name = table_name(extensions)
             return cls(
                 files, manifest, seal, read_parquet(files.where(name), seal.check(files, name)), seal.totals, window
             )
@@ -197,9 +198,14 @@ class Cache:
     def read_shard(self, shard: int) -> DecodedShard:
         """All arrays of a shard, read and checked now. Errors as samples_of_shard, and DamagedCacheError."""
         self.samples_of_shard(shard)
-        if self.seal is not None:
-            self.seal.check(self.files, index_name(shard))
-        return read_shard(self.files, read_committed(self.files, shard, self.manifest), self.manifest)
+        data = None if self.seal is None else self.seal.check(self.files, index_name(shard))
+        index = read_committed(self.files, shard, self.manifest, data)
+        if not index.table.equals(self._table.filter(pc.equal(self._table["shard"], shard))):
+            raise DamagedCacheError(
+                f"{self.files.where(index_name(shard))}: other rows than when the cache was opened: the shard was made "
+                "anew since; open the cache again"
+            )
+        return read_shard(self.files, index, self.manifest)
 
     def record(self, i: int) -> Record:
         """Sample `i`. Keeps the last `window` shards, so reading shard by shard decodes each one once."""

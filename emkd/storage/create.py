@@ -34,7 +34,7 @@ def check_place(files: LocalFiles) -> None:
     if files.exists(MANIFEST_NAME):
         return
     found = files.names()
-    if found:
+    if found and not files.exists(MANIFEST_NAME):  # another run may just have begun
         raise OutputExistsError(
             f"{files.root}: {len(found)} files that are not a cache ({found[0]}, ...); name an empty or a new folder"
         )

@@ -1,6 +1,7 @@
 """What a cache says of itself, read from disk: manifest.json and the plans of its extensions.
 
-    extensions/<e>/plan.json      which rows were added (`plan.Extension`), created only if absent
+    extensions/<e>/plan.json      which rows were added (`plan.Extension`), an envelope (see `digest`), created only
+                                  if absent
     extensions/<e>/index.parquet  extensions/<e>/seal.json    as at the root, for all rows up to this extension
 
 The newest plan decides what is in the cache; its seal, once it is there, vouches for everything before it.
@@ -13,11 +14,13 @@ from collections.abc import Callable
 from pydantic import ValidationError
 
 from emkd.errors import DamagedCacheError, InputNotFoundError
+from emkd.storage.digest import open_envelope, seal_envelope
 from emkd.storage.files import LocalFiles
-from emkd.storage.manifest import MANIFEST_NAME, Manifest
+from emkd.storage.index import committed_shards
+from emkd.storage.manifest import MANIFEST_NAME, RESTORE_MANIFEST, Manifest
 from emkd.storage.plan import Extension
 
-_OBJECT = re.compile(r"extensions/(\d{6})/.+")
+_OBJECT = re.compile(r"extensions/(\d{6})/(?:plan\.json|index\.parquet|seal\.json)")  # nothing that strayed there
 _RESTORE = "restore the file from a copy of the cache"
 
 
@@ -35,6 +38,11 @@ def table_name(extension: int) -> str:
     return f"extensions/{extension:06d}/index.parquet" if extension else "index.parquet"
 
 
+def described_names(manifest: Manifest) -> list[str]:
+    """Names of the files that a manifest in memory was read from."""
+    return [MANIFEST_NAME, *(plan_name(extension.number) for extension in manifest.extensions)]
+
+
 def count_extensions(files: LocalFiles) -> int:
     """How many extensions a cache has. DamagedCacheError where a plan is gone of which other files are left."""
     number, missing = extensions_and_missing_plans(files)
@@ -50,20 +58,36 @@ def extensions_and_missing_plans(files: LocalFiles) -> tuple[int, list[str]]:
     return newest, [plan_name(n) for n in range(1, newest + 1) if plan_name(n) not in names]
 
 
-def read_manifest(files: LocalFiles, read: Callable[[str], bytes] | None = None) -> Manifest:
-    """The manifest with the extensions of a cache. `read` reads an object whole (a seal's `check`, say).
+def is_cache(files: LocalFiles) -> bool:
+    """Whether a cache is there, be it damaged. One whose manifest is gone has commits, seals or plans."""
+    return (
+        files.exists(MANIFEST_NAME)
+        or files.exists(seal_name(0))
+        or bool(committed_shards(files))
+        or extensions_and_missing_plans(files)[0] > 0
+    )
+
+
+def read_manifest(
+    files: LocalFiles, read: Callable[[str], bytes] | None = None, extensions: int | None = None
+) -> Manifest:
+    """The manifest with the extensions of a cache, all of them or so many as are named. `read` reads an object
+    whole (a seal's `check`, say).
 
     InputNotFoundError where there is no cache; CacheVersionError; DamagedCacheError naming the file.
     """
-    if read is None and not files.exists(MANIFEST_NAME):
+    if not is_cache(files):
         raise InputNotFoundError(
             f"no cache at {files.root}: it has no {MANIFEST_NAME}; make one with `emkd cache-teacher`"
         )
     read = read or (lambda name: files.read(name) or b"")
-    manifest = Manifest.from_bytes(read(MANIFEST_NAME), files.where(MANIFEST_NAME))
-    for number in range(1, count_extensions(files) + 1):
+    data = read(MANIFEST_NAME)
+    if not data:
+        raise DamagedCacheError(f"{files.where(MANIFEST_NAME)}: missing or empty; {RESTORE_MANIFEST}")
+    manifest = Manifest.from_bytes(data, files.where(MANIFEST_NAME))
+    for number in range(1, 1 + (count_extensions(files) if extensions is None else extensions)):
         where = files.where(plan_name(number))
-        extension = _parse(where, read(plan_name(number)))
+        extension = parse_extension(files, number, read(plan_name(number)))
         if (extension.number, extension.parent_sha256) != (number, manifest.plan_sha256):
             raise DamagedCacheError(
                 f"{where}: does not extend this cache: it is number {extension.number} of another one, or what it "
@@ -74,13 +98,18 @@ def read_manifest(files: LocalFiles, read: Callable[[str], bytes] | None = None)
 
 
 def extension_bytes(extension: Extension) -> bytes:
-    """The content of plan.json."""
-    value = extension.model_dump(mode="json")
-    return json.dumps(value, sort_keys=True, ensure_ascii=False, allow_nan=False).encode() + b"\n"
+    """The content of plan.json. It vouches for itself: what it keeps of the cache is written nowhere else."""
+    envelope = seal_envelope(extension.model_dump(mode="json"))
+    return json.dumps(envelope, sort_keys=True, ensure_ascii=False, allow_nan=False).encode() + b"\n"
 
 
-def _parse(where: str, data: bytes) -> Extension:
+def parse_extension(files: LocalFiles, number: int, data: bytes | None = None) -> Extension:
+    """The plan of an extension, from its file or from the `data` read there. DamagedCacheError where it is changed."""
+    where = files.where(plan_name(number))
+    data = files.read(plan_name(number)) or b"" if data is None else data
     try:
-        return Extension.model_validate_json(data)
+        return Extension.model_validate(open_envelope(where, data))
+    except DamagedCacheError as error:
+        raise DamagedCacheError(f"{where}: content changed, it does not match its own hash; {_RESTORE}") from error
     except ValidationError as error:
         raise DamagedCacheError(f"{where}: not the plan of an extension: {error}; {_RESTORE}") from error

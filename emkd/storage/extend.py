@@ -11,7 +11,7 @@ from emkd.storage.described import extension_bytes, plan_name, read_manifest
 from emkd.storage.files import LocalFiles
 from emkd.storage.index import ShardIndex, committed_shards
 from emkd.storage.manifest import TOKENIZER_NAME, Manifest, conflicts, setting_conflicts
-from emkd.storage.plan import Extension, FoundRows, as_ranges
+from emkd.storage.plan import DatasetIdentity, Extension, FoundRows, as_ranges
 from emkd.storage.seal import read_committed, read_seal
 
 # Row and key of each row of a dataset, None for a row that cannot be read; called only where keys are needed.
@@ -55,14 +55,13 @@ def plan_extension(cache: Manifest, kept: Sequence[ShardIndex], run: Manifest, k
     """The next extension of `cache`: it keeps the shards of the indexes `kept` and adds the rows of `run` that
     none of them has. A pure function of its arguments and the rows."""
     places = _places(cache, kept, run, keyed_rows)
-    newest = cache.extensions[-1].shards.stop if cache.extensions else cache.plan.n_shards
     return Extension(
         number=len(cache.extensions) + 1,
         parent_sha256=cache.plan_sha256,
         dataset=run.dataset,
         n_rows=run.plan.n_rows,
         kept=as_ranges([index.shard for index in kept]),
-        first_shard=newest,
+        first_shard=cache.n_planned,
         rows_per_shard=run.plan.rows_per_shard,
         rows=as_ranges([row for row in range(run.plan.n_rows) if row not in places]),
         found=_as_runs(places),
@@ -77,7 +76,7 @@ def _places(cache: Manifest, kept: Sequence[ShardIndex], run: Manifest, keyed_ro
     for index in kept:
         source = cache.source(index.shard)
         rows, keys = index.table["row"].to_pylist(), index.table["key"].to_pylist()
-        if cache.datasets[source].fingerprint == run.dataset.fingerprint:
+        if _same_files(cache.datasets[source], run.dataset):
             places.update((row, (source, row)) for row in rows if row < run.plan.n_rows)
         else:
             for row, key in zip(rows, keys, strict=True):
@@ -88,6 +87,11 @@ def _places(cache: Manifest, kept: Sequence[ShardIndex], run: Manifest, keyed_ro
             if row < run.plan.n_rows and key is not None and key in by_key:
                 places.setdefault(row, by_key[key])
     return places
+
+
+def _same_files(first: DatasetIdentity, second: DatasetIdentity) -> bool:
+    """Whether equal rows are the same rows. Pictures below another root may be others of the same name."""
+    return (first.fingerprint, first.image_root) == (second.fingerprint, second.image_root)
 
 
 def _as_runs(places: dict[int, Place]) -> tuple[FoundRows, ...]:

@@ -14,12 +14,13 @@ import errno
 import os
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from urllib.parse import unquote, urlsplit
 
-from emkd.errors import CacheWriteError, EmkdError, UsageError
+from emkd.errors import CacheWriteError, DamagedCacheError, EmkdError, UsageError
+from emkd.storage.digest import NEXT_STEP
 
 _PARTIAL = ".partial"
 _DELETED = ".deleted-"
@@ -49,10 +50,10 @@ def writing(files: "LocalFiles", what: str, n_bytes: int) -> Iterator[None]:
     except OSError as error:
         if isinstance(error, EmkdError):  # says what it has to say already
             raise
+        space = f": it needs {n_bytes:,} bytes and {files.free_bytes():,} are free" if n_bytes else ""
         raise CacheWriteError(
-            f"{files.root}: {what} cannot be written ({error.strerror or error}): it needs {n_bytes:,} bytes and "
-            f"{files.free_bytes():,} are free. What was committed stays; make room or mend the permissions, and run "
-            "the same command again"
+            f"{files.root}: {what} cannot be written ({error.strerror or error}){space}. What was committed stays; "
+            "make room or mend the permissions, and run the same command again"
         ) from error
 
 
@@ -80,18 +81,24 @@ class LocalFiles:
     def _existing(self) -> Path:
         """The root, or the nearest folder above it that exists."""
         root = self.root.absolute()
-        return next(path for path in (root, *root.parents) if path.exists())
+        return next(path for path in (root, *root.parents) if os.path.exists(path))  # False where nobody may look
 
     def read(self, name: str) -> bytes | None:
-        """A whole object; None where there is none: what its absence means is known by the caller."""
+        """A whole object; None where there is none: what its absence means is known by the caller.
+
+        DamagedCacheError where the disk or the permissions do not let it be read.
+        """
+        path = self._path(name)
         try:
-            return self._path(name).read_bytes()
+            return path.read_bytes()
         except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
             return None
+        except OSError as error:
+            raise _unreadable(path, error) from error
 
     def exists(self, name: str) -> bool:
         """Whether there is an object (not a folder) of this name."""
-        return self._path(name).is_file()
+        return os.path.isfile(self._path(name))
 
     def sizes(self, prefix: str = "") -> dict[str, int]:
         """Name -> size in bytes of every object in the folder `prefix` and below, sorted by name."""
@@ -125,12 +132,18 @@ class LocalFiles:
     def create(self, name: str, data: bytes) -> bool:
         """Create an object whole and durably, only if absent: False where it exists already.
 
-        Of several callers at once exactly one gets True. UsageError on a file system without hard links.
+        Of several callers at once exactly one gets True. UsageError on a file system without hard links;
+        CacheWriteError where it cannot be written.
         """
+        with writing(self, name, len(data)):
+            return self._create(name, data)
+
+    def _create(self, name: str, data: bytes) -> bool:
         path = self._path(name)
         if path.exists():  # most often; nothing need be written to find out
             return False
         self._make_folder(path.parent)
+        self._sync_names([name])
         partial = _partial_of(path)
         try:
             _write_durably(partial, data)
@@ -158,24 +171,25 @@ class LocalFiles:
         """Put an object whole and durably in the place of one that is damaged, in one step."""
         path = self._path(name)
         partial = _partial_of(path)
-        try:
-            _write_durably(partial, data)
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
-        _sync(path.parent)
+        with writing(self, name, len(data)):
+            try:
+                _write_durably(partial, data)
+                partial.replace(path)
+            finally:
+                partial.unlink(missing_ok=True)
+            _sync(path.parent)
 
     def delete(self, name: str) -> None:
         """Delete an object, durably; nothing happens where there is none."""
         path = self._path(name)
-        with contextlib.suppress(FileNotFoundError):
+        with writing(self, f"the removal of {name}", 0), contextlib.suppress(FileNotFoundError):
             path.unlink()
             _sync(path.parent)
 
     def sync_tree(self, prefix: str) -> None:
         """Make everything in the folder `prefix` durable: each file, each folder, and its own name."""
         base = self._path(prefix)
-        for folder, _, file_names in os.walk(base, topdown=False):
+        for folder, _, file_names in os.walk(base, topdown=False, onerror=_refuse_unreadable):
             for file_name in file_names:
                 _sync(Path(folder, file_name))
             _sync(Path(folder))
@@ -183,6 +197,19 @@ class LocalFiles:
             if parent == self.root.parent or not parent.exists():
                 break
             _sync(parent)
+
+    def sync_names(self, names: Iterable[str]) -> None:
+        """Make the names of objects durable, and those of their folders: who created them may have been killed
+        before it did so itself."""
+        with writing(self, "the names of folders", 0):
+            self._sync_names(names)
+
+    def _sync_names(self, names: Iterable[str]) -> None:
+        folders = {folder for name in names for folder in self._path(name).parents}
+        for folder in sorted(folders - set(self.root.parents)):
+            _sync(folder)
+        with contextlib.suppress(PermissionError):  # the root's own name: its parent may be somebody else's
+            _sync(self.root.parent)
 
     def delete_partials(self) -> list[str]:
         """Delete what killed writers left of objects that exist; the names of the partial files."""
@@ -206,7 +233,9 @@ class LocalFiles:
         doomed = path if path.name.startswith(_DELETED) else path.with_name(_DELETED + uuid.uuid4().hex)
         with contextlib.suppress(FileNotFoundError):
             path.rename(doomed)
-            shutil.rmtree(doomed)
+        while doomed.exists():
+            with contextlib.suppress(FileNotFoundError):  # somebody else deletes it as well
+                shutil.rmtree(doomed)
 
     def _path(self, name: str) -> Path:
         parts = PurePosixPath(name)
@@ -237,9 +266,19 @@ def _write_durably(path: Path, data: bytes) -> None:
 
 def _walk(base: Path) -> Iterator[tuple[str, list[str], list[str]]]:
     """os.walk without what is being written or deleted."""
-    for folder, folder_names, file_names in os.walk(base):
+    for folder, folder_names, file_names in os.walk(base, onerror=_refuse_unreadable):
         folder_names[:] = [name for name in folder_names if not name.startswith(_DELETED)]
         yield folder, folder_names, [name for name in file_names if not name.endswith(_PARTIAL)]
+
+
+def _refuse_unreadable(error: OSError) -> None:
+    """os.walk takes a folder that it cannot list for an empty one; only one that does not exist is."""
+    if not isinstance(error, FileNotFoundError | NotADirectoryError):
+        raise _unreadable(error.filename, error) from error
+
+
+def _unreadable(path: str | Path, error: OSError) -> DamagedCacheError:
+    return DamagedCacheError(f"{path}: cannot be read ({error.strerror or error}). {NEXT_STEP}")
 
 
 def _sync(path: Path) -> None:

@@ -13,6 +13,7 @@ at a shard the first one wins, and the other one deletes its own folder. A shard
 exist for readers.
 """
 
+import contextlib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -20,7 +21,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from emkd.errors import DamagedCacheError
+from emkd.errors import CacheWriteError, DamagedCacheError
 from emkd.storage.digest import (
     NEXT_STEP,
     ObjectDigest,
@@ -29,7 +30,7 @@ from emkd.storage.digest import (
     seal_envelope,
     sha256_hex,
 )
-from emkd.storage.files import LocalFiles, writing
+from emkd.storage.files import LocalFiles
 from emkd.storage.manifest import Manifest
 from emkd.storage.table import read_parquet, write_parquet
 
@@ -107,7 +108,7 @@ def commit_shard(files: LocalFiles, index: ShardIndex) -> bool:
 
     Committing the same attempt twice is True both times. DamagedCacheError where an object of the attempt
     is not there, or where the index that won cannot be read (nothing is deleted then); CacheWriteError where the
-    index cannot be written: the shard is not committed then.
+    index cannot be written: the shard is not committed then, and the attempt is deleted.
     """
     changed = changed_sizes(files, index)
     # In this order: a folder that was deleted because another attempt won has an index by now.
@@ -116,10 +117,14 @@ def commit_shard(files: LocalFiles, index: ShardIndex) -> bool:
             f"{files.where(changed[0])}: gone or of another size since it was written, so shard "
             f"{index.shard} was not committed; run the same command again"
         )
-    data = index.to_bytes()
-    with writing(files, f"the index of shard {index.shard}", len(data)):
-        if files.create(index_name(index.shard), data):
+    try:
+        if files.create(index_name(index.shard), index.to_bytes()):
             return True
+    except CacheWriteError:
+        with contextlib.suppress(OSError):  # a full disk: what is of no use must not fill it
+            if index.shard not in committed_shards(files):
+                files.delete_tree(index.prefix)
+        raise
     winner = read_index(files, index.shard)
     if winner.attempt == index.attempt:
         return True
@@ -134,10 +139,13 @@ def changed_sizes(files: LocalFiles, index: ShardIndex) -> list[str]:
     return [name for name, n_bytes in names.items() if sizes.get(name) != n_bytes]
 
 
-def read_index(files: LocalFiles, shard: int) -> ShardIndex:
-    """The checked index of a committed shard. DamagedCacheError where it is missing or not as written."""
+def read_index(files: LocalFiles, shard: int, data: bytes | None = None) -> ShardIndex:
+    """The checked index of a committed shard, from the file or from its `data` where they were read already.
+
+    DamagedCacheError where it is missing or not as written.
+    """
     name = index_name(shard)
-    data = files.read(name)
+    data = files.read(name) if data is None else data
     if data is None:
         raise DamagedCacheError(f"{files.where(name)}: missing: shard {shard} is not committed. {NEXT_STEP}")
     index = ShardIndex.from_bytes(files.where(name), data)

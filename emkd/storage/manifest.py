@@ -7,6 +7,7 @@ manifest also has the extensions of the cache (see `plan`), so that it knows eve
 
 import json
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, ValidationError, model_validator
@@ -21,7 +22,7 @@ MANIFEST_NAME = "manifest.json"
 TOKENIZER_NAME = "tokenizer.json"
 
 _UNCOMPARED = "created_by"
-_RESTORE = "restore the file from a copy, or run the command that began the cache again with --repair"
+RESTORE_MANIFEST = "restore the file from a copy, or run the command that began the cache again with --repair"
 ROWS = frozenset({"dataset", "plan"})  # the fields that an extension may have others of
 
 
@@ -98,7 +99,7 @@ class Manifest(Stored):
         """V: ids of the teacher's tokenizer."""
         return self.tokenizer.n_tokens
 
-    @property
+    @cached_property
     def shards(self) -> tuple[int, ...]:
         """Numbers of the shards that make up the cache, ascending."""
         if not self.extensions:
@@ -106,6 +107,11 @@ class Manifest(Stored):
         newest = self.extensions[-1]
         kept = [number for first, last in newest.kept for number in range(first, last)]
         return (*kept, *newest.shards)
+
+    @property
+    def n_planned(self) -> int:
+        """Shards of all plans, those included that were not kept: the number of the next one."""
+        return self.extensions[-1].shards.stop if self.extensions else self.plan.n_shards
 
     @property
     def datasets(self) -> tuple[DatasetIdentity, ...]:
@@ -119,8 +125,7 @@ class Manifest(Stored):
 
     def source(self, shard: int) -> int:
         """Which of `datasets` the rows of a shard are from."""
-        added = [e.number for e in self.extensions if shard in e.shards]
-        return added[0] if added else 0
+        return next((e.number for e in self.extensions if shard in e.shards), 0)
 
     def rows(self, shard: int) -> Sequence[int]:
         """The rows of a shard in its dataset, ascending. ValueError for a shard that no plan has."""
@@ -129,15 +134,19 @@ class Manifest(Stored):
 
     def shard_sha256(self, shard: int) -> str:
         """What the index of a shard names, so that no shard joins a foreign cache."""
-        source = self.source(shard)
-        return self.extensions[source - 1].plan_sha256 if source else self.settings_sha256
+        return self.plan_hashes[self.source(shard)]
+
+    @property
+    def plan_hashes(self) -> tuple[str, ...]:
+        """Hash of the manifest, and of the plan of each extension."""
+        return (self.settings_sha256, *(extension.plan_sha256 for extension in self.extensions))
 
     @property
     def plan_sha256(self) -> str:
         """Hash of all that decides what is in the cache, extensions included."""
-        return self.extensions[-1].plan_sha256 if self.extensions else self.settings_sha256
+        return self.plan_hashes[-1]
 
-    @property
+    @cached_property
     def settings_sha256(self) -> str:
         """Hash of all of manifest.json that is compared.
 
@@ -158,7 +167,7 @@ class Manifest(Stored):
         try:
             value = json.loads(data)
         except ValueError as error:
-            raise DamagedCacheError(f"{where}: not JSON ({error}); {_RESTORE}") from error
+            raise DamagedCacheError(f"{where}: not JSON ({error}); {RESTORE_MANIFEST}") from error
         version = value.get("format_version") if isinstance(value, dict) else None
         if isinstance(version, int) and version > FORMAT_VERSION:
             raise CacheVersionError(
@@ -167,10 +176,10 @@ class Manifest(Stored):
             )
         try:
             if isinstance(value, dict) and "extensions" in value:
-                raise DamagedCacheError(f"{where}: extensions are files of their own; {_RESTORE}")
+                raise DamagedCacheError(f"{where}: extensions are files of their own; {RESTORE_MANIFEST}")
             return cls.model_validate(value)
         except ValidationError as error:
-            raise DamagedCacheError(f"{where}: not the manifest of a cache: {error}; {_RESTORE}") from error
+            raise DamagedCacheError(f"{where}: not the manifest of a cache: {error}; {RESTORE_MANIFEST}") from error
 
 
 def conflicts(cache: Manifest, run: Manifest) -> list[str]:

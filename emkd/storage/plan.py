@@ -8,9 +8,11 @@ Datasets are numbered like that: 0 is the manifest's, e the one of extension e.
 Everything here is a pure function of what is written down.
 """
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from functools import cached_property
-from typing import Annotated
+from itertools import accumulate
+from typing import Annotated, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -25,6 +27,13 @@ class Stored(BaseModel):
     """A part of a JSON file of the cache: unknown and missing fields are errors."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+    def __copy__(self) -> Self:
+        """Without what was derived from the fields (cached properties): model_copy may change them."""
+        copied = super().__copy__()
+        for name in copied.__dict__.keys() - type(self).model_fields.keys():
+            del copied.__dict__[name]
+        return copied
 
 
 class DatasetFile(Stored):
@@ -114,9 +123,14 @@ class Extension(Stored):
 
     @property
     def n_added(self) -> int:
-        return sum(last - first for first, last in self.rows)
+        return self._starts[-1]
 
-    @property
+    @cached_property
+    def _starts(self) -> tuple[int, ...]:
+        """How many rows are added before each range of `rows`, and altogether."""
+        return tuple(accumulate((last - first for first, last in self.rows), initial=0))
+
+    @cached_property
     def shards(self) -> range:
         """Numbers of the shards that are added."""
         return range(self.first_shard, self.first_shard + -(-self.n_added // self.rows_per_shard))
@@ -126,19 +140,15 @@ class Extension(Stored):
         if shard not in self.shards:
             raise ValueError(f"shard {shard}: extension {self.number} adds shards {self.shards}")
         start = (shard - self.first_shard) * self.rows_per_shard
-        return _cut(self.rows, start, start + self.rows_per_shard)
-
-
-def _cut(ranges: Sequence[Range], start: int, stop: int) -> list[int]:
-    """Elements start to stop of the ranges one behind the other."""
-    found: list[int] = []
-    for first, last in ranges:
-        length = last - first
-        found.extend(range(first + max(0, start), first + max(0, min(length, stop))))
-        start, stop = start - length, stop - length
-        if stop <= 0:
-            break
-    return found
+        stop = min(start + self.rows_per_shard, self.n_added)
+        found: list[int] = []
+        i = bisect_right(self._starts, start) - 1
+        while start < stop:
+            first, last = self.rows[i]
+            first += start - self._starts[i]
+            found.extend(range(first, min(last, first + stop - start)))
+            i, start = i + 1, self._starts[i + 1]
+        return found
 
 
 def as_ranges(numbers: Sequence[int]) -> tuple[Range, ...]:

@@ -8,10 +8,19 @@ import re
 from collections.abc import Sequence
 
 from emkd.errors import CacheConflictError, DamagedCacheError
-from emkd.storage.described import count_extensions, seal_name, table_name
+from emkd.storage.create import refuse
+from emkd.storage.described import (
+    count_extensions,
+    parse_extension,
+    plan_name,
+    read_manifest,
+    seal_name,
+    table_name,
+)
+from emkd.storage.digest import sha256_hex
 from emkd.storage.files import LocalFiles
 from emkd.storage.index import committed_shards, index_name, read_index, shard_of
-from emkd.storage.manifest import MANIFEST_NAME, TOKENIZER_NAME, Manifest
+from emkd.storage.manifest import MANIFEST_NAME, TOKENIZER_NAME, Manifest, setting_conflicts
 from emkd.storage.verification import Damage
 
 _SHARD_OBJECT = re.compile(r"shards/(\d{6,})-.+")
@@ -30,6 +39,10 @@ def withdraw(files: LocalFiles, damages: Sequence[Damage], run: Manifest, tokeni
     _check_plans(files, damages)
     if MANIFEST_NAME in names:
         _check_same_run(files, run, names)
+    else:
+        refuse(files, setting_conflicts(read_manifest(files), run))
+    if sha256_hex(tokenizer_json) != run.tokenizer.sha256:
+        raise ValueError("tokenizer_json is not the tokenizer of the run's manifest")
     shards = sorted({shard for shard in map(_shard_of_object, names) if shard is not None})
     extension = count_extensions(files)
     files.delete(seal_name(extension))
@@ -60,12 +73,16 @@ def _check_plans(files: LocalFiles, damages: Sequence[Damage]) -> None:
 
 
 def _check_same_run(files: LocalFiles, run: Manifest, damaged: set[str]) -> None:
-    """A manifest is replaced only by one under which the first plan's shards were written."""
+    """A manifest is replaced only by one that the first extension extends, and under which the first plan's shards
+    were written."""
+    first = parse_extension(files, 1) if count_extensions(files) else None
+    named = {} if first is None else {plan_name(1): first.parent_sha256}
     for shard in committed_shards(files):
-        if index_name(shard) in damaged or shard >= run.plan.n_shards:
-            continue
-        if read_index(files, shard).settings_sha256 != run.settings_sha256:
+        if index_name(shard) not in damaged and (first is None or shard < first.first_shard):
+            named[index_name(shard)] = read_index(files, shard).settings_sha256
+    for name, settings_sha256 in named.items():
+        if settings_sha256 != run.settings_sha256:
             raise CacheConflictError(
-                f"{files.where(MANIFEST_NAME)} is damaged, and {files.where(index_name(shard))} was written with other "
-                "settings or data than those of this run; repeat the very command that began the cache, with --repair"
+                f"{files.where(MANIFEST_NAME)} is damaged, and {files.where(name)} was written with other settings or "
+                "data than those of this run; repeat the very command that began the cache, with --repair"
             )

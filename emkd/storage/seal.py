@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from emkd.errors import CacheConflictError, CacheIncompleteError, DamagedCacheError
-from emkd.storage.described import count_extensions, plan_name, read_manifest, seal_name, table_name
+from emkd.storage.described import count_extensions, described_names, read_manifest, seal_name, table_name
 from emkd.storage.digest import NEXT_STEP, ObjectDigest, checked, open_envelope, seal_envelope, sha256_hex
 from emkd.storage.files import LocalFiles
 from emkd.storage.index import ShardIndex, changed_sizes, index_name, missing_shards, read_index
@@ -70,10 +70,10 @@ def seal(files: LocalFiles) -> Seal:
     CacheIncompleteError where shards are missing, DamagedCacheError where an index cannot be read or an
     object of a shard is gone or of another size (contents are not read: see `verify`).
     """
-    found = read_seal(files)
+    found, manifest = read_seal(files), read_manifest(files)
     if found is not None:
+        files.sync_names([seal_name(len(manifest.extensions))])  # who wrote it may have been killed before it did
         return found
-    manifest = read_manifest(files)
     missing = missing_shards(files, manifest)
     if missing:
         raise CacheIncompleteError(
@@ -89,6 +89,7 @@ def seal(files: LocalFiles) -> Seal:
     envelope = seal_envelope(body.model_dump(mode="json"))
     text = json.dumps(envelope, indent=2, sort_keys=True, ensure_ascii=False)
     number = len(manifest.extensions)
+    files.sync_names(body.objects)
     files.create(seal_name(number), text.encode() + b"\n")
     if read_seal(files, number) != body:
         raise CacheConflictError(
@@ -117,13 +118,14 @@ def read_seal(files: LocalFiles, extension: int | None = None) -> Seal | None:
         raise DamagedCacheError(f"{where}: not the seal of a cache: {error}. {NEXT_STEP}") from error
 
 
-def read_committed(files: LocalFiles, shard: int, manifest: Manifest) -> ShardIndex:
-    """The index of a committed shard, checked to be this cache's own; DamagedCacheError where it is not."""
-    index, where = read_index(files, shard), files.where(index_name(shard))
+def read_committed(files: LocalFiles, shard: int, manifest: Manifest, data: bytes | None = None) -> ShardIndex:
+    """As read_index, of an index that is checked to be this cache's own; DamagedCacheError where it is not."""
+    index, where = read_index(files, shard, data), files.where(index_name(shard))
     if index.settings_sha256 != manifest.shard_sha256(shard):
+        plan = files.where(described_names(manifest)[manifest.source(shard)])
         raise DamagedCacheError(
-            f"{where}: written under another manifest than {files.where(MANIFEST_NAME)}: one of the two is "
-            f"another cache's or was changed. {NEXT_STEP}"
+            f"{where}: written under another manifest or plan than {plan}: one of the two is another cache's or was "
+            f"changed. {NEXT_STEP}"
         )
     if index.table["row"].to_pylist() != list(manifest.rows(shard)):
         raise DamagedCacheError(f"{where}: its rows are not those of the plan. {NEXT_STEP}")
@@ -179,9 +181,8 @@ def _summary(files: LocalFiles, manifest: Manifest, indexes: list[ShardIndex]) -
 
 def _vouched_names(manifest: Manifest) -> list[str]:
     """Names of all objects that the seal vouches for."""
-    plans = [plan_name(extension.number) for extension in manifest.extensions]
     table = table_name(len(manifest.extensions))
-    return [MANIFEST_NAME, TOKENIZER_NAME, *plans, table, *(index_name(shard) for shard in manifest.shards)]
+    return [*described_names(manifest), TOKENIZER_NAME, table, *(index_name(shard) for shard in manifest.shards)]
 
 
 def _sealed(files: LocalFiles, name: str) -> SealedObject:

@@ -6,7 +6,7 @@ was meant, not of what a disk gave back. The folder belongs to this attempt alon
 """
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,9 +19,10 @@ from zarr.storage import MemoryStore
 
 from emkd.errors import OutputExistsError
 from emkd.storage.check import check_rows
+from emkd.storage.described import described_names
 from emkd.storage.digest import ObjectDigest
 from emkd.storage.files import LocalFiles, writing
-from emkd.storage.index import ShardIndex, shard_prefix
+from emkd.storage.index import ShardIndex, index_name, shard_prefix
 from emkd.storage.layout import AXES, ArrayLayout, Axis, array_layouts, group_attributes
 from emkd.storage.manifest import Manifest
 from emkd.storage.precision import (
@@ -57,12 +58,21 @@ def write_shard(
             for name, data in objects.items():
                 files.write(f"{prefix}/{name}", data)
             files.sync_tree(prefix)
-        except OSError:
+            files.sync_names(described_names(manifest))
+        except OSError as error:
+            if isinstance(error, FileNotFoundError) and files.exists(index_name(number)):
+                return _shard_index(rows, number, attempt, objects, manifest)  # --clean took what had lost already
             # A full disk: what is of no use must not fill it. Should that fail as well, it is the first error that
             # says what to do, and nobody reads the folder.
             with contextlib.suppress(OSError):
                 files.delete_tree(prefix)
             raise
+    return _shard_index(rows, number, attempt, objects, manifest)
+
+
+def _shard_index(
+    rows: Sequence[CapturedRow], number: int, attempt: str, objects: Mapping[str, bytes], manifest: Manifest
+) -> ShardIndex:
     return ShardIndex(
         shard=number,
         attempt=attempt,

@@ -99,24 +99,55 @@ def make_record(rng, manifest, *, n_text=6, image_sizes=(5,), n_answer=2, key=No
     )
 
 
-def make_rows(manifest, shard, *, seed=0, skip=(3,)):
-    """The captured rows of a shard, a pure function of (manifest, shard, seed)."""
+def content_record(content, manifest, seed=0):
+    """The record of a row with this content, a number: the same one wherever the row stands."""
+    return make_record(np.random.default_rng([seed, content]), manifest, n_text=5 + content, image_sizes=(4, content))
+
+
+def make_rows(manifest, shard, *, seed=0, skip=(3,), contents=None):
+    """The captured rows of a shard, a pure function of the arguments.
+
+    contents: what each row of the dataset holds, None for a row that cannot be read; its own number unless given
+    """
     rows = []
-    for row in manifest.plan.rows(shard):
+    for row in manifest.rows(shard):
         hint = RowHint(row=row, id=f"id-{row}")
-        record = make_record(np.random.default_rng([seed, row]), manifest, n_text=5 + row, image_sizes=(4, row))
-        if row in skip:
+        content = row if contents is None else contents[row]
+        if content is None:
+            rows.append(CapturedRow(hint=hint, key="", record=None, reason="unreadable", detail="no such file"))
+            continue
+        record = content_record(content, manifest, seed)
+        if content in skip:
             rows.append(CapturedRow(hint=hint, key=record.key, record=None, reason="no_answer", detail="empty turn"))
         else:
             rows.append(CapturedRow(hint=hint, key=record.key, record=record))
     return rows
 
 
-def make_cache(path: Path, manifest=None, *, shards=None, sealed=True, seed=0, skip=(3,)) -> LocalFiles:
+def keyed_rows(contents, seed=0):
+    """(row, key) of each row of a dataset with these contents, as a dataset gives them."""
+    manifest = make_manifest()
+    keys = {content: content_record(content, manifest, seed).key for content in set(contents) - {None}}
+    return [(row, keys.get(content)) for row, content in enumerate(contents)]
+
+
+def with_data(manifest, fingerprint, n_rows, *, limit=None, rows_per_shard=2):
+    """The manifest of the same settings for another dataset."""
+    dataset = DatasetIdentity(
+        fingerprint=fingerprint,
+        n_rows=n_rows,
+        files=(DatasetFile(name=f"{fingerprint[:4]}.parquet", n_rows=n_rows, n_bytes=123),),
+    )
+    plan = ShardPlan.of(n_rows=n_rows if limit is None else limit, rows_per_shard=rows_per_shard)
+    return manifest.model_copy(update={"dataset": dataset, "plan": plan, "extensions": ()})
+
+
+def make_cache(path: Path, manifest=None, *, shards=None, sealed=True, seed=0, skip=(3,), contents=None) -> LocalFiles:
     manifest = manifest or make_manifest()
     files = create_cache(path, manifest, TOKENIZER_JSON)
     for shard in range(manifest.plan.n_shards) if shards is None else shards:
-        index = write_shard(files, shard, f"a{shard}", make_rows(manifest, shard, seed=seed, skip=skip), manifest)
+        rows = make_rows(manifest, shard, seed=seed, skip=skip, contents=contents)
+        index = write_shard(files, shard, f"a{shard}", rows, manifest)
         assert commit_shard(files, index)
     if sealed:
         seal(files)

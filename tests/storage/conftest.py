@@ -1,4 +1,9 @@
-"""A small sealed cache, shared by the tests that only read it."""
+"""A small sealed cache, shared by the tests that only read it, and a place for very many small ones."""
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
 
 import pytest
 
@@ -11,3 +16,15 @@ def cache_folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("shared") / "cache"
     make_cache(folder)
     return folder
+
+
+@pytest.fixture(scope="module")
+def many_caches(tmp_path_factory):
+    """A folder in memory where there is one: hundreds of caches with their fsyncs."""
+    memory = Path("/dev/shm")
+    if not os.access(memory, os.W_OK):
+        yield tmp_path_factory.mktemp("many")
+        return
+    folder = Path(tempfile.mkdtemp(prefix="emkd-test-", dir=memory))
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)

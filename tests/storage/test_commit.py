@@ -110,7 +110,9 @@ def test_resume_does_what_is_missing(files, manifest):
     commit_shard(files, write_shard(files, 1, "a", make_rows(manifest, 1), manifest))
     assert committed_shards(files) == [1]
     assert missing_shards(files, manifest) == [0, 2]
-    with pytest.raises(CacheIncompleteError, match=r"2 of 3 shards are missing .* run the same cache-teacher"):
+    with pytest.raises(
+        CacheIncompleteError, match=r"2 of 3 shards are missing .* run cache-teacher again with that data"
+    ):
         seal(files)
     make_cache(files.root, manifest, shards=[0, 2])
     assert missing_shards(files, manifest) == []
