@@ -31,11 +31,13 @@ def withdraw(files: LocalFiles, damages: Sequence[Damage], run: Manifest, tokeni
 
     run, tokenizer_json: what the same command writes; they take the place of a damaged manifest and tokenizer.
     CacheConflictError where `run` is not the run that made the cache; DamagedCacheError where the plan of an
-    extension is damaged, which only a copy brings back. Nothing is changed in either case.
+    extension is damaged, which only a copy brings back, or where an object cannot be read now: it may be whole.
+    Nothing is changed in any of these cases.
     """
     if not damages:
         return []
     names = {damage.name for damage in damages}
+    _check_readable(files, damages)
     _check_plans(files, damages)
     if MANIFEST_NAME in names:
         _check_same_run(files, run, names)
@@ -60,6 +62,18 @@ def _shard_of_object(name: str) -> int | None:
     """The shard that an object belongs to: as its index, or in its folder."""
     match = _SHARD_OBJECT.fullmatch(name)
     return int(match[1]) if match else shard_of(name)
+
+
+def _check_readable(files: LocalFiles, damages: Sequence[Damage]) -> None:
+    """A disk that fails or a permission that is missing says nothing of what was written."""
+    for damage in damages:
+        try:
+            files.read(damage.name)
+        except DamagedCacheError as error:
+            raise DamagedCacheError(
+                f"{files.where(damage.name)} cannot be read now, and may be whole: nothing was withdrawn. Mend the "
+                f"disk or the permissions, or delete the file to have it made anew ({error.__cause__})"
+            ) from error
 
 
 def _check_plans(files: LocalFiles, damages: Sequence[Damage]) -> None:

@@ -180,3 +180,16 @@ def test_a_reader_that_is_open_gets_an_error_or_the_same_rows(tmp_path, sealed):
 
 def test_a_place_without_a_cache(tmp_path):
     assert withdraw(LocalFiles(tmp_path), [], MANIFEST, TOKENIZER_JSON) == []
+
+
+def test_what_cannot_be_read_now_is_not_withdrawn(files):
+    """It may be whole: a disk that is away for a moment must not cost what was committed."""
+    victim = next((files.root / "shards").glob("000001-*/affinity/c/0"))
+    victim.unlink()
+    victim.symlink_to(victim)  # reading it is an error of the system, not a missing file
+    before = state(files).keys()
+    with pytest.raises(DamagedCacheError, match="cannot be read now, and may be whole: nothing was withdrawn"):
+        repair(files)
+    assert state(files).keys() == before
+    victim.unlink()
+    assert repair(files) == [1]
