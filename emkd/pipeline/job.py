@@ -51,8 +51,7 @@ def cache_teacher(settings: JobSettings, *, extend: bool = False, repair: bool =
     if repair:
         _withdraw_damaged(files, run, tokenizer)
     if extend:
-        log("looking for rows that the cache lacks")
-        extend_cache(files, run, tokenizer, dataset.keyed_rows)
+        _extend(files, run, tokenizer, dataset)
     manifest = _agreed(files, run, tokenizer)
     missing = _missing(files, manifest, run)
     if missing:
@@ -92,6 +91,15 @@ def _agreed(files: LocalFiles, run: Manifest, tokenizer: bytes) -> Manifest:
         return run
     create_cache(files.root, run, tokenizer)
     return read_manifest(files)
+
+
+def _extend(files: LocalFiles, run: Manifest, tokenizer: bytes, dataset: Dataset) -> None:
+    log("looking for rows that the cache lacks")
+    before = read_manifest(files).shards
+    after = extend_cache(files, run, tokenizer, dataset.keyed_rows).shards
+    left = len(set(before) - set(after))
+    if left:
+        log(f"{left} planned shards that nobody committed leave the plan; their rows are done where this data has them")
 
 
 def _extended(files: LocalFiles, run: Manifest, tokenizer: bytes, dataset: Dataset) -> Manifest:

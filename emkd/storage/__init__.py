@@ -6,7 +6,9 @@ In reading order:
     precision     how logits and affinity are rounded for the disk, and read back
     files         the operations on the place where a cache lies
     digest        SHA-256 of objects, and JSON that vouches for itself
+    plan          which rows make which shard, of the first dataset and of those added later
     manifest      what a cache says of itself; who may share a cache
+    described     the manifest and the plans of its extensions, read from disk
     create        the beginning of a cache: manifest and tokenizer, only if absent
     layout        the arrays of a shard: shapes, types, chunks, codecs
     check         what must hold of rows before they are written
@@ -18,6 +20,8 @@ In reading order:
     decode        a shard in memory, and records cut from it
     find          from a key or an id to a sample
     verification  every byte read and checked
+    extend        more rows for a cache
+    repair        what is damaged leaves the cache
     cache         what readers use: open, find, read
 
     cache/
@@ -25,6 +29,7 @@ In reading order:
       shards/000000-<attempt>/                    a Zarr v3 group, written once by one worker
       index/000000.parquet                        the commit of shard 0, and the hashes of its objects
       index.parquet  seal.json                    when every shard of the plan is committed
+      extensions/000001/plan.json                 the first rows that were added; index.parquet, seal.json as above
 
 The hashes form a small tree: seal.json vouches for itself and for the files beside it, each
 index/<n>.parquet for itself and for the objects of its shard. The package imports neither torch nor

@@ -45,7 +45,7 @@ def process(scenario: Scenario, cache: str, go: int, other: int | None, slow: bo
 def alive(process: int) -> bool:
     try:
         return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):
         return False
 
 

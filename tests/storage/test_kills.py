@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
 ENDED = {"die": "SIGKILL", "torn": "SIGKILL", "full": "CacheWriteError"}
 CASES = [(scenario, kind) for scenario in ("fresh", "extend", "repair") for kind in ("die", "torn", "full")]

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
 
 
@@ -34,7 +35,7 @@ def test_whatever_is_named_is_safe(many_caches):
             ["index/000000.parquet: the bytes of zarr.json", "index/000002.parquet: the name extend/shards/"],
         ),
         (
-            "sync_names",
+            "_sync_names",
             ["manifest.json: the name fresh-2", "extensions/000001/plan.json: the name extend-4/extensions/0"],
         ),
     ],
