@@ -59,3 +59,22 @@ def test_a_student_that_is_too_short(teacher_path, data_path, student_path, tmp_
 def test_no_such_student(teacher_path, data_path, tmp_path):
     with pytest.raises(InputNotFoundError, match="no model"):
         check(teacher_path, data_path, tmp_path / "nothing")
+
+
+def test_rows_that_the_teacher_skips_are_no_obstacle(teacher_path, student_path, tmp_path, capfd):
+    rows = tiny.rows()
+    rows[0]["images"] = [b"broken"]
+    check(teacher_path, tiny.write_data(tmp_path / "rows.parquet", rows), student_path)
+    assert "reads all 5 rows looked at as the teacher does" in capfd.readouterr().err
+
+
+def test_rows_are_taken_from_the_whole_dataset(teacher_path, data_path, student_path, tmp_path):
+    """Only the last of 64 rows is too long for the student."""
+    student = shutil.copytree(student_path, tmp_path / "student")
+    config = student / "config.json"
+    config.write_text(config.read_text().replace('"max_position_embeddings": 256', '"max_position_embeddings": 60'))
+    rows = [tiny.rows()[0]] * 64
+    long = {**rows[0], "messages": [tiny.turn("user", "<image>" + " what" * 50), tiny.turn("assistant", "red")]}
+    check(teacher_path, tiny.write_data(tmp_path / "short.parquet", rows), student)
+    with pytest.raises(UsageError, match=r"cannot read 1 of 32 rows looked at that the teacher can: row 62: too-long"):
+        check(teacher_path, tiny.write_data(tmp_path / "long.parquet", [*rows[:62], long, long]), student)

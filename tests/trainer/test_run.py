@@ -193,6 +193,17 @@ def test_the_same_rows_in_another_file_and_order_are_the_same_data(settings, tmp
     assert all(torch.equal(value, found[name]) for name, value in weights(tmp_path / "again").items())
 
 
+def test_a_part_of_the_cached_rows(settings, tmp_path, capsys):
+    """Rows of both shards, in another order, walked twice: each is met with its own record."""
+    part = tiny.write_data(tmp_path / "part.parquet", [tiny.rows()[n] for n in (4, 1, 3)])
+    recipe = with_flags(BASE, {"training.max_steps": None, "training.num_train_epochs": 2})
+    train_student(settings(recipe, data=str(part)))
+    err = capsys.readouterr().err
+    assert "3 of the cache's 6 samples are in" in err
+    assert "on 3 samples of" in err
+    assert "step 4/4" in err
+
+
 def test_an_unsealed_cache_trains_only_when_asked(settings, cache_path, tmp_path, capsys):
     shutil.copytree(cache_path, tmp_path / "cache")
     (tmp_path / "cache" / "seal.json").unlink()

@@ -111,3 +111,35 @@ def test_a_cache_with_none_of_the_rows(teacher_path, folder, tmp_path):
     other = tiny.write_data(tmp_path / "other.parquet", rows(20, 22))
     with pytest.raises(DataMismatchError, match="has no row that the cache has a sample of"):
         select(Cache.open(tmp_path / "cache"), Dataset(str(other)), print)
+
+
+def test_a_limited_cache_that_was_extended_to_all_rows_knows_them(teacher_path, folder, tmp_path):
+    first = folder / "first.parquet"
+    tiny.make_cache(teacher_path, first, tmp_path / "cache", limit=5, rows_per_shard=3)
+    tiny.make_cache(teacher_path, first, tmp_path / "cache", extend=True, rows_per_shard=3)
+    foreign = tiny.write_data(tmp_path / "foreign.parquet", [*rows(0, 8), *rows(20, 21)])
+    with pytest.raises(DataMismatchError, match="1 of its 9 rows are not in it, the first is row 8"):
+        select(Cache.open(tmp_path / "cache"), Dataset(str(foreign)), print)
+
+
+def test_an_unsealed_cache_does_not_know_all_rows(teacher_path, folder, tmp_path):
+    cache = tiny.make_cache(teacher_path, folder / "first.parquet", tmp_path / "cache", rows_per_shard=3)
+    (cache / "seal.json").unlink()
+    (cache / "index" / "000001.parquet").unlink()
+    copy = tiny.write_data(tmp_path / "copy.parquet", rows(0, 8))
+    chosen = select(Cache.open(cache, partial=True), Dataset(str(copy)), print)
+    assert chosen.rows.tolist() == [0, 1, 2, 6, 7]
+    assert chosen.numbers.tolist() == [0, 1, 2, 3, 4]
+
+
+def test_skipped_rows_are_known_and_not_trained_on(teacher_path, tmp_path):
+    """In another file, too: a row whose picture does not decode has a key."""
+    broken = rows(0, 4)
+    broken[1]["images"][0] = b"broken"
+    data = tiny.write_data(tmp_path / "data.parquet", broken)
+    cache = Cache.open(tiny.make_cache(teacher_path, data, tmp_path / "cache"))
+    told: list[str] = []
+    for other in (data, tiny.write_data(tmp_path / "copy.parquet", broken)):
+        chosen = select(cache, Dataset(str(other)), told.append)
+        assert chosen.rows.tolist() == [0, 2, 3]
+    assert sum("1 of 4 rows" in line for line in told) == 2

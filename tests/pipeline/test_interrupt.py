@@ -1,0 +1,40 @@
+"""Ctrl-C while shards are captured, as a signal that is really raised."""
+
+import signal
+import threading
+
+import pytest
+
+from emkd.pipeline.interrupt import finish_on_interrupt
+
+
+def test_once_is_noted_and_twice_stops(capfd):
+    before = signal.getsignal(signal.SIGINT)
+    with finish_on_interrupt() as interrupt:
+        assert not interrupt.asked
+        signal.raise_signal(signal.SIGINT)
+        assert interrupt.asked
+        assert "finishing the shards in hand; Ctrl-C again stops at once" in capfd.readouterr().err
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is before, "afterwards Ctrl-C is what it was"
+
+
+def test_an_error_gives_the_signal_back_as_well():
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(ValueError, match="odd"), finish_on_interrupt():
+        raise ValueError("odd")
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_another_thread_leaves_the_signal_alone():
+    before, seen = signal.getsignal(signal.SIGINT), []
+
+    def run() -> None:
+        with finish_on_interrupt() as interrupt:
+            seen.append((interrupt.asked, signal.getsignal(signal.SIGINT)))
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    assert seen == [(False, before)]

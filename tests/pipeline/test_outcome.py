@@ -1,0 +1,86 @@
+"""How a job ends: what came of its shards, and how many rows were skipped. No Ray here."""
+
+import shutil
+
+import pytest
+
+from emkd.errors import DataMismatchError, JobFailedError
+from emkd.pipeline import JobSettings
+from emkd.pipeline.identify import identify
+from emkd.pipeline.job import _check_outcome, _check_skipped
+from emkd.pipeline.preflight import Estimate
+from emkd.pipeline.pull import Outcome
+from emkd.pipeline.sizes import Sizes
+from emkd.pipeline.worker import CaptureWorker, ShardReport
+from emkd.samples import Dataset
+from emkd.storage.cache import Cache
+from tests import tiny
+
+ESTIMATE = Estimate(
+    n_rows=40, n_shards=4, sizes=Sizes(per_row=100.0, per_shard=10.0, once=7), bytes_per_vision_token=1.0, seconds=1.0,
+    free_bytes=4047,
+)  # fmt: skip
+
+
+def settings(**chosen) -> JobSettings:
+    return JobSettings(**{"teacher": "t", "data": "d", "cache": "c", "gpus_per_worker": 0, **chosen})
+
+
+def done(*numbers: int) -> list[ShardReport]:
+    return [
+        ShardReport(number=n, committed=True, n_samples=1, n_skipped=0, n_halved=0, n_bytes=1, seconds=0.0)
+        for n in numbers
+    ]
+
+
+def test_bytes_of_some_shards_and_of_all():
+    assert ESTIMATE.bytes_of(1) == 10 * 100 + 10
+    assert ESTIMATE.n_bytes == 40 * 100 + 4 * 10 + 7
+
+
+def test_a_disk_that_is_just_large_enough_is_large_enough():
+    ESTIMATE.check_space("c")
+    with pytest.raises(JobFailedError, match="needs about 4.05 kB and 4.05 kB are free"):
+        Estimate(**{**ESTIMATE.__dict__, "free_bytes": 4046}).check_space("c")
+
+
+def test_a_job_that_did_everything_ends_well_although_it_was_interrupted():
+    _check_outcome(settings(), Outcome(done=done(0, 1, 2, 3), interrupted=True), 4, ESTIMATE)
+
+
+def test_an_interrupted_job_says_how_to_go_on(capfd):
+    with pytest.raises(KeyboardInterrupt):
+        _check_outcome(settings(), Outcome(done=done(0, 1), left=[2, 3], interrupted=True), 4, ESTIMATE)
+    assert capfd.readouterr().err == "2 of 4 shards were committed; run the same command again to do the other 2\n"
+
+
+def test_failed_shards_are_told_with_the_first_and_what_is_missing():
+    failed = {3: JobFailedError("later"), 1: JobFailedError("broken")}
+    with pytest.raises(
+        JobFailedError,
+        match=r"2 of 4 shards failed, 1 were committed; 1 were not begun. Shard 1: broken. .* about 3.03 kB; run the same",
+    ):
+        _check_outcome(settings(), Outcome(done=done(0), failed=failed, left=[2]), 4, ESTIMATE)
+
+
+def test_exactly_the_share_of_skipped_rows_is_accepted(teacher_path, tmp_path):
+    rows = tiny.rows()
+    rows[1]["images"] = [b"broken", tiny.png(3)]
+    data = tiny.write_data(tmp_path / "rows.parquet", [*rows, *rows[2:]])
+    cache = tiny.make_cache(teacher_path, data, tmp_path / "cache")
+    manifest = Cache.open(cache).manifest
+    _check_skipped(settings(cache=str(cache), max_skipped=0.1), manifest)
+    with pytest.raises(
+        JobFailedError, match=r"1 of 10 rows were skipped \(1 image-broken\), more than --max-skipped 0.09"
+    ):
+        _check_skipped(settings(cache=str(cache), max_skipped=0.09), manifest)
+
+
+def test_a_worker_that_finds_other_data_by_that_name(teacher_path, data_path, tmp_path):
+    data = shutil.copy(data_path, tmp_path / "rows.parquet")
+    chosen = settings(teacher=str(teacher_path), data=str(data), cache=str(tmp_path / "cache"))
+    manifest, _ = identify(chosen, Dataset(chosen.data))
+    tiny.write_data(tmp_path / "rows.parquet", tiny.rows()[:5])
+    with pytest.raises(DataMismatchError, match="this worker found other files by that name than the driver"):
+        CaptureWorker(chosen, manifest).capture_shard(0)
+    assert not (tmp_path / "cache").exists()
