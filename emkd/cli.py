@@ -205,7 +205,11 @@ def main(arguments: list[str] | None = None) -> None:
             raise
         _leave(f"{error.format_message()} (see --help)", error.exit_code)
     if result == INTERRUPTED:  # typer turns Ctrl-C into this exit code
-        _leave("interrupted; what was committed or saved stays", INTERRUPTED)
+        _leave(
+            "interrupted; what was committed or saved stays. Run the same command again to go on (train-student: with "
+            "--resume)",
+            INTERRUPTED,
+        )
     sys.exit(result if isinstance(result, int) else 0)
 
 

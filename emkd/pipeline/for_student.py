@@ -48,6 +48,8 @@ def check_student(settings: JobSettings, run: Manifest, teacher_tokenizer: bytes
             f"--for-student {settings.for_student} cannot read {len(refused)} of {n_chosen} rows looked at that the "
             f"teacher can: {refused[0]}"
         )
+    if not compared:
+        raise UsageError(f"--for-student: the teacher can read none of the {n_chosen} rows looked at")
     log(f"{settings.for_student} reads all {compared} rows looked at as the teacher does: it can use this cache")
 
 

@@ -2,14 +2,16 @@
 
     identify -> plan -> preflight -> create the cache -> missing shards -> workers -> seal
 
-Running the same command again does what is missing. Nothing is written before the preflight has gone well, but
-for `extend` and `repair`, which change the plan of a cache that is there.
+Running the same command again does what is missing. Nothing is written before the preflight has gone well, but for
+`repair`, which first withdraws what is damaged.
 """
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
-from emkd.errors import JobFailedError
+from emkd.errors import DataMismatchError, JobFailedError
 from emkd.pipeline.cluster import session, start_workers
 from emkd.pipeline.for_student import check_student
 from emkd.pipeline.identify import identify
@@ -20,15 +22,18 @@ from emkd.pipeline.pull import Outcome, pull
 from emkd.pipeline.settings import JobSettings
 from emkd.samples.dataset import Dataset
 from emkd.storage.cache import Cache
-from emkd.storage.create import check_place, create_cache
+from emkd.storage.create import check_place, create_cache, refuse
 from emkd.storage.described import read_manifest
-from emkd.storage.extend import extend_cache, planned_extension
+from emkd.storage.extend import begin_extension, planned_extension
 from emkd.storage.files import LocalFiles, open_files
-from emkd.storage.index import delete_lost_attempts, missing_shards
-from emkd.storage.manifest import MANIFEST_NAME, Manifest
+from emkd.storage.index import committed_shards, delete_lost_attempts, missing_shards
+from emkd.storage.manifest import MANIFEST_NAME, Manifest, conflicts
+from emkd.storage.plan import Extension
 from emkd.storage.repair import withdraw
-from emkd.storage.seal import seal
+from emkd.storage.seal import read_committed, seal
 from emkd.storage.verification import verify
+
+SAME_ROWS = 8  # committed rows that a run that goes on compares with its data
 
 
 def cache_teacher(settings: JobSettings, *, extend: bool = False, repair: bool = False, clean: bool = False) -> Cache:
@@ -42,23 +47,21 @@ def cache_teacher(settings: JobSettings, *, extend: bool = False, repair: bool =
     JobFailedError where shards failed or too many rows were skipped, KeyboardInterrupt after Ctrl-C. What was
     committed stays in any case.
     """
-    settings = settings.with_absolute_paths()
-    dataset = Dataset(settings.data, settings.image_root)
-    run, tokenizer = identify(settings, dataset)
-    if settings.for_student is not None:
-        check_student(settings, run, tokenizer, dataset)
+    settings, dataset, run, tokenizer = _prepared(settings)
     files = open_files(settings.cache)
     if repair:
         _withdraw_damaged(files, run, tokenizer)
-    if extend:
-        _extend(files, run, tokenizer, dataset)
-    manifest = _agreed(files, run, tokenizer)
-    missing = _missing(files, manifest, run)
+    plan = _planned(files, run, tokenizer, dataset, extend)
+    missing = _missing(files, plan, run)
     if missing:
-        log(f"{len(missing)} of {len(manifest.shards)} shards to do")
+        files.check_writable()
+        _check_same_rows(files, plan, run, dataset)
+        log(f"{len(missing)} of {len(plan.manifest.shards)} shards to do")
         with session(settings):
-            _run(settings, files, manifest, tokenizer, missing)
-    _check_skipped(settings, manifest)
+            _run(settings, files, plan, tokenizer, missing)
+    elif plan.extension is None and not conflicts(plan.manifest, run):
+        create_cache(settings.cache, run, tokenizer)  # a run that was killed may have left it without its tokenizer
+    _check_skipped(settings)
     seal(files)
     if clean:
         for name in delete_lost_attempts(files):
@@ -67,53 +70,79 @@ def cache_teacher(settings: JobSettings, *, extend: bool = False, repair: bool =
 
 
 def estimate_job(settings: JobSettings, *, extend: bool = False) -> Estimate:
-    """What `cache_teacher` would cost, from a few rows that really go through the teacher; writes no cache.
+    """What `cache_teacher` would cost, from a few rows that really go through the teacher; nothing is written.
 
-    Of a cache that is there, what is missing; of a whole one, what it would cost again.
+    Of a cache that is there, what is missing; of a whole one, what it would cost again, and that is said.
     """
+    settings, dataset, run, tokenizer = _prepared(settings)
+    files = open_files(settings.cache)
+    plan = _planned(files, run, tokenizer, dataset, extend)
+    missing = _missing(files, plan, run)
+    if not missing:
+        log("nothing is missing in the cache; what follows is what making it anew would take")
+    shards = missing or list(plan.manifest.shards)
+    with session(settings):
+        return preflight(start_workers(settings, plan.manifest, 1)[0], settings, plan.manifest, shards)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The manifest that the job works by; `extension` is the last of it where it is not written yet."""
+
+    manifest: Manifest
+    extension: Extension | None = None
+
+
+def _prepared(settings: JobSettings) -> tuple[JobSettings, Dataset, Manifest, bytes]:
+    """Absolute paths, the data, and manifest and tokenizer.json as this run alone would write them."""
     settings = settings.with_absolute_paths()
     dataset = Dataset(settings.data, settings.image_root)
     run, tokenizer = identify(settings, dataset)
     if settings.for_student is not None:
         check_student(settings, run, tokenizer, dataset)
-    files = open_files(settings.cache)
-    manifest = _extended(files, run, tokenizer, dataset) if extend else _agreed(files, run, tokenizer)
-    missing = _missing(files, manifest, run)
-    with session(settings):
-        worker = start_workers(settings, manifest, 1)[0]
-        return preflight(worker, settings, manifest, missing or list(manifest.shards))
+    return settings, dataset, run, tokenizer
 
 
-def _agreed(files: LocalFiles, run: Manifest, tokenizer: bytes) -> Manifest:
-    """The manifest of the cache that is there, which agrees with this run, or this run's own; nothing is written."""
-    if not files.exists(MANIFEST_NAME):
+def _planned(files: LocalFiles, run: Manifest, tokenizer: bytes, dataset: Dataset, extend: bool) -> Plan:
+    """What this run agrees on with the cache that is there; nothing is written."""
+    if not extend and not files.exists(MANIFEST_NAME):
         check_place(files)
-        return run
-    create_cache(files.root, run, tokenizer)
-    return read_manifest(files)
-
-
-def _extend(files: LocalFiles, run: Manifest, tokenizer: bytes, dataset: Dataset) -> None:
-    log("looking for rows that the cache lacks")
-    before = read_manifest(files).shards
-    after = extend_cache(files, run, tokenizer, dataset.keyed_rows).shards
-    left = len(set(before) - set(after))
-    if left:
-        log(f"{left} planned shards that nobody committed leave the plan; their rows are done where this data has them")
-
-
-def _extended(files: LocalFiles, run: Manifest, tokenizer: bytes, dataset: Dataset) -> Manifest:
-    """As extend_cache would leave it; nothing is written."""
+        return Plan(run)
     manifest = read_manifest(files)
+    if not extend:
+        refuse(files, conflicts(manifest, run))
+        return Plan(manifest)
+    log("looking for rows that the cache lacks")
     extension = planned_extension(files, run, tokenizer, dataset.keyed_rows)
-    added = () if extension is None else (extension,)
-    return manifest.model_copy(update={"extensions": (*manifest.extensions, *added)})
+    if extension is None:
+        log("all rows of this data are in the cache or planned already")
+        return Plan(manifest)
+    return Plan(manifest.model_copy(update={"extensions": (*manifest.extensions, extension)}), extension)
 
 
-def _missing(files: LocalFiles, manifest: Manifest, run: Manifest) -> list[int]:
+def _missing(files: LocalFiles, plan: Plan, run: Manifest) -> list[int]:
     """The shards that are not committed and have rows of this run's data."""
+    manifest = plan.manifest
     missing = missing_shards(files, manifest)
     return [n for n in missing if manifest.datasets[manifest.source(n)].fingerprint == run.dataset.fingerprint]
+
+
+def _check_same_rows(files: LocalFiles, plan: Plan, run: Manifest, dataset: Dataset) -> None:
+    """A few rows that are committed are still what they were: the files of JSON data do not hold the images, which
+    another --image-root may have others of."""
+    manifest, committed = plan.manifest, set(committed_shards(files))
+    for shard in (n for n in manifest.shards if n in committed):
+        if manifest.datasets[manifest.source(shard)].fingerprint != run.dataset.fingerprint:
+            continue
+        table = read_committed(files, shard, manifest).table.slice(0, SAME_ROWS)
+        for row, key in zip(table["row"].to_pylist(), table["key"].to_pylist(), strict=True):
+            found = dataset.key(row)
+            if key and found != key:
+                raise DataMismatchError(
+                    f"{dataset.data}: row {row} is not what was cached: its key is {found or 'none (unreadable)'}, "
+                    f"the cache has {key}. Its images changed, or --image-root has others; give those of the first run"
+                )
+        return
 
 
 def _withdraw_damaged(files: LocalFiles, run: Manifest, tokenizer: bytes) -> None:
@@ -122,19 +151,20 @@ def _withdraw_damaged(files: LocalFiles, run: Manifest, tokenizer: bytes) -> Non
     for damage in damages:
         log(f"damaged: {damage.name}: {damage.what}")
     shards = withdraw(files, damages, run, tokenizer)
-    what = f"{len(damages)} objects are damaged, {len(shards)} shards have to be made anew"
+    what = f"damaged objects: {len(damages)}; shards to be made anew: {len(shards)}"
     log(what if damages else "nothing is damaged")
 
 
-def _run(
-    settings: JobSettings, files: LocalFiles, manifest: Manifest, tokenizer: bytes, missing: Sequence[int]
-) -> None:
+def _run(settings: JobSettings, files: LocalFiles, plan: Plan, tokenizer: bytes, missing: Sequence[int]) -> None:
+    manifest = plan.manifest
     workers = start_workers(settings, manifest, min(settings.workers, len(missing)))
-    estimate = preflight(workers[0], settings, manifest, missing)
+    estimate = preflight(workers[0], settings, manifest, missing, fresh=not committed_shards(files))
     log(estimate.describe())
     estimate.check_space(settings.cache)
-    if not files.exists(MANIFEST_NAME):
+    if plan.extension is None:
         create_cache(settings.cache, manifest, tokenizer)
+    else:
+        begin_extension(files, plan.extension)
     rows = sum(len(manifest.rows(shard)) for shard in missing)
     with progress(len(missing), rows) as show, finish_on_interrupt() as interrupt:
         outcome = pull(workers, missing, interrupt, show)
@@ -157,14 +187,23 @@ def _check_outcome(settings: JobSettings, outcome: Outcome, n_shards: int, estim
         raise KeyboardInterrupt
 
 
-def _check_skipped(settings: JobSettings, manifest: Manifest) -> None:
-    """Too many skipped rows are a fault of the call or of the data, not something to train around."""
-    skipped = Cache.open(settings.cache, partial=True).skipped.to_pylist()
-    if len(skipped) > settings.max_skipped * manifest.n_rows:
+def _check_skipped(settings: JobSettings) -> None:
+    """Too many skipped rows are a fault of the call or of the data, not something to train around. Each dataset of the
+    cache is judged by itself."""
+    cache = Cache.open(settings.cache, partial=True)
+    sources = {shard: cache.manifest.source(shard) for shard in cache.shards}
+    for source in sorted(set(sources.values())):
+        n_rows = sum(len(cache.rows_of_shard(shard)) for shard, of in sources.items() if of == source)
+        skipped = [row for row in cache.skipped.to_pylist() if sources[row["shard"]] == source]
+        _check_share(settings, n_rows, skipped)
+
+
+def _check_share(settings: JobSettings, n_rows: int, skipped: Sequence[dict[str, Any]]) -> None:
+    if len(skipped) > settings.max_skipped * n_rows:
         reasons = ", ".join(f"{n} {reason}" for reason, n in Counter(row["reason"] for row in skipped).most_common())
         first = skipped[0]
         raise JobFailedError(
-            f"{len(skipped)} of {manifest.n_rows} rows were skipped ({reasons}), more than --max-skipped "
+            f"{len(skipped)} of {n_rows} rows were skipped ({reasons}), more than --max-skipped "
             f"{settings.max_skipped}; the first is row {first['row']} (id {first['id']!r}): {first['detail']}. "
             "Mend the data, or accept them by a larger --max-skipped: nothing is computed again"
         )

@@ -52,13 +52,19 @@ class Estimate:
         )
 
 
-def preflight(worker: Any, settings: JobSettings, manifest: Manifest, shards: Sequence[int]) -> Estimate:
-    """A few rows, evenly spread, through everything; fails here rather than hours later."""
+def preflight(
+    worker: Any, settings: JobSettings, manifest: Manifest, shards: Sequence[int], *, fresh: bool = True
+) -> Estimate:
+    """A few rows, evenly spread, through everything; fails here rather than hours later.
+
+    fresh: nothing is committed yet, and that none of the rows can be used is a fault of the call; later it may be
+        just these rows, and --max-skipped judges at the end
+    """
     rows = [row for shard in shards for row in manifest.rows(shard)]
     n_chosen = min(PREFLIGHT_ROWS, len(rows))
     chosen = [rows[len(rows) * i // n_chosen] for i in range(n_chosen)]
     seen: Preflight = result_of(worker.preflight.remote(chosen))
-    if len(seen.skipped) == seen.n_rows:
+    if fresh and len(seen.skipped) == seen.n_rows:
         raise JobFailedError(f"none of {seen.n_rows} rows looked at can be used; {seen.skipped[0]}")
     if not seen.end_token:
         log("the chat template writes no end token behind answers: students will not learn where to stop")
@@ -71,6 +77,6 @@ def preflight(worker: Any, settings: JobSettings, manifest: Manifest, shards: Se
         n_shards=len(shards),
         sizes=seen.sizes,
         bytes_per_vision_token=n_bytes / max(1.0, vision_tokens),
-        seconds=seen.seconds * len(rows) / seen.n_rows / settings.workers,
+        seconds=seen.seconds * len(rows) / seen.n_rows / min(settings.workers, len(shards)),
         free_bytes=open_files(settings.cache).free_bytes(),
     )

@@ -78,6 +78,7 @@ class CaptureWorker:
     def capture_shard(self, number: int) -> ShardReport:
         """Captures, writes and commits one shard of the plan."""
         teacher, dataset = self._loaded()
+        self._check_dataset(dataset, self.manifest.source(number))
         started = time.perf_counter()
         captured = teacher.capture(dataset, self.manifest.rows(number))
         files = open_files(self.settings.cache)
@@ -94,7 +95,7 @@ class CaptureWorker:
 
     def _loaded(self) -> tuple[Teacher, Dataset]:
         if self._teacher is None or self._dataset is None:
-            self._dataset = self._same_dataset()
+            self._dataset = Dataset(self.settings.data, self.settings.image_root)
             vlm = load(
                 self.settings.teacher,
                 revision=self.settings.revision,
@@ -108,15 +109,13 @@ class CaptureWorker:
             self._check_head(self._teacher, self._dataset)
         return self._teacher, self._dataset
 
-    def _same_dataset(self) -> Dataset:
-        """The dataset, which has to be the same on this machine as it was for the driver."""
-        dataset = Dataset(self.settings.data, self.settings.image_root)
-        if dataset.fingerprint not in [known.fingerprint for known in self.manifest.datasets]:
+    def _check_dataset(self, dataset: Dataset, source: int) -> None:
+        """On this machine the dataset has to be the one that the plan's rows are of."""
+        if dataset.fingerprint != self.manifest.datasets[source].fingerprint:
             raise DataMismatchError(
                 f"{self.settings.data}: this worker found other files by that name than the driver; put the same data "
                 "on every machine"
             )
-        return dataset
 
     def _check(self, vlm: VisionLanguageModel) -> None:
         rows = vlm.model.get_output_embeddings().weight.shape[0]

@@ -225,10 +225,14 @@ class Dataset:
     def keyed_rows(self) -> Iterator[tuple[int, str | None]]:
         """(row, key) of every row; None where a row cannot be read. Reads everything: slow on purpose."""
         for row in range(self.n_rows):
-            try:
-                yield row, self.sample(row).key
-            except SampleError:
-                yield row, None
+            yield row, self.key(row)
+
+    def key(self, row: int) -> str | None:
+        """The key of a row; None where it cannot be read."""
+        try:
+            return self.sample(row).key
+        except SampleError:
+            return None
 
 
 def find_files(data: str) -> list[Path]:

@@ -6,13 +6,14 @@ where they come from the same files, and by their key where they do not; the oth
 
 from collections.abc import Callable, Iterable, Sequence
 
+from emkd.errors import CacheConflictError, CacheIncompleteError
 from emkd.storage.create import refuse
-from emkd.storage.described import extension_bytes, plan_name, read_manifest
+from emkd.storage.described import extension_bytes, parse_extension, plan_name, read_manifest
 from emkd.storage.files import LocalFiles
-from emkd.storage.index import ShardIndex, committed_shards
+from emkd.storage.index import ShardIndex, missing_shards
 from emkd.storage.manifest import TOKENIZER_NAME, Manifest, conflicts, setting_conflicts
 from emkd.storage.plan import DatasetIdentity, Extension, FoundRows, as_ranges
-from emkd.storage.seal import read_committed, read_seal
+from emkd.storage.seal import read_committed
 
 # Row and key of each row of a dataset, None for a row that cannot be read; called only where keys are needed.
 KeyedRows = Callable[[], Iterable[tuple[int, str | None]]]
@@ -23,20 +24,21 @@ def extend_cache(files: LocalFiles, run: Manifest, tokenizer_json: bytes, keyed_
     """Plan the rows of `run` that the cache lacks, durably; the manifest as it is then.
 
     Rows that an earlier plan has are not planned twice, so calling it again changes nothing. Errors as
-    planned_extension.
+    planned_extension and begin_extension.
     """
     extension = planned_extension(files, run, tokenizer_json, keyed_rows)
-    if extension is not None and not files.create(plan_name(extension.number), extension_bytes(extension)):
-        return extend_cache(files, run, tokenizer_json, keyed_rows)  # another run was faster: look again
+    if extension is not None:
+        begin_extension(files, extension)
     return read_manifest(files)
 
 
 def planned_extension(
     files: LocalFiles, run: Manifest, tokenizer_json: bytes, keyed_rows: KeyedRows
 ) -> Extension | None:
-    """The extension that `run` makes of a cache, None where the cache has all its rows; nothing is written.
+    """The extension that `run` makes of a cache, None where the cache has or plans all its rows; nothing is written.
 
-    InputNotFoundError where there is no cache; CacheConflictError names settings that differ.
+    InputNotFoundError where there is no cache; CacheConflictError names settings that differ; CacheIncompleteError
+    where planned shards are not committed: an extension keeps what is committed, and would drop them.
     """
     cache = read_manifest(files)
     differing = setting_conflicts(cache, run)
@@ -45,10 +47,28 @@ def planned_extension(
     refuse(files, differing)
     if not conflicts(cache, run):
         return None
-    committed = set(committed_shards(files))
-    kept = [read_committed(files, shard, cache) for shard in cache.shards if shard in committed]
+    missing = missing_shards(files, cache)
+    if missing:
+        names = ", ".join(file.name for file in cache.datasets[cache.source(missing[0])].files)
+        raise CacheIncompleteError(
+            f"{files.root}: {len(missing)} of {len(cache.shards)} shards are not committed yet (the first is "
+            f"{missing[0]}, of {names}); finish them first, with the command that planned them, before --extend"
+        )
+    kept = [read_committed(files, shard, cache) for shard in cache.shards]
     extension = plan_extension(cache, kept, run, keyed_rows)
-    return extension if extension.n_added or read_seal(files) is None else None
+    return extension if extension.n_added else None
+
+
+def begin_extension(files: LocalFiles, extension: Extension) -> None:
+    """Write the plan, durably. CacheConflictError where another run has extended the cache in another way."""
+    name = plan_name(extension.number)
+    if files.create(name, extension_bytes(extension)):
+        return
+    if parse_extension(files, extension.number).plan_sha256 != extension.plan_sha256:
+        raise CacheConflictError(
+            f"{files.where(name)}: another run added other rows to the cache meanwhile; run the same command again "
+            "when it is done"
+        )
 
 
 def plan_extension(cache: Manifest, kept: Sequence[ShardIndex], run: Manifest, keyed_rows: KeyedRows) -> Extension:

@@ -20,7 +20,7 @@ from emkd.storage.described import (
 from emkd.storage.digest import sha256_hex
 from emkd.storage.files import LocalFiles
 from emkd.storage.index import committed_shards, index_name, read_index, shard_of
-from emkd.storage.manifest import MANIFEST_NAME, TOKENIZER_NAME, Manifest, setting_conflicts
+from emkd.storage.manifest import MANIFEST_NAME, TOKENIZER_NAME, Manifest, conflicts
 from emkd.storage.verification import Damage
 
 _SHARD_OBJECT = re.compile(r"shards/(\d{6,})-.+")
@@ -42,7 +42,7 @@ def withdraw(files: LocalFiles, damages: Sequence[Damage], run: Manifest, tokeni
     if MANIFEST_NAME in names:
         _check_same_run(files, run, names)
     else:
-        refuse(files, setting_conflicts(read_manifest(files), run))
+        refuse(files, conflicts(read_manifest(files), run))
     if sha256_hex(tokenizer_json) != run.tokenizer.sha256:
         raise ValueError("tokenizer_json is not the tokenizer of the run's manifest")
     shards = sorted({shard for shard in map(_shard_of_object, names) if shard is not None})

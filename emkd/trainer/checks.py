@@ -7,6 +7,7 @@ from emkd.errors import InputNotFoundError, OutputExistsError, UsageError
 from emkd.samples.dataset import Dataset
 from emkd.samples.render import writes_end_token
 from emkd.storage.cache import Cache
+from emkd.trainer.selection import Selection
 from emkd.trainer.settings import TrainSettings
 from emkd.vlm.identity import image_differences, image_processor_settings
 from emkd.vlm.loading import VisionLanguageModel
@@ -64,11 +65,14 @@ def note_differences(cache: Cache | None, student: VisionLanguageModel) -> None:
         log(f"student and teacher prepare images differently ({', '.join(differing)}): they may see other pictures")
 
 
-def agree_with_first_run(settings: TrainSettings, cache: Cache | None, dataset: Dataset) -> None:
+def agree_with_first_run(
+    settings: TrainSettings, cache: Cache | None, selection: Selection | None, dataset: Dataset
+) -> None:
     """Writes down what decides this run; a resumed one has to say the same. Raises UsageError naming differences."""
     now = {
         "recipe": settings.recipe.model_dump(mode="json"),
-        "cache": None if cache is None else cache.manifest.plan_sha256,
+        "cache": None if cache is None else cache.manifest.settings_sha256,
+        "samples": None if cache is None or selection is None else selection.sha256(cache),
         "data": dataset.fingerprint,
     }
     path = settings.output / RUN_NAME

@@ -64,7 +64,7 @@ def train_student(settings: TrainSettings) -> dict[str, float]:
     n_tokens = student.n_tokens if cache is None else min(student.n_tokens, cache.manifest.vocabulary_size)
     train = _samples(dataset, rows, student, cache, selection, recipe, n_tokens)
     note_differences(cache, student)
-    agree_with_first_run(settings, cache, dataset)
+    agree_with_first_run(settings, cache, selection, dataset)
     trainer = DistillationTrainer(
         model=student.model,
         processor=student.processor,

@@ -4,6 +4,9 @@ The same files need nothing but their fingerprint: each row is checked by its ke
 (moved, merged, a subset, another format) are compared by key once.
 """
 
+import hashlib
+import json
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -17,15 +20,29 @@ from emkd.storage.cache import Cache
 
 @dataclass(frozen=True, kw_only=True)
 class Selection:
-    """[n] sample numbers of the cache, ascending, and the row of the dataset that each of them is."""
+    """[n] sample numbers of the cache, ascending, and the row of the dataset that each of them is. A row that the data
+    repeat is there as often as in the data."""
 
     numbers: NDArray[np.int64]
     rows: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, numbers: NDArray[np.int64]) -> "Selection":
+        """From the sample number of each row of a dataset, -1 where the cache has none."""
+        rows = np.flatnonzero(numbers >= 0)
+        order = np.argsort(numbers[rows], kind="stable")
+        return cls(numbers=numbers[rows][order], rows=rows[order])
 
     def shard_sizes(self, cache: Cache) -> list[int]:
         """Selected samples of each of the cache's shards."""
         ends = np.cumsum(cache.shard_sizes)
         return np.diff(np.searchsorted(self.numbers, ends, side="left"), prepend=0).tolist()
+
+    def sha256(self, cache: Cache) -> str:
+        """Hash of what is trained on, in its order: the content and shard of each element, and its row."""
+        keys, sizes = cache.sample_keys, self.shard_sizes(cache)
+        listing = [[keys[number] for number in self.numbers.tolist()], self.rows.tolist(), sizes]
+        return hashlib.sha256(json.dumps(listing).encode()).hexdigest()
 
 
 def select(cache: Cache, dataset: Dataset, log: Callable[[str], None]) -> Selection:
@@ -36,60 +53,66 @@ def select(cache: Cache, dataset: Dataset, log: Callable[[str], None]) -> Select
     known = any(data.fingerprint == dataset.fingerprint for data in cache.manifest.datasets)
     if not known:
         log(f"{dataset.data} is not a file that was cached; comparing all rows by key")
-    chosen = _by_place(cache, dataset.fingerprint) if known else _by_key(cache, dataset, log)
+    chosen = _by_place(cache, dataset) if known else _by_key(cache, dataset)
     if not len(chosen.numbers):
         raise DataMismatchError(f"{dataset.data} has no row that the cache has a sample of. {_made_from(cache)}")
-    if len(chosen.numbers) < cache.n_samples:
-        log(f"{len(chosen.numbers)} of the cache's {cache.n_samples} samples are in {dataset.data}")
-    left = dataset.n_rows - len(np.unique(chosen.rows))
+    n_used = len(np.unique(chosen.numbers))
+    if n_used < cache.n_samples:
+        log(f"{n_used} of the cache's {cache.n_samples} samples are in {dataset.data}")
+    left = dataset.n_rows - len(chosen.rows)
     if left:
         log(f"{left} of {dataset.n_rows} rows of {dataset.data} have no sample in the cache: skipped, or not reached")
     return chosen
 
 
-def _by_place(cache: Cache, fingerprint: str) -> Selection:
+def _by_place(cache: Cache, dataset: Dataset) -> Selection:
     """By what the plans say: a dataset's own rows, and those of earlier ones that were found in it."""
-    manifest = cache.manifest
+    manifest, numbers = cache.manifest, np.full(dataset.n_rows, -1, dtype=np.int64)
     sources = {shard: manifest.source(shard) for shard in cache.shards}
     source = np.array([sources[shard] for shard in cache.samples["shard"].to_pylist()], dtype=np.int64)
-    rows = np.full(len(source), -1, dtype=np.int64)
-    for number, dataset in enumerate(manifest.datasets):
-        if dataset.fingerprint == fingerprint:
-            own = source == number
-            rows[own] = cache.sample_rows[own]
+    for number, known in enumerate(manifest.datasets):
+        own = np.flatnonzero(source == number)
+        if known.fingerprint == dataset.fingerprint:
+            numbers[cache.sample_rows[own]] = own
     for extension in manifest.extensions:
-        for run in extension.found if extension.dataset.fingerprint == fingerprint else ():
+        for run in extension.found if extension.dataset.fingerprint == dataset.fingerprint else ():
             place = cache.sample_rows - run.source_row
-            there = (source == run.source) & (place >= 0) & (place < run.count) & (rows < 0)
-            rows[there] = run.row + place[there]
-    numbers = np.flatnonzero(rows >= 0)
-    return Selection(numbers=numbers, rows=rows[numbers])
+            there = np.flatnonzero((source == run.source) & (place >= 0) & (place < run.count))
+            numbers[run.row + place[there]] = there
+    return Selection.of(numbers)
 
 
-def _by_key(cache: Cache, dataset: Dataset, log: Callable[[str], None]) -> Selection:
-    found: dict[str, int] = {}
+def _by_key(cache: Cache, dataset: Dataset) -> Selection:
+    """Where the data repeat a row, the cache's samples of that key take turns."""
+    by_key: dict[str, list[int]] = {}
+    for number, cached in enumerate(cache.sample_keys):
+        by_key.setdefault(cached, []).append(number)
+    skipped = set(cache.skipped["key"].to_pylist())
+    numbers = np.full(dataset.n_rows, -1, dtype=np.int64)
+    seen: Counter[str] = Counter()
+    foreign: list[tuple[int, str]] = []
     for row, key in dataset.keyed_rows():
-        if key is not None:
-            found.setdefault(key, row)
-    keys = cache.sample_keys
-    known = {*keys, *cache.skipped["key"].to_pylist()}
-    foreign = [key for key in found if key not in known]
+        if key is not None and key in by_key:
+            numbers[row] = by_key[key][seen[key] % len(by_key[key])]
+            seen[key] += 1
+        elif key is not None and key not in skipped:
+            foreign.append((row, key))
     if foreign and _should_be_whole(cache):
+        first, unknown = foreign[0]
         raise DataMismatchError(
             f"{dataset.data} is not the data of this cache: {len(foreign)} of its {dataset.n_rows} rows are not in it, "
-            f"the first is row {found[foreign[0]]} with key {foreign[0][:12]}. {_made_from(cache)}"
+            f"the first is row {first} with key {unknown[:12]}. {_made_from(cache)}"
         )
-    pairs = [(number, found[key]) for number, key in enumerate(keys) if key in found]
-    numbers, rows = np.array(pairs, dtype=np.int64).reshape(-1, 2).T
-    return Selection(numbers=numbers, rows=rows)
+    return Selection.of(numbers)
 
 
 def _should_be_whole(cache: Cache) -> bool:
-    """A cache that is not sealed, or was limited to the first rows, does not know all rows of its own data."""
+    """A cache that is not sealed, or was limited to the first rows of a dataset, does not know all rows of its data."""
     manifest = cache.manifest
-    newest = manifest.extensions[-1] if manifest.extensions else None
-    n_rows, dataset = (manifest.plan.n_rows, manifest.dataset) if newest is None else (newest.n_rows, newest.dataset)
-    return cache.sealed and n_rows == dataset.n_rows
+    reached = Counter({manifest.dataset.fingerprint: manifest.plan.n_rows})
+    for extension in manifest.extensions:
+        reached |= Counter({extension.dataset.fingerprint: extension.n_rows})  # the larger one
+    return cache.sealed and all(reached[dataset.fingerprint] == dataset.n_rows for dataset in manifest.datasets)
 
 
 def _made_from(cache: Cache) -> str:

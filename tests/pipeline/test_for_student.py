@@ -12,10 +12,11 @@ from emkd.samples import Dataset
 from tests import tiny
 
 
-def check(teacher_path, data_path, student) -> None:
+def check(teacher_path, data_path, student, **chosen) -> None:
     settings = JobSettings(
-        teacher=str(teacher_path), data=str(data_path), cache="unused", gpus_per_worker=0, for_student=str(student)
-    )
+        teacher=str(teacher_path), data=str(data_path), cache="unused", gpus_per_worker=0, for_student=str(student),
+        **chosen,
+    )  # fmt: skip
     dataset = Dataset(settings.data)
     check_student(settings, *identify(settings, dataset), dataset)
 
@@ -54,6 +55,9 @@ def test_a_student_that_is_too_short(teacher_path, data_path, student_path, tmp_
         UsageError, match=r"cannot read [1-6] of 6 rows looked at that the teacher can: row \d: too-long"
     ):
         check(teacher_path, data_path, student)
+    with pytest.raises(UsageError, match="too-long"):
+        check(teacher_path, data_path, student, max_length=60)
+    check(teacher_path, data_path, student, max_length=30)  # the teacher skips what is too long for the student
 
 
 def test_no_such_student(teacher_path, data_path, tmp_path):

@@ -1,8 +1,17 @@
 """The Ray job, for real: one worker on the CPU."""
 
+from dataclasses import replace
+
 import pytest
 
-from emkd.errors import CacheConflictError, CacheIncompleteError, JobFailedError, ModelError, UsageError
+from emkd.errors import (
+    CacheConflictError,
+    CacheIncompleteError,
+    DataMismatchError,
+    JobFailedError,
+    ModelError,
+    UsageError,
+)
 from emkd.pipeline import JobSettings, cache_teacher, estimate_job
 from emkd.storage.cache import Cache, verify
 from emkd.storage.index import read_index
@@ -122,6 +131,15 @@ def test_more_rows_and_damage(teacher_path, data_path, tmp_path, capfd):
     with pytest.raises(CacheConflictError, match=r"top_k: cache has 8, this run 4"):
         cache_teacher(settings(teacher_path, more, folder, top_k=4), extend=True)
 
+    sealed = (folder / "seal.json").read_bytes()
+    with pytest.raises(UsageError, match="run on the CPU with --gpus-per-worker 0"):
+        cache_teacher(settings(teacher_path, more, folder, gpus_per_worker=1), extend=True)
+    assert not (folder / "extensions").exists(), "what fails before its first shard does not unseal the cache"
+    part = tiny.write_data(tmp_path / "part.parquet", tiny.rows()[1:3])
+    assert cache_teacher(settings(teacher_path, part, folder), extend=True).n_samples == 6
+    assert "all rows of this data are in the cache" in capfd.readouterr().err
+    assert (folder / "seal.json").read_bytes() == sealed
+
     estimate = estimate_job(settings(teacher_path, more, folder), extend=True)
     assert estimate.n_rows == 5, "the first row, and the one without images, are in the cache"
     assert not (folder / "extensions").exists()
@@ -140,7 +158,7 @@ def test_more_rows_and_damage(teacher_path, data_path, tmp_path, capfd):
     ):
         cache_teacher(settings(teacher_path, data_path, folder), repair=True)
     err = capfd.readouterr().err
-    assert "2 objects are damaged, 2 shards have to be made anew" in err
+    assert "damaged objects: 2; shards to be made anew: 2" in err
     assert "1 of 4 shards to do" in err
     repaired = cache_teacher(settings(teacher_path, more, folder), repair=True)
     assert objects(repaired) == whole
@@ -153,3 +171,43 @@ def test_more_rows_and_damage(teacher_path, data_path, tmp_path, capfd):
     assert "nothing is damaged" in capfd.readouterr().err
     assert {path.name[:6] for path in (folder / "shards").iterdir()} == {f"{n:06d}" for n in range(4)}
     assert len(list((folder / "shards").iterdir())) == 4
+
+
+def test_a_job_whose_last_rows_are_all_bad_goes_on(teacher_path, tmp_path):
+    """That none of the rows looked at can be used stops a fresh job, not one that was stopped near its end."""
+    rows = tiny.rows()
+    rows[4]["images"][0] = rows[5]["images"][0] = b"broken"
+    data = tiny.write_data(tmp_path / "rows.parquet", rows)
+    folder = tiny.make_cache(teacher_path, data, tmp_path / "cache", top_k=8, answer_top_k=8, precision="bfloat16", affinity_precision="int8")  # fmt: skip
+    for name in ("seal.json", "index.parquet", "index/000001.parquet"):
+        (folder / name).unlink()
+    cache = cache_teacher(settings(teacher_path, data, folder, max_skipped=0.5))
+    assert (cache.sealed, cache.n_samples) == (True, 4)
+
+
+def test_images_of_another_root_do_not_join(teacher_path, tmp_path):
+    """JSON data do not hold their images: another --image-root would mix two sets of them."""
+    for name, shift in (("a", 0), ("b", 50)):
+        rows = [
+            {**row, "images": [tiny.png(100 * n + i + shift) for i in range(len(row["images"]))]}
+            for n, row in enumerate(tiny.rows())
+        ]
+        tiny.write_llava(tmp_path / name, rows)
+    data = tmp_path / "a" / "rows.json"
+    chosen = settings(teacher_path, data, tmp_path / "cache", image_root=tmp_path / "a")
+    cache_teacher(chosen)
+    for name in ("seal.json", "index.parquet", "index/000001.parquet"):
+        (tmp_path / "cache" / name).unlink()
+    with pytest.raises(DataMismatchError, match=r"row 0 is not what was cached: .* or --image-root has others"):
+        cache_teacher(replace(chosen, image_root=tmp_path / "b"))
+    assert cache_teacher(chosen).sealed
+
+
+def test_a_dry_run_writes_nothing(teacher_path, data_path, tmp_path, capfd):
+    folder = tmp_path / "cache"
+    cache_teacher(settings(teacher_path, data_path, folder))
+    (folder / "tokenizer.json").unlink()
+    before = sorted(folder.rglob("*"))
+    estimate_job(settings(teacher_path, data_path, folder))
+    assert sorted(folder.rglob("*")) == before
+    assert "nothing is missing in the cache" in capfd.readouterr().err

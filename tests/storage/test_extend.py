@@ -153,15 +153,20 @@ def test_who_opens_while_an_extension_is_planned_sees_the_cache_before(files, mo
     assert [cache.record(i).key for i in range(4)] == cache.sample_keys
 
 
-def test_what_was_not_committed_is_planned_anew(tmp_path):
-    """A run of 5 rows was killed after shard 1; the next one asks for 7 rows of the same files."""
+def test_an_unfinished_cache_is_not_extended(tmp_path):
+    """A run of 5 rows was killed after shard 1, or is still at work: its other shards must not leave the plan."""
     files = make_cache(tmp_path, MANIFEST, shards=[1], sealed=False)
     seven = make_manifest(n_rows=7)
     more = MANIFEST.model_copy(update={"dataset": seven.dataset, "plan": seven.plan})
+    with pytest.raises(
+        CacheIncompleteError,
+        match=r"2 of 3 shards are not committed yet \(the first is 0, of train.parquet\); finish them first",
+    ):
+        extend(files, more, range(7))
+    assert read_manifest(files).extensions == ()
+    make_cache(tmp_path, MANIFEST, shards=[0, 2], sealed=False)
     manifest = extend(files, more, range(7))
-    assert [list(manifest.rows(n)) for n in manifest.shards] == [[2, 3], [0, 1], [4, 5], [6]]
-    complete(files, (range(7), range(7)))
-    assert sorted(Cache.open(tmp_path).sample_rows.tolist()) == [0, 1, 2, 4, 5, 6]
+    assert [list(manifest.rows(n)) for n in manifest.shards] == [[0, 1], [2, 3], [4], [5, 6]]
 
 
 def test_a_chain_of_extensions(extended):

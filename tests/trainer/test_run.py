@@ -204,6 +204,17 @@ def test_a_part_of_the_cached_rows(settings, tmp_path, capsys):
     assert "step 4/4" in err
 
 
+def test_a_resumed_run_has_the_same_samples(settings, cache_path, data_path, tmp_path):
+    """The data are the same and the cache has more of them now: the order of samples would be another one."""
+    shutil.copytree(cache_path, tmp_path / "cache")
+    for name in ("seal.json", "index.parquet", "index/000001.parquet"):
+        (tmp_path / "cache" / name).unlink()
+    recipe = with_flags(BASE, {"training.max_steps": 2, "training.save_strategy": "steps", "training.save_steps": 1})
+    train_student(settings(recipe, cache=str(tmp_path / "cache"), partial=True))
+    with pytest.raises(UsageError, match="--resume: samples of this call is not what .* was begun with"):
+        train_student(settings(recipe, resume=True))
+
+
 def test_an_unsealed_cache_trains_only_when_asked(settings, cache_path, tmp_path, capsys):
     shutil.copytree(cache_path, tmp_path / "cache")
     (tmp_path / "cache" / "seal.json").unlink()

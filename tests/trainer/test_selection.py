@@ -132,6 +132,56 @@ def test_an_unsealed_cache_does_not_know_all_rows(teacher_path, folder, tmp_path
     assert chosen.numbers.tolist() == [0, 1, 2, 3, 4]
 
 
+def test_what_is_repeated_is_trained_on_as_often_as_the_data_have_it(teacher_path, tmp_path):
+    """Found by place, by key or through an extension: it is all the same."""
+    first, second, third = rows(0, 3)
+    data = tiny.write_data(tmp_path / "data.parquet", [first, second, first])
+    tiny.make_cache(teacher_path, data, tmp_path / "cache", rows_per_shard=2)
+    more = tiny.write_data(tmp_path / "more.parquet", [third, second, second])
+    tiny.make_cache(teacher_path, more, tmp_path / "cache", extend=True, rows_per_shard=2)
+    cache, told = Cache.open(tmp_path / "cache"), []
+    assert cache.n_samples == 4
+
+    def found(path) -> dict[int, int]:
+        chosen = select(cache, Dataset(str(path)), told.append)
+        assert (np.diff(chosen.numbers) >= 0).all()
+        assert sum(chosen.shard_sizes(cache)) == len(chosen.rows)
+        return dict(zip(chosen.rows.tolist(), chosen.numbers.tolist(), strict=True))
+
+    assert found(data) == {0: 0, 1: 1, 2: 2}
+    assert found(more) == {0: 3, 1: 1, 2: 1}
+    assert found(tiny.write_data(tmp_path / "copy.parquet", [second, first, first, first])) == {0: 1, 1: 0, 2: 2, 3: 0}
+    assert found(tiny.write_data(tmp_path / "once.parquet", [first])) == {0: 0}
+    assert not any("have no sample" in line for line in told)
+
+
+def test_a_limit_of_the_first_data_is_not_forgotten(teacher_path, folder, tmp_path):
+    """The newest plan is whole, the first one is not: a copy of the first data is still known to be its data."""
+    tiny.make_cache(teacher_path, folder / "first.parquet", tmp_path / "cache", limit=5, rows_per_shard=3)
+    second = tiny.write_data(tmp_path / "second.parquet", rows(20, 22))
+    tiny.make_cache(teacher_path, second, tmp_path / "cache", extend=True, rows_per_shard=3)
+    copy = tiny.write_data(tmp_path / "copy.parquet", rows(0, 8))
+    assert len(select(Cache.open(tmp_path / "cache"), Dataset(str(copy)), print).rows) == 5
+
+
+def test_the_hash_tells_selections_apart(cache, folder, tmp_path):
+    def sha256(path) -> str:
+        return select(cache, Dataset(str(path)), lambda text: None).sha256(cache)
+
+    part = tiny.write_data(tmp_path / "part.parquet", rows(2, 5))
+    assert sha256(part) == sha256(tiny.write_data(tmp_path / "same.parquet", rows(2, 5)))
+    assert (
+        len(
+            {
+                sha256(part),
+                sha256(folder / "first.parquet"),
+                sha256(tiny.write_data(tmp_path / "b.parquet", rows(2, 5)[::-1])),
+            }
+        )
+        == 3
+    )
+
+
 def test_skipped_rows_are_known_and_not_trained_on(teacher_path, tmp_path):
     """In another file, too: a row whose picture does not decode has a key."""
     broken = rows(0, 4)
