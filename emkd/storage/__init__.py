@@ -5,6 +5,7 @@ In reading order:
     record        one sample as the teacher saw it, in memory
     precision     how logits and affinity are rounded for the disk, and read back
     files         the operations on the place where a cache lies
+    disk          what local disks are asked for underneath: syncs, whole writes, walks
     digest        SHA-256 of objects, and JSON that vouches for itself
     plan          which rows make which shard, of the first dataset and of those added later
     manifest      what a cache says of itself; who may share a cache

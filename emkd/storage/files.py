@@ -19,11 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from urllib.parse import unquote, urlsplit
 
-from emkd.errors import CacheWriteError, DamagedCacheError, EmkdError, UsageError
-from emkd.storage.digest import NEXT_STEP
-
-_PARTIAL = ".partial"
-_DELETED = ".deleted-"
+from emkd.errors import CacheWriteError, EmkdError, UsageError
+from emkd.storage.disk import DELETED, PARTIAL, partial_of, refuse_unreadable, sync, unreadable, walk, write_durably
 
 
 def open_files(uri: str | Path) -> "LocalFiles":
@@ -94,7 +91,7 @@ class LocalFiles:
         except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
             return None
         except OSError as error:
-            raise _unreadable(path, error) from error
+            raise unreadable(path, error) from error
 
     def exists(self, name: str) -> bool:
         """Whether there is an object (not a folder) of this name."""
@@ -104,7 +101,7 @@ class LocalFiles:
         """Name -> size in bytes of every object in the folder `prefix` and below, sorted by name."""
         base = self._path(prefix)
         found: dict[str, int] = {}
-        for folder, _, file_names in _walk(base):
+        for folder, _, file_names in walk(base):
             for file_name in file_names:
                 path = Path(folder, file_name)
                 with contextlib.suppress(FileNotFoundError):  # removed since it was listed
@@ -144,9 +141,9 @@ class LocalFiles:
             return False
         self._make_folder(path.parent)
         self._sync_names([name])
-        partial = _partial_of(path)
+        partial = partial_of(path)
         try:
-            _write_durably(partial, data)
+            write_durably(partial, data)
             os.link(partial, path)
         except FileExistsError:
             return False
@@ -164,39 +161,39 @@ class LocalFiles:
             raise
         finally:
             partial.unlink(missing_ok=True)
-        _sync(path.parent)
+        sync(path.parent)
         return True
 
     def replace(self, name: str, data: bytes) -> None:
         """Put an object whole and durably in the place of one that is damaged, in one step."""
         path = self._path(name)
-        partial = _partial_of(path)
+        partial = partial_of(path)
         with writing(self, name, len(data)):
             try:
-                _write_durably(partial, data)
+                write_durably(partial, data)
                 partial.replace(path)
             finally:
                 partial.unlink(missing_ok=True)
-            _sync(path.parent)
+            sync(path.parent)
 
     def delete(self, name: str) -> None:
         """Delete an object, durably; nothing happens where there is none."""
         path = self._path(name)
         with writing(self, f"the removal of {name}", 0), contextlib.suppress(FileNotFoundError):
             path.unlink()
-            _sync(path.parent)
+            sync(path.parent)
 
     def sync_tree(self, prefix: str) -> None:
         """Make everything in the folder `prefix` durable: each file, each folder, and its own name."""
         base = self._path(prefix)
-        for folder, _, file_names in os.walk(base, topdown=False, onerror=_refuse_unreadable):
+        for folder, _, file_names in os.walk(base, topdown=False, onerror=refuse_unreadable):
             for file_name in file_names:
-                _sync(Path(folder, file_name))
-            _sync(Path(folder))
+                sync(Path(folder, file_name))
+            sync(Path(folder))
         for parent in base.parents:
             if parent == self.root.parent or not parent.exists():
                 break
-            _sync(parent)
+            sync(parent)
 
     def sync_names(self, names: Iterable[str]) -> None:
         """Make the names of objects durable, and those of their folders: who created them may have been killed
@@ -207,14 +204,14 @@ class LocalFiles:
     def _sync_names(self, names: Iterable[str]) -> None:
         folders = {folder for name in names for folder in self._path(name).parents}
         for folder in sorted(folders - set(self.root.parents)):
-            _sync(folder)
+            sync(folder)
         with contextlib.suppress(PermissionError):  # the root's own name: its parent may be somebody else's
-            _sync(self.root.parent)
+            sync(self.root.parent)
 
     def delete_partials(self) -> list[str]:
         """Delete what killed writers left of objects that exist; the names of the partial files."""
         deleted = []
-        for path in sorted(self.root.rglob(f".*{_PARTIAL}")):
+        for path in sorted(self.root.rglob(f".*{PARTIAL}")):
             target = path.with_name(path.name[1:].rsplit(".", 2)[0])
             if target.exists():
                 path.unlink(missing_ok=True)
@@ -230,7 +227,7 @@ class LocalFiles:
         path = self._path(prefix)
         if path == self.root:
             raise ValueError("delete_tree: refusing to delete the whole cache; name a folder in it")
-        doomed = path if path.name.startswith(_DELETED) else path.with_name(_DELETED + uuid.uuid4().hex)
+        doomed = path if path.name.startswith(DELETED) else path.with_name(DELETED + uuid.uuid4().hex)
         with contextlib.suppress(FileNotFoundError):
             path.rename(doomed)
         while doomed.exists():
@@ -249,42 +246,4 @@ class LocalFiles:
         missing = missing[: next(i for i, path in enumerate(missing) if path.is_dir())]
         folder.mkdir(parents=True, exist_ok=True)
         for path in missing:
-            _sync(path.parent)
-
-
-def _partial_of(path: Path) -> Path:
-    """Where an object is written before it gets its name: never listed as an object."""
-    return path.with_name(f".{path.name}.{uuid.uuid4().hex}{_PARTIAL}")
-
-
-def _write_durably(path: Path, data: bytes) -> None:
-    with path.open("xb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _walk(base: Path) -> Iterator[tuple[str, list[str], list[str]]]:
-    """os.walk without what is being written or deleted."""
-    for folder, folder_names, file_names in os.walk(base, onerror=_refuse_unreadable):
-        folder_names[:] = [name for name in folder_names if not name.startswith(_DELETED)]
-        yield folder, folder_names, [name for name in file_names if not name.endswith(_PARTIAL)]
-
-
-def _refuse_unreadable(error: OSError) -> None:
-    """os.walk takes a folder that it cannot list for an empty one; only one that does not exist is."""
-    if not isinstance(error, FileNotFoundError | NotADirectoryError):
-        raise _unreadable(error.filename, error) from error
-
-
-def _unreadable(path: str | Path, error: OSError) -> DamagedCacheError:
-    return DamagedCacheError(f"{path}: cannot be read ({error.strerror or error}). {NEXT_STEP}")
-
-
-def _sync(path: Path) -> None:
-    """fsync a file or a folder."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+            sync(path.parent)
