@@ -57,15 +57,20 @@ def cache_teacher(
         str | None, typer.Option(help="Find out first whether this student will be able to use the cache.")
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print size and time of the job, and stop.")] = False,
-    extend: Annotated[bool, typer.Option("--extend", help="Add rows of --data that the cache lacks.")] = False,
-    repair: Annotated[bool, typer.Option("--repair", help="Read every byte, make damaged shards anew.")] = False,
-    clean: Annotated[bool, typer.Option("--clean", help="Remove what killed runs left behind.")] = False,
+    extend: Annotated[
+        bool, typer.Option("--extend", help="Add rows of --data that the cache lacks; what is there stays.")
+    ] = False,
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Read every byte of the cache first, and make damaged shards anew.")
+    ] = False,
+    clean: Annotated[bool, typer.Option("--clean", help="Once sealed, remove what killed runs left behind.")] = False,
     max_skipped: Annotated[float, typer.Option(help="Share of rows that may be skipped.")] = 0.01,
 ) -> None:
     """Run the teacher once over a dataset and store what students need.
 
-    Can be stopped at any time and run again: shards that are committed stay, missing ones are done. Ctrl-C once
-    finishes the shards in hand, twice stops at once.
+    Can be stopped at any time and run again: shards that are committed stay, missing ones are done.
+
+    Ctrl-C once finishes the shards in hand, twice stops at once.
     """
     given = dict(locals())
     from emkd.pipeline import JobSettings, cache_teacher, estimate_job

@@ -59,7 +59,9 @@ def cache_teacher(settings: JobSettings, *, extend: bool = False, repair: bool =
         log(f"{len(missing)} of {len(plan.manifest.shards)} shards to do")
         with session(settings):
             _run(settings, files, plan, tokenizer, missing)
-    elif plan.extension is None and not conflicts(plan.manifest, run):
+    elif plan.extension is not None:  # its shards are there: a plan that was lost is written again
+        begin_extension(files, plan.extension)
+    elif not conflicts(plan.manifest, run):
         create_cache(settings.cache, run, tokenizer)  # a run that was killed may have left it without its tokenizer
     _check_skipped(settings)
     seal(files)

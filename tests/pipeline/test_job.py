@@ -1,5 +1,6 @@
 """The Ray job, for real: one worker on the CPU."""
 
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -211,3 +212,19 @@ def test_a_dry_run_writes_nothing(teacher_path, data_path, tmp_path, capfd):
     estimate_job(settings(teacher_path, data_path, folder))
     assert sorted(folder.rglob("*")) == before
     assert "nothing is missing in the cache" in capfd.readouterr().err
+
+
+def test_a_lost_plan_is_written_again(teacher_path, data_path, tmp_path):
+    """The way out that the error names: remove the folder of a damaged plan, add the same rows again. No shard is made
+    anew, so neither Ray nor the teacher is needed."""
+    chosen = {"top_k": 8, "answer_top_k": 8, "precision": "bfloat16", "affinity_precision": "int8"}
+    folder = tiny.make_cache(teacher_path, data_path, tmp_path / "cache", limit=2, **chosen)
+    tiny.make_cache(teacher_path, data_path, folder, extend=True, **chosen)
+    before = Cache.open(folder)
+    shutil.rmtree(folder / "extensions")
+    assert [damage.name for damage in verify(folder)] == ["extensions/000001/plan.json"]
+    again = cache_teacher(settings(teacher_path, data_path, folder), extend=True)
+    assert (again.sealed, again.n_samples) == (True, 6)
+    assert again.sample_keys == before.sample_keys
+    assert objects(again) == objects(before)
+    assert verify(folder) == []
