@@ -44,8 +44,9 @@ def cache_teacher(settings: JobSettings, *, extend: bool = False, repair: bool =
     clean:  removes what killed runs left behind, once the cache is sealed; nothing else ever does
 
     Raises UsageError for a wrong call, CacheConflictError where the cache exists with other settings,
-    JobFailedError where shards failed or too many rows were skipped, KeyboardInterrupt after Ctrl-C. What was
-    committed stays in any case.
+    DataMismatchError where committed rows are no longer what they were, CacheIncompleteError where shards of other data
+    are missing, DamagedCacheError, CacheWriteError, JobFailedError where shards failed or too many rows were skipped,
+    KeyboardInterrupt after Ctrl-C. What was committed stays in any case.
     """
     settings, dataset, run, tokenizer = _prepared(settings)
     files = open_files(settings.cache)

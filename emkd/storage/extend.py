@@ -110,7 +110,8 @@ def _places(cache: Manifest, kept: Sequence[ShardIndex], run: Manifest, keyed_ro
 
 
 def _same_files(first: DatasetIdentity, second: DatasetIdentity) -> bool:
-    """Whether equal rows are the same rows. Pictures below another root may be others of the same name."""
+    """Whether equal rows are the same rows. A manifest that names image roots has to name the same one; where none is
+    named, that the images are the same is what the job checks on a few rows before it goes on."""
     return (first.fingerprint, first.image_root) == (second.fingerprint, second.image_root)
 
 
