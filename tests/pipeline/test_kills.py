@@ -208,6 +208,7 @@ def test_ctrl_c_twice_stops_at_once(teacher_path, data, tmp_path):
     job = Job(teacher_path, data, cache)
     job.wait_for_shards(3)
     job.worker().suspend()
+    time.sleep(2)  # a report that was on its way has come, and the driver has given the halted worker its next shard
     os.killpg(job.process.pid, signal.SIGINT)
     with pytest.raises(subprocess.TimeoutExpired):
         job.process.wait(timeout=3)
