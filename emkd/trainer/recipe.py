@@ -10,7 +10,7 @@ Flags of the command line go over the file. An unknown key is refused with the n
 import dataclasses
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
@@ -56,14 +56,31 @@ class LossRecipe(_Section):
         return Weights(alpha=self.alpha, beta=self.beta, gamma=self.gamma)
 
 
+class LoraRecipe(_Section):
+    """Low-rank additions to the linear layers below `modules`, whose own weights do not learn. Needs peft.
+
+    r, alpha: rank and scale of LoRA (arXiv 2106.09685);  dropout: of the additions' inputs
+    modules:  by the beginning of their parameters' names; embeddings and LM head among them are only frozen
+    """
+
+    r: int = Field(default=16, ge=1)
+    alpha: float = Field(default=32, gt=0)
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    modules: tuple[str, ...] = ("model.language_model", "lm_head")
+
+
 class StudentRecipe(_Section):
     """vision_pool: side of the window of vision tokens that become one; null leaves the student as it is.
     freeze: modules that do not learn, by the beginning of their parameters' names.
+    learning_rates: peak learning rate by the beginning of parameters' names, the longest one deciding; all other
+    parameters have training.learning_rate.
     dtype: of the weights; small updates are lost in bfloat16 weights, so use training.bf16 (autocast) for speed."""
 
     dtype: Literal["float32", "bfloat16", "auto"] = "float32"
     vision_pool: int | None = Field(default=None, ge=1)
     freeze: tuple[str, ...] = ()
+    learning_rates: dict[str, Annotated[float, Field(gt=0)]] = Field(default_factory=dict)
+    lora: LoraRecipe | None = None
 
 
 class Recipe(_Section):
