@@ -16,6 +16,24 @@ from emkd.errors import EmkdError, UsageError
 
 INTERRUPTED = 130
 
+# Where in a recipe each flag of train-student stands; one that is given goes over the file.
+RECIPE_FLAGS = {
+    "alpha": "losses.alpha",
+    "beta": "losses.beta",
+    "gamma": "losses.gamma",
+    "tail": "losses.tail",
+    "matching": "losses.matching",
+    "top_k": "losses.top_k",
+    "vision_pool": "student.vision_pool",
+    "freeze": "student.freeze",
+    "epochs": "training.num_train_epochs",
+    "max_steps": "training.max_steps",
+    "batch_size": "training.per_device_train_batch_size",
+    "learning_rate": "training.learning_rate",
+    "seed": "training.seed",
+    "max_skipped": "max_skipped",
+}
+
 app = typer.Typer(
     name="emkd",
     help="Distil a vision-language teacher into an efficient student without keeping the teacher in memory.",
@@ -117,21 +135,32 @@ def train_student(
     batch_size: Annotated[int | None, typer.Option(min=1, help="Samples of a micro-batch. (default 8)")] = None,
     learning_rate: Annotated[float | None, typer.Option(min=0, help="Peak learning rate. (default 2e-5)")] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Order of samples, dropout. (default 42)")] = None,
+    max_skipped: Annotated[
+        float | None, typer.Option(min=0, max=1, help="Share of rows that may be of no use. (default 0.01)")
+    ] = None,
     partial: Annotated[bool, typer.Option("--partial", help="Train on a cache that is not sealed yet.")] = False,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in --output.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the run in --output from its last complete checkpoint.")
+    ] = False,
+    workers: Annotated[
+        int, typer.Option(min=1, help="Processes that train together, each with a GPU where there are any.")
+    ] = 1,
+    address: Annotated[
+        str | None, typer.Option(help="A running Ray cluster for them; default: one of our own.")
+    ] = None,
     revision: Revision = None,
     trust_remote_code: RemoteCode = False,
 ) -> None:
-    """Train a student from a cache; the teacher is not loaded."""
+    """Train a student from a cache; the teacher is not loaded.
+
+    Everything else is set in --recipe, which takes the fields of transformers.TrainingArguments (docs/data.md). A run
+    that was stopped goes on with the same command and --resume, from the last checkpoint (training.save_steps).
+    """
+    given = dict(locals())
     from emkd.trainer import TrainSettings, load_recipe, train_student, with_flags
 
-    flags = {
-        "losses.alpha": alpha, "losses.beta": beta, "losses.gamma": gamma, "losses.tail": tail,
-        "losses.matching": matching, "losses.top_k": top_k, "student.vision_pool": vision_pool,
-        "student.freeze": freeze or None, "training.num_train_epochs": epochs, "training.max_steps": max_steps,
-        "training.per_device_train_batch_size": batch_size, "training.learning_rate": learning_rate,
-        "training.seed": seed,
-    }  # fmt: skip
+    flags = {place: given[name] for name, place in RECIPE_FLAGS.items()}
+    flags["student.freeze"] = freeze or None  # no --freeze is not a recipe without frozen modules
     settings = TrainSettings(
         student=student,
         data=data,
@@ -144,6 +173,8 @@ def train_student(
         trust_remote_code=trust_remote_code,
         partial=partial,
         resume=resume,
+        workers=workers,
+        address=address,
     )
     metrics = train_student(settings)
     shown = ", ".join(f"{name} {value:.4g}" for name, value in metrics.items() if not name.endswith("per_second"))

@@ -5,6 +5,7 @@
     │   ├── InputNotFoundError (FileNotFoundError)  a file, folder or model that was named does not exist
     │   ├── OutputExistsError  (FileExistsError)    an output folder is already in use
     │   ├── TokenizerMismatchError                  student and teacher read text differently
+    │   ├── GeometryMismatchError                   student and teacher see different parts of a picture
     │   ├── CacheConflictError                      a cache was made with other settings than asked for
     │   └── DataMismatchError                       the cache was made from other data
     ├── DataFormatError     (ValueError)         a dataset file is not in a known format
@@ -15,7 +16,8 @@
     │   ├── SampleNotFoundError (KeyError)          no such sample
     │   ├── DamagedCacheError   (OSError)           a stored object is missing, cut short or changed
     │   └── CacheWriteError     (OSError)           a full disk, a place that may not be written
-    ├── JobFailedError      (RuntimeError)       the teacher's job could not finish
+    ├── JobFailedError      (RuntimeError)       the teacher's job, or training on several workers, could not finish
+    ├── DamagedCheckpointError (OSError)         a checkpoint is not as it was saved
     └── SampleError         (ValueError)         one row cannot be used; `reason` is a stable short code
 
 A message says what is wrong, where, what was expected, what was found, and what to do next. The command
@@ -45,6 +47,10 @@ class OutputExistsError(UsageError, FileExistsError):
 
 class TokenizerMismatchError(UsageError):
     """Student and teacher do not share a tokenizer."""
+
+
+class GeometryMismatchError(UsageError):
+    """Student and teacher see different parts of a picture."""
 
 
 class CacheConflictError(UsageError):
@@ -92,7 +98,11 @@ class CacheWriteError(CacheError, OSError):
 
 
 class JobFailedError(EmkdError, RuntimeError):
-    """The teacher's job could not finish; what was committed stays."""
+    """The teacher's job, or training on several workers, could not finish; what was committed or saved stays."""
+
+
+class DamagedCheckpointError(EmkdError, OSError):
+    """A file of a checkpoint is missing or not as it was saved."""
 
 
 class SampleError(EmkdError, ValueError):

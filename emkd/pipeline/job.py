@@ -11,8 +11,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from emkd.cluster import session
 from emkd.errors import DataMismatchError, JobFailedError
-from emkd.pipeline.cluster import session, start_workers
+from emkd.pipeline.cluster import start_workers
 from emkd.pipeline.for_student import check_student
 from emkd.pipeline.identify import identify
 from emkd.pipeline.interrupt import finish_on_interrupt
@@ -58,7 +59,7 @@ def cache_teacher(settings: JobSettings, *, extend: bool = False, repair: bool =
         files.check_writable()
         _check_same_rows(files, plan, run, dataset)
         log(f"{len(missing)} of {len(plan.manifest.shards)} shards to do")
-        with session(settings):
+        with session(settings.address, workers=settings.workers, gpus_per_worker=settings.gpus_per_worker):
             _run(settings, files, plan, tokenizer, missing)
     elif plan.extension is not None:  # its shards are there: a plan that was lost is written again
         begin_extension(files, plan.extension)
@@ -84,7 +85,7 @@ def estimate_job(settings: JobSettings, *, extend: bool = False) -> Estimate:
     if not missing:
         log("nothing is missing in the cache; what follows is what making it anew would take")
     shards = missing or list(plan.manifest.shards)
-    with session(settings):
+    with session(settings.address, workers=settings.workers, gpus_per_worker=settings.gpus_per_worker):
         return preflight(start_workers(settings, plan.manifest, 1)[0], settings, plan.manifest, shards)
 
 

@@ -1,12 +1,16 @@
 """What is checked before anything is trained: the output folder, the cache, what a resumed run was begun with."""
 
 import json
-import sys
+import os
+from pathlib import Path
+from typing import Any
 
 from emkd.errors import InputNotFoundError, OutputExistsError, UsageError
 from emkd.samples.dataset import Dataset
 from emkd.samples.render import writes_end_token
 from emkd.storage.cache import Cache
+from emkd.trainer.checkpoints import checkpoints, last_complete
+from emkd.trainer.report import log, rank
 from emkd.trainer.selection import Selection
 from emkd.trainer.settings import TrainSettings
 from emkd.vlm.identity import image_differences, image_processor_settings
@@ -15,22 +19,39 @@ from emkd.vlm.loading import VisionLanguageModel
 # What a run was begun with, so that a resumed one cannot be another one.
 RUN_NAME = "run.json"
 
+# Fields of `training` that a resumed run may have others of: they move no weight.
+FREE = {
+    "dataloader_num_workers", "dataloader_persistent_workers", "dataloader_pin_memory", "dataloader_prefetch_factor",
+    "dataloader_multiprocessing_context", "disable_tqdm", "logging_first_step", "logging_steps", "logging_strategy",
+    "log_level", "per_device_eval_batch_size", "project", "report_to", "run_name", "save_steps", "save_strategy",
+    "save_total_limit", "skip_memory_metrics", "ddp_timeout",
+}  # fmt: skip
 
-def check_output(settings: TrainSettings) -> str | None:
-    """The checkpoint to go on from, None for a new run. Raises OutputExistsError, InputNotFoundError."""
+
+def check_output(settings: TrainSettings) -> Path | None:
+    """The checkpoint to go on from, None to begin. Raises OutputExistsError, InputNotFoundError, UsageError,
+    DamagedCheckpointError."""
     output = settings.output
-    numbered = [path for path in output.glob("checkpoint-*") if path.name.removeprefix("checkpoint-").isdigit()]
-    checkpoints = sorted(numbered, key=lambda path: int(path.name.removeprefix("checkpoint-")))
     if settings.resume:
-        if not checkpoints:
-            raise InputNotFoundError(f"--resume: {output} has no checkpoint; start without --resume")
-        return str(checkpoints[-1])
+        if not (output / RUN_NAME).is_file():
+            raise InputNotFoundError(f"--resume: {output} has no run that was begun; start without --resume")
+        checkpoint = last_complete(output, log)
+        if checkpoint is None:
+            log(f"{output} has no complete checkpoint: beginning with the first step")
+        elif not (checkpoint / "optimizer.pt").is_file():
+            raise UsageError(
+                f"--resume: {checkpoint} has no optimizer (training.save_only_model): training cannot go on from it as "
+                "if nothing had happened. Name it with --student and another --output to begin anew with its weights"
+            )
+        return checkpoint
+    if rank() != 0:  # the first rank has looked, and may be writing already
+        return None
     # What a run that failed at its first step left behind is nothing to protect.
     used = output.is_dir() and any(path.name != RUN_NAME for path in output.iterdir())
     if output.is_file() or used:
         raise OutputExistsError(
             f"--output {output} exists and is not empty; name another folder"
-            + (", or go on from its last checkpoint with --resume" if checkpoints else "")
+            + (", or go on from its last checkpoint with --resume" if checkpoints(output) else "")
         )
     return None
 
@@ -66,29 +87,48 @@ def note_differences(cache: Cache | None, student: VisionLanguageModel) -> None:
 
 
 def agree_with_first_run(
-    settings: TrainSettings, cache: Cache | None, selection: Selection | None, dataset: Dataset
+    settings: TrainSettings, cache: Cache | None, selection: Selection | None, dataset: Dataset, n_ranks: int
 ) -> None:
     """Writes down what decides this run; a resumed one has to say the same. Raises UsageError naming differences."""
     now = {
-        "recipe": settings.recipe.model_dump(mode="json"),
+        "recipe": _deciding(settings.recipe.model_dump(mode="json")),
+        "student": settings.student,
         "cache": None if cache is None else cache.manifest.settings_sha256,
         "samples": None if cache is None or selection is None else selection.sha256(cache),
         "data": dataset.fingerprint,
+        "workers": n_ranks,
     }
     path = settings.output / RUN_NAME
-    if settings.resume and path.is_file():
+    if settings.resume:
         before = json.loads(path.read_text())
-        differing = [name for name in now if before.get(name) != now[name]]
+        before["recipe"] = _deciding(before["recipe"])
+        differing = list(_differences(before, now))
         if differing:
             raise UsageError(
-                f"--resume: {', '.join(differing)} of this call is not what {settings.output} was begun with (see "
-                f"{path}); give the same, or begin anew in another folder"
+                f"--resume: this call is not what {settings.output} was begun with (see {path}): "
+                f"{'; '.join(differing)}. Give the same, or begin anew in another folder"
             )
         return
-    settings.output.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(now, indent=2) + "\n")
+    if rank() == 0:
+        settings.output.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f".{RUN_NAME}.partial")
+        partial.write_text(json.dumps(now, indent=2) + "\n")
+        os.replace(partial, path)
 
 
-def log(text: str) -> None:
-    """A line on stderr."""
-    print(text, file=sys.stderr, flush=True)
+def _deciding(recipe: dict[str, Any]) -> dict[str, Any]:
+    training = {name: value for name, value in recipe["training"].items() if name not in FREE}
+    return {**recipe, "training": training}
+
+
+def _differences(before: dict[str, Any], now: dict[str, Any], prefix: str = "") -> list[str]:
+    """`recipe.losses.alpha was 0.5 and is 0.9`, for each value that differs; hashes are named without their values."""
+    found = []
+    for name in sorted(before.keys() | now.keys()):
+        old, new = before.get(name), now.get(name)
+        if isinstance(old, dict) and isinstance(new, dict):
+            found += _differences(old, new, f"{prefix}{name}.")
+        elif old != new:
+            hashed = name in ("cache", "samples", "data")
+            found.append(f"{prefix}{name} " + ("is another one" if hashed else f"was {old} and is {new}"))
+    return found

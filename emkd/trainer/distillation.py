@@ -1,118 +1,203 @@
 """transformers.Trainer with the objective of EM-KD: its arguments, logs and checkpoints work as usual.
 
 What is overridden, and why:
+    get_train_dataloader   shard by shard and rank by rank (order.py), every sample once
     get_batch_samples      counts answers, pairs and samples of the whole optimizer step, over all ranks
     compute_loss           the objective, divided by those counts
-    log                    adds each loss by its name
+    create_optimizer       learning rates by module
+    log                    adds each loss by its name and what meter.py measures
+    evaluate               answers right on the evaluation data, over all ranks
+    _save_checkpoint       only a complete checkpoint counts, and is there before an older one goes (checkpoints.py)
+    _save                  what a student's folder has is decided in one place (student.py), without pickle
     _load_from_checkpoint  transformers' own leaves most weights of a LLaVA at their initial values, silently
-    _get_train_sampler     shard by shard (order.py)
-    evaluate               answers right on the evaluation data
 """
 
-import sys
-from collections import defaultdict
-from collections.abc import Iterator
+import shutil
+from collections.abc import Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader
-from transformers import (
-    PrinterCallback,
-    ProgressCallback,
-    Trainer,
-    TrainerCallback,
-    TrainingArguments,
-)
+from torch.utils.data import DataLoader, Subset
+from transformers import PrinterCallback, ProgressCallback, Trainer, TrainingArguments
+from transformers.trainer_utils import rotate_checkpoints
 
+from emkd.errors import DataFormatError, UsageError
+from emkd.trainer.checkpoints import complete
 from emkd.trainer.evaluation import evaluate_answers
+from emkd.trainer.meter import Meter
+from emkd.trainer.modules import parameter_groups
 from emkd.trainer.objective import Counts, Objective
-from emkd.trainer.order import ShardSampler
-from emkd.trainer.stream import Collator, EvaluationSamples, StudentSamples
-from emkd.vlm.loading import load_model
+from emkd.trainer.order import ShardBatchSampler
+from emkd.trainer.report import LogLines, tell
+from emkd.trainer.stream import Collator, EvaluationSamples, Skipped, StudentSamples
+from emkd.trainer.student import Student
 
 
-class LogLines(TrainerCallback):
-    """One line on stderr for each log: step, then each number by its name."""
+class EpochLoader(DataLoader[Any]):
+    """A DataLoader whose batch sampler follows the epoch that Trainer announces."""
 
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
-        if logs and state.is_world_process_zero:
-            numbers = ", ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in logs.items())
-            print(f"step {state.global_step}/{state.max_steps}: {numbers}", file=sys.stderr, flush=True)
+    batch_sampler: ShardBatchSampler
+
+    def set_epoch(self, epoch: int) -> None:
+        self.batch_sampler.set_epoch(epoch)
 
 
 class DistillationTrainer(Trainer):
-    """Trains a student from a cache. `train_dataset` yields `StudentSample`s."""
+    """Trains a student from a cache. `train_dataset` yields `StudentSample`s.
+
+    shard_sizes, window: decide the order of samples, with the seed (see order.py)
+    max_skipped:         share of the samples that may turn out to be of no use to the student
+    """
 
     objective: Objective
-    sampler: ShardSampler
+    student: Student
 
     def __init__(
         self,
         *,
-        model: Any,
-        processor: Any,
+        student: Student,
         args: TrainingArguments,
         objective: Objective,
         train_dataset: StudentSamples,
-        sampler: ShardSampler,
+        shard_sizes: list[int],
+        window: int,
+        learning_rates: Mapping[str, float],
+        max_skipped: float,
         eval_dataset: EvaluationSamples | None = None,
     ) -> None:
         super().__init__(
-            model=model,
+            model=student.model,
             args=args,
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
-            data_collator=Collator(processor.tokenizer.pad_token_id or 0),
-            processing_class=processor,
+            data_collator=Collator(student.processor.tokenizer.pad_token_id or 0),
+            processing_class=student.processor,
         )
         self.remove_callback(PrinterCallback)  # prints dictionaries to stdout, which belongs to results
         self.remove_callback(ProgressCallback)
         self.add_callback(LogLines)
         self.model_accepts_loss_kwargs = True  # losses are divided by the step's counts here, not by Trainer
-        self.objective, self.sampler = objective, sampler
-        self._sums: dict[str, torch.Tensor] = defaultdict(lambda: torch.zeros((), device=args.device))
-        self._steps_summed = 0
+        self.student, self.objective, self.learning_rates = student, objective, learning_rates
+        self.shard_sizes, self.window, self.max_skipped = shard_sizes, window, max_skipped
+        self._skipped: dict[int, Skipped] = {}
+        self._new_meter()
 
-    def _get_train_sampler(self, train_dataset: Any = None) -> ShardSampler:
-        return self.sampler
+    def get_train_dataloader(self) -> EpochLoader:
+        """Not prepared by accelerate, which would split the batches a second time."""
+        batches = ShardBatchSampler(
+            self.shard_sizes,
+            window=self.window,
+            seed=self.args.seed,
+            batch_size=self.args.per_device_train_batch_size,
+            n_ranks=self.args.world_size,
+            rank=self.args.process_index,
+            drop_last=self.args.dataloader_drop_last,
+        )
+        if not len(batches):
+            raise UsageError(
+                f"{sum(self.shard_sizes)} samples are less than one batch of {batches.batch_size} on each of "
+                f"{batches.n_ranks} workers, and dataloader_drop_last drops them: make batches smaller"
+            )
+        samples: Any = self.train_dataset
+        return EpochLoader(
+            samples,
+            batch_sampler=batches,
+            # Of its own: a loader draws a seed at each start, which must not move the model's random state.
+            generator=torch.Generator(),
+            **self._loader_options(),
+        )
+
+    def _loader_options(self) -> dict[str, Any]:
+        return {
+            "collate_fn": self.data_collator,
+            "num_workers": self.args.dataloader_num_workers,
+            "pin_memory": self.args.dataloader_pin_memory,
+            "persistent_workers": self.args.dataloader_persistent_workers,
+            "prefetch_factor": self.args.dataloader_prefetch_factor,
+            "multiprocessing_context": self.args.dataloader_multiprocessing_context,
+        }
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
     ) -> tuple[list[Any], Any]:
         """The micro-batches of one optimizer step, and the counts that its losses are divided by."""
-        micro_batches = list(islice(epoch_iterator, num_batches))
+        with self.meter.waiting:
+            micro_batches = list(islice(epoch_iterator, num_batches))
+        for batch in micro_batches:
+            self.meter.samples += len(batch["samples"])
+            self._note_skipped(batch["skipped"])
         counts = Counts.total(self.objective.count(batch["samples"]) for batch in micro_batches)
-        total = self.accelerator.reduce(counts.as_tensor().to(device), reduction="sum")
+        self.meter.pairs += counts.pairs
+        self.meter.steps += 1
+        own = torch.cat([counts.as_tensor(), torch.tensor([len(self._skipped)])])
+        *total, n_skipped = self._add_up(own.to(device)).tolist()
+        self._check_skipped(n_skipped)
         return micro_batches, Counts.from_tensor(total)
+
+    def _add_up(self, values: torch.Tensor) -> torch.Tensor:
+        """The sum over ranks; all of them have to call it."""
+        total: torch.Tensor = self.accelerator.reduce(values, reduction="sum")
+        return total
+
+    def _note_skipped(self, rows: list[Skipped]) -> None:
+        """Tells each row once."""
+        self.meter.skipped += len(rows)
+        for row in rows:
+            if row.row not in self._skipped:
+                self._skipped[row.row] = row
+                tell(f"row {row.row} is skipped: {row.reason}: {row.detail}")
+
+    def _check_skipped(self, n_skipped: int) -> None:
+        """Raises DataFormatError above `max_skipped` of the samples; on all ranks, so that none waits for another."""
+        n_samples = sum(self.shard_sizes)
+        if n_skipped > self.max_skipped * n_samples:
+            some = [f"row {row.row}: {row.reason}: {row.detail}" for row in self._skipped.values()][:3]
+            raise DataFormatError(
+                f"{n_skipped} of {n_samples} rows cannot be trained on, and max_skipped {self.max_skipped:g} allows "
+                f"{int(self.max_skipped * n_samples)}: {'; '.join(some) or 'other workers had them'}. Mend or remove "
+                "these rows, or allow more with --max-skipped"
+            )
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> torch.Tensor:
         """The micro-batch's share of the step's total loss, a scalar."""
-        base = self.accelerator.unwrap_model(model)
         counts = num_items_in_batch or self.objective.count(inputs["samples"])
-        losses = self.objective(model, base, inputs["inputs"], inputs["samples"], counts)
+        losses = self.objective(model, self.student.model, inputs["inputs"], inputs["samples"], counts)
         for name in self.objective.weights.named:
-            self._sums[name] += getattr(losses, name).detach()
+            self.meter.add_loss(name, getattr(losses, name))
+        self.meter.retained.append(losses.retained_mass)
         # Data parallelism averages gradients over ranks; the counts are already those of all ranks.
         return losses.total(self.objective.weights) * self.accelerator.num_processes
 
-    def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
-        loss = super().training_step(model, inputs, num_items_in_batch)
-        self._steps_summed += self.accelerator.sync_gradients
-        return loss
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """Trainer's own, or with learning rates by module. Raises UsageError where they do not fit."""
+        if not self.learning_rates or self.optimizer is not None:
+            return super().create_optimizer(model)
+        optimizer_class, options = self.get_optimizer_cls_and_kwargs(self.args, self.student.model)
+        if {"params", "model", "optimizer_dict"} & options.keys():
+            raise UsageError(f"student.learning_rates do not go with training.optim {self.args.optim!s}")
+        decay = set(self.get_decay_parameter_names(self.student.model))
+        groups = parameter_groups(self.student.model, self.learning_rates, decay, self.args.weight_decay)
+        self.optimizer = optimizer_class(groups, **options)
+        return self.optimizer
+
+    @property
+    def output(self) -> Path:
+        return Path(str(self.args.output_dir))
+
+    def _new_meter(self) -> None:
+        self.meter = Meter()
+        self.objective.stopwatch = self.meter.assignment
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Adds the mean over the steps since the last log of each loss that has a weight."""
-        if "loss" in logs and self._steps_summed:
-            for name, value in self._sums.items():
-                # Each rank's part is already divided by the counts of all ranks: their sum is the mean.
-                whole = float(self.accelerator.reduce(value, reduction="sum"))
-                logs = {**logs, name: round(whole / self._steps_summed, 6)}
-            self._sums.clear()
-            self._steps_summed = 0
+        """To a line about training, adds what was measured since the last one."""
+        if "loss" in logs:
+            found = self.meter.readings(self._add_up, self.args.device)
+            logs = {**logs, **{name: round(value, 6) for name, value in found.items()}}
+            self._new_meter()
         super().log(logs, start_time)
 
     def evaluate(
@@ -120,26 +205,43 @@ class DistillationTrainer(Trainer):
     ) -> dict[str, float]:
         """Share of answer tokens right and their mean cross-entropy, under the names that Trainer users expect."""
         chosen: Any = eval_dataset if eval_dataset is not None else self.eval_dataset
-        loader = DataLoader(chosen, batch_size=self.args.eval_batch_size, collate_fn=self.data_collator)
-        model = self.accelerator.unwrap_model(self.model)
-        result = evaluate_answers(model, loader, self.objective.n_tokens)
+        own = Subset(chosen, range(self.args.process_index, len(chosen), self.args.world_size))
+        options = self._loader_options() | {"persistent_workers": False}
+        with self.meter.paused():
+            loader: DataLoader[Any] = DataLoader(
+                own, batch_size=self.args.eval_batch_size, generator=torch.Generator(), **options
+            )
+            with self.autocast_smart_context_manager():
+                result = evaluate_answers(self.student.model, loader, self.objective.n_tokens, self._add_up)
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in result.items()}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        folder = self.output / f"checkpoint-{self.state.global_step}"
+        limit, self.args.save_total_limit = self.args.save_total_limit, None  # nothing goes before this one is whole
+        with self.meter.paused():
+            if self.args.should_save and folder.is_dir():  # of a run that was killed while it saved
+                shutil.rmtree(folder)
+            self.accelerator.wait_for_everyone()
+            try:
+                super()._save_checkpoint(model, trial)
+            finally:
+                self.args.save_total_limit = limit
+            self.accelerator.wait_for_everyone()  # each rank saves its own random state
+            if self.args.should_save:
+                complete(folder)
+                best = self.state.best_model_checkpoint
+                rotate_checkpoints(str(self.output), limit, best, use_mtime=True)
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        if self.args.should_save:
+            self.student.save(Path(output_dir) if output_dir else self.output)
+
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        """Weights of a checkpoint through `from_pretrained`, which knows how keys are named on disk."""
-        target = self.accelerator.unwrap_model(self.model if model is None else model)
-        target.load_state_dict(checkpoint_weights(Path(resume_from_checkpoint)), strict=True)
+        self.student.restore(Path(resume_from_checkpoint))
 
     def _load_best_model(self) -> None:
         if self.state.best_model_checkpoint is not None:
-            self._load_from_checkpoint(self.state.best_model_checkpoint)
-
-
-def checkpoint_weights(path: Path) -> dict[str, torch.Tensor]:
-    """State dict of a saved model under the names that it has in memory. Raises ModelError on missing ones."""
-    loaded: Any = load_model(path, dtype="auto")
-    state: dict[str, torch.Tensor] = loaded.state_dict()
-    return state
+            self.student.restore(Path(self.state.best_model_checkpoint))

@@ -1,6 +1,6 @@
 """How many answers a model gets right."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -12,17 +12,23 @@ from emkd.vlm.forward import to_model
 
 
 @torch.no_grad()
-def evaluate_answers(model: Any, batches: Iterable[dict[str, Any]], n_tokens: int) -> dict[str, float]:
+def evaluate_answers(
+    model: Any,
+    batches: Iterable[dict[str, Any]],
+    n_tokens: int,
+    add_up: Callable[[torch.Tensor], torch.Tensor] = lambda sums: sums,
+) -> dict[str, float]:
     """Teacher-forced: the share of answer tokens that are the most likely ones given everything before them.
 
     Returns accuracy (0 to 1), loss (mean cross-entropy in nats), answer_tokens and skipped_rows, those that cannot be
-    used. Ids beyond the tokenizer's are no candidates. Raises DataFormatError where no row can be used.
+    used. Ids beyond the tokenizer's are no candidates. `add_up` sums a vector over ranks that have a part of the
+    batches each. Raises DataFormatError where no row can be used.
     """
     was_training = model.training
     model.eval()
     right, total, loss, skipped = 0, 0, 0.0, 0
     for batch in batches:
-        skipped += batch["skipped"]
+        skipped += len(batch["skipped"])
         if not batch["samples"]:
             continue
         inputs = to_model(batch["inputs"], model)
@@ -34,6 +40,9 @@ def evaluate_answers(model: Any, batches: Iterable[dict[str, Any]], n_tokens: in
         loss += float(supervised(logits, answers))
         total += len(answers)
     model.train(was_training)
+    counts = add_up(torch.tensor([right, total, skipped], device=model.device))
+    right, total, skipped = (int(count) for count in counts)
     if total == 0:
         raise DataFormatError(f"nothing to evaluate on: {skipped} rows, and none of them can be used")
-    return {"accuracy": right / total, "loss": loss / total, "answer_tokens": total, "skipped_rows": skipped}
+    mean = float(add_up(torch.tensor([loss / total], dtype=torch.float32, device=model.device)))
+    return {"accuracy": right / total, "loss": mean, "answer_tokens": total, "skipped_rows": skipped}

@@ -14,6 +14,7 @@ Shape legend: Ns, Nt vision tokens of one image in student and teacher, V ids, k
 
 import hashlib
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Literal, get_args
 
 import numpy as np
@@ -22,6 +23,7 @@ from scipy.optimize import linear_sum_assignment
 
 from emkd.errors import DataMismatchError, UsageError
 from emkd.storage.record import ImageSpan
+from emkd.trainer.meter import Stopwatch
 from emkd.trainer.truncated import TruncatedLogits
 
 Matching = Literal["logits", "pooled", "random"]
@@ -51,9 +53,14 @@ def _cost_rows(student: torch.Tensor, teacher: TruncatedLogits, level: torch.Ten
     return stored + (student - level).abs().sum(dim=1, keepdim=True)
 
 
-def assign(cost: torch.Tensor) -> Pairs:
-    """(student, teacher) indices [P] of a one-to-one assignment of least total cost, P = min(Ns, Nt)."""
-    rows, columns = linear_sum_assignment(cost.cpu().numpy().astype(np.float64))
+def assign(cost: torch.Tensor, stopwatch: Stopwatch | None = None) -> Pairs:
+    """(student, teacher) indices [P] of a one-to-one assignment of least total cost, P = min(Ns, Nt).
+
+    stopwatch: runs while SciPy does, not while the costs are computed or copied
+    """
+    costs = cost.cpu().numpy().astype(np.float64)
+    with stopwatch or nullcontext():
+        rows, columns = linear_sum_assignment(costs)
     return torch.from_numpy(rows).to(cost.device), torch.from_numpy(columns).to(cost.device)
 
 
@@ -65,6 +72,7 @@ def match_sample(
     student_images: Sequence[ImageSpan],
     teacher_images: Sequence[ImageSpan],
     seed: str,
+    stopwatch: Stopwatch | None = None,
 ) -> Pairs:
     """Pairs of one sample as indices into its student and teacher vision tokens, image by image.
 
@@ -83,7 +91,7 @@ def match_sample(
         if method == "logits":
             tokens = slice(theirs.start, theirs.start + theirs.count)
             cost = matching_cost(student_logits[own.start : own.start + own.count], teacher.rows(tokens))
-            found = assign(cost)
+            found = assign(cost, stopwatch)
         elif method == "pooled":
             found = _by_cell(own, theirs)
         else:

@@ -1,17 +1,25 @@
-"""The order of samples in an epoch: a pure function of (shard sizes, window, seed, epoch).
+"""The order of samples in an epoch, and which rank reads which: pure functions of (shard sizes, window, seed, epoch).
 
 Shards come in a shuffled order, and samples are shuffled within a window of consecutive shards, so that a reader
 holds `window` decoded shards and reads each one once.
+
+    epoch_order -> all samples, in order -> rank_batches -> the micro-batches of one rank
+
+Every sample comes once an epoch, whatever the number of ranks and loader workers. The number of micro-batches is
+that which Trainer users know, ceil(samples / (batch size * ranks)), the same on every rank; the last ones share what
+is left as evenly as can be (a rank that gets nothing has an empty batch), where Trainer's own sampler would repeat
+samples of the epoch's beginning. `dataloader_drop_last` leaves the remainder out.
 """
 
 from collections.abc import Iterator, Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 from torch.utils.data import Sampler
 
 
-def epoch_order(shard_sizes: Sequence[int], window: int, seed: int, epoch: int) -> np.ndarray:
-    """[samples] int64 sample numbers in reading order; samples are numbered shard after shard."""
+def epoch_order(shard_sizes: Sequence[int], window: int, seed: int, epoch: int) -> NDArray[np.int64]:
+    """[samples] sample numbers in reading order; samples are numbered shard after shard."""
     generator = np.random.default_rng([seed, epoch])
     starts = np.concatenate([[0], np.cumsum(shard_sizes)]).astype(np.int64)
     shards = generator.permutation(len(shard_sizes))
@@ -22,18 +30,47 @@ def epoch_order(shard_sizes: Sequence[int], window: int, seed: int, epoch: int) 
     return np.concatenate(order) if order else np.zeros(0, dtype=np.int64)
 
 
-class ShardSampler(Sampler[int]):
-    """`epoch_order` as a sampler; the Trainer sets the epoch before each pass."""
+def n_batches(n_samples: int, batch_size: int, n_ranks: int = 1, drop_last: bool = False) -> int:
+    """Micro-batches of each rank in an epoch."""
+    together = batch_size * n_ranks
+    return n_samples // together if drop_last else -(-n_samples // together)
 
-    def __init__(self, shard_sizes: Sequence[int], window: int, seed: int) -> None:
+
+def rank_batches(
+    order: NDArray[np.int64], batch_size: int, n_ranks: int = 1, rank: int = 0, drop_last: bool = False
+) -> list[NDArray[np.int64]]:
+    """The micro-batches of one rank: at each step the ranks read `batch_size * n_ranks` samples that follow each other
+    in the order, each of them a run of it; what is left at the end in runs whose lengths differ by at most one."""
+    together = batch_size * n_ranks
+    steps = range(n_batches(len(order), batch_size, n_ranks, drop_last))
+    return [np.array_split(order[step * together : (step + 1) * together], n_ranks)[rank] for step in steps]
+
+
+class ShardBatchSampler(Sampler[list[int]]):
+    """`rank_batches` of the epoch that was set last, for a DataLoader's `batch_sampler`."""
+
+    def __init__(
+        self,
+        shard_sizes: Sequence[int],
+        *,
+        window: int,
+        seed: int,
+        batch_size: int,
+        n_ranks: int = 1,
+        rank: int = 0,
+        drop_last: bool = False,
+    ) -> None:
         self.shard_sizes, self.window, self.seed = list(shard_sizes), window, seed
+        self.batch_size, self.n_ranks, self.rank, self.drop_last = batch_size, n_ranks, rank, drop_last
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return sum(self.shard_sizes)
+        return n_batches(sum(self.shard_sizes), self.batch_size, self.n_ranks, self.drop_last)
 
-    def __iter__(self) -> Iterator[int]:
-        return iter(epoch_order(self.shard_sizes, self.window, self.seed, self.epoch).tolist())
+    def __iter__(self) -> Iterator[list[int]]:
+        order = epoch_order(self.shard_sizes, self.window, self.seed, self.epoch)
+        for batch in rank_batches(order, self.batch_size, self.n_ranks, self.rank, self.drop_last):
+            yield batch.tolist()

@@ -28,9 +28,22 @@ RESERVED = {
     "remove_unused_columns": "batches hold cached records, which no model takes as columns",
     "group_by_length": "samples come shard by shard, so that reads of the cache are whole",
     "train_sampling_strategy": "samples come shard by shard, so that reads of the cache are whole",
+    "length_column_name": "samples come shard by shard, so that reads of the cache are whole",
     "data_seed": "training.seed decides the order of samples",
+    "ignore_data_skip": "a resumed run goes on with the exact next sample, and skipping costs nothing here",
+    "accelerator_config": "batches are split over workers by trainer/order.py, so that every sample comes once",
+    "dataloader_in_order": "the order of samples is a function of the seed, or a run could not be resumed",
     "label_smoothing_factor": "the losses are those of docs/method.md, and smoothing is none of them",
-    "auto_find_batch_size": "losses are divided by the counts of a step that must not change its size",
+    "label_names": "batches hold cached records and no labels",
+    "average_tokens_across_devices": "losses are always divided by the counts of all workers",
+    "auto_find_batch_size": "a step's losses are divided by its counts and resumed by its number; its size is fixed",
+    "neftune_noise_alpha": "noise on embeddings would move the hidden states that the affinities are computed from",
+    "fsdp": "the LM head is applied to vision tokens outside of the model's forward, where its weights are not whole",
+    "fsdp_config": "see fsdp",
+    "deepspeed": "the LM head is applied to vision tokens outside of the model's forward, and its weights may be away",
+    "parallelism_config": "a sample's tokens are matched on one device",
+    "torch_compile": "hidden states are taken by a hook, which a compiled model may not call",
+    "push_to_hub": "the output folder is a checkpoint; upload it when it is done",
 }
 
 
@@ -84,12 +97,17 @@ class StudentRecipe(_Section):
 
 
 class Recipe(_Section):
-    """The whole file. `window` is how many shards are decoded at a time."""
+    """The whole file.
+
+    window:      shards that are decoded at a time (by each loader worker)
+    max_skipped: share of the samples that may turn out to be of no use to the student
+    """
 
     losses: LossRecipe = LossRecipe()
     student: StudentRecipe = StudentRecipe()
     training: dict[str, Any] = Field(default_factory=dict)
     window: int = Field(default=2, ge=1)
+    max_skipped: float = Field(default=0.01, ge=0, le=1)
 
     @field_validator("training")
     @classmethod
@@ -103,6 +121,14 @@ class Recipe(_Section):
                     f"training.{name} is no field of transformers.TrainingArguments{_nearest(name, known)}"
                 )
         return {name: _as_meant(name, value) for name, value in given.items()}
+
+
+_SECTIONS: dict[tuple[str, ...], type[_Section]] = {
+    (): Recipe,
+    ("losses",): LossRecipe,
+    ("student",): StudentRecipe,
+    ("student", "lora"): LoraRecipe,
+}
 
 
 def load_recipe(path: Path | None) -> Recipe:
@@ -144,8 +170,9 @@ def _as_meant(name: str, value: Any) -> Any:
     """YAML reads 2e-5 as a text, because it has no point, and `no` as false; people mean the number and the word."""
     if name.endswith("_strategy") and value is False:
         return "no"
+    default = next(field.default for field in dataclasses.fields(TrainingArguments) if field.name == name)
     try:
-        return float(value) if isinstance(value, str) else value
+        return float(value) if isinstance(value, str) and type(default) in (int, float) else value
     except ValueError:
         return value
 
@@ -153,8 +180,7 @@ def _as_meant(name: str, value: Any) -> Any:
 def _explain(error: dict[str, Any]) -> str:
     place = ".".join(str(part) for part in error["loc"]) or "the recipe"
     if error["type"] == "extra_forbidden":
-        sections: dict[str, type[_Section]] = {"losses": LossRecipe, "student": StudentRecipe}
-        section = sections.get(str(error["loc"][0]), Recipe)
+        section = _SECTIONS[error["loc"][:-1]]
         return f"unknown key {place!r}{_nearest(str(error['loc'][-1]), list(section.model_fields))}"
     if error["type"] == "value_error":
         return str(error["ctx"]["error"])

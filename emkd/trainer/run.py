@@ -1,8 +1,11 @@
 """`emkd train-student`: checks that the student can use the cache, then trains it. No teacher anywhere.
 
-check the call -> tokenizers and data against the cache -> load and pool the student -> DistillationTrainer
+check the call -> tokenizers and data against the cache -> load the student -> DistillationTrainer -> save
+
+With --workers N Ray Train runs the same thing on N processes (launch.py); torchrun does, too.
 """
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,17 +18,18 @@ from emkd.errors import UsageError
 from emkd.samples.dataset import Dataset
 from emkd.samples.encode import Encoder
 from emkd.storage.cache import Cache
-from emkd.trainer.checks import agree_with_first_run, check_output, log, note_differences, open_cache
+from emkd.trainer.checks import agree_with_first_run, check_output, note_differences, open_cache
 from emkd.trainer.distillation import DistillationTrainer
+from emkd.trainer.evaluation import evaluate_answers
 from emkd.trainer.objective import Objective
-from emkd.trainer.order import ShardSampler
 from emkd.trainer.recipe import Recipe
+from emkd.trainer.report import log
 from emkd.trainer.selection import Selection, select
 from emkd.trainer.settings import TrainSettings
-from emkd.trainer.stream import EvaluationSamples, StudentSamples, TeacherLimits
+from emkd.trainer.stream import Collator, EvaluationSamples, StudentSamples, TeacherLimits
+from emkd.trainer.student import Student, load_student
 from emkd.vlm.identity import check_shared_tokenizer, tokenizer_json
 from emkd.vlm.loading import VisionLanguageModel, load, resolve
-from emkd.vlm.pooling import pooled
 
 # Without a cache there are no shards; rows are walked as if they came from one with this many a shard.
 ROWS_PER_SHARD = 256
@@ -38,9 +42,11 @@ DEFAULTS: dict[str, Any] = {
     "lr_scheduler_type": "cosine",
     "warmup_steps": 0,
     "logging_steps": 10,
-    "save_strategy": "no",
+    "logging_nan_inf_filter": False,  # a loss that is no number is shown as such
     "report_to": "none",
     "dataloader_pin_memory": torch.cuda.is_available(),
+    # Towers have layers that a LLaVA reads nothing from, and a step may have no image on one rank.
+    "ddp_find_unused_parameters": True,
 }
 
 
@@ -50,6 +56,10 @@ def train_student(settings: TrainSettings) -> dict[str, float]:
     Raises UsageError and its kin (TokenizerMismatchError, DataMismatchError, OutputExistsError, ...) before
     anything is trained, CacheError where the cache is damaged or not sealed.
     """
+    if settings.workers > 1:
+        from emkd.trainer.launch import train_on_workers  # Ray is needed for this alone
+
+        return train_on_workers(settings)
     recipe = settings.recipe
     checkpoint = check_output(settings)
     cache = open_cache(settings)
@@ -60,25 +70,28 @@ def train_student(settings: TrainSettings) -> dict[str, float]:
     rows = range(dataset.n_rows) if selection is None else selection.rows.tolist()
     arguments = training_arguments(settings.output, recipe, settings.eval_data is not None)
     set_seed(arguments.seed)
-    student = _load_student(settings)
-    n_tokens = student.n_tokens if cache is None else min(student.n_tokens, cache.manifest.vocabulary_size)
-    train = _samples(dataset, rows, student, cache, selection, recipe, n_tokens)
-    note_differences(cache, student)
-    agree_with_first_run(settings, cache, selection, dataset)
+    student = load_student(settings)
+    n_tokens = student.vlm.n_tokens if cache is None else min(student.vlm.n_tokens, cache.manifest.vocabulary_size)
+    note_differences(cache, student.vlm)
+    agree_with_first_run(settings, cache, selection, dataset, arguments.world_size)
     trainer = DistillationTrainer(
-        model=student.model,
-        processor=student.processor,
+        student=student,
         args=arguments,
         objective=Objective(
             recipe.losses.weights, n_tokens, recipe.losses.tail, recipe.losses.matching, arguments.seed
         ),
-        train_dataset=train,
-        sampler=ShardSampler(_shard_sizes(cache, selection, len(rows)), recipe.window, arguments.seed),
-        eval_dataset=_eval_samples(settings, student),
+        train_dataset=_samples(dataset, rows, student.vlm, cache, selection, recipe, n_tokens),
+        shard_sizes=_shard_sizes(cache, selection, len(rows)),
+        window=recipe.window,
+        learning_rates=recipe.student.learning_rates,
+        max_skipped=recipe.max_skipped,
+        eval_dataset=_eval_samples(settings, student.vlm),
     )
     log(_first_line(settings, student, trainer, len(rows)))
-    metrics: dict[str, float] = trainer.train(resume_from_checkpoint=checkpoint).metrics
-    _save(settings, trainer, student)
+    metrics: dict[str, float] = trainer.train(
+        resume_from_checkpoint=None if checkpoint is None else str(checkpoint)
+    ).metrics
+    _save(settings, trainer)
     if trainer.eval_dataset is not None:
         metrics |= trainer.evaluate()
     return metrics
@@ -87,8 +100,12 @@ def train_student(settings: TrainSettings) -> dict[str, float]:
 def training_arguments(output: Path, recipe: Recipe, evaluates: bool = False) -> TrainingArguments:
     """TrainingArguments of a recipe over our defaults. Raises UsageError."""
     given = {**DEFAULTS, **recipe.training}
-    if given.get("eval_strategy", "no") != "no" and not evaluates:
-        raise UsageError("training.eval_strategy needs data to evaluate on: name them with --eval-data")
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not torch.accelerator.is_available():
+        given["use_cpu"] = True  # without it several processes on a CPU would train side by side, not together
+    if not evaluates and (given.get("eval_strategy", "no") != "no" or given.get("load_best_model_at_end")):
+        raise UsageError(
+            "training.eval_strategy and load_best_model_at_end need data to evaluate on: name them with --eval-data"
+        )
     try:
         arguments = TrainingArguments(
             output_dir=str(output), remove_unused_columns=False, average_tokens_across_devices=False, **given
@@ -96,28 +113,11 @@ def training_arguments(output: Path, recipe: Recipe, evaluates: bool = False) ->
     except (ValueError, TypeError) as error:
         raise UsageError(f"the recipe's training section: {error}") from error
     if arguments.n_gpu > 1:  # Trainer would split batches over them by threads, and records cannot be split so
-        log(f"{arguments.n_gpu} GPUs are visible; this version trains on one of them")
+        log(
+            f"{arguments.n_gpu} GPUs are visible; one process trains on one of them, --workers {arguments.n_gpu} on all"
+        )
         arguments._n_gpu = 1
     return arguments
-
-
-def _load_student(settings: TrainSettings) -> VisionLanguageModel:
-    student = load(
-        settings.student,
-        revision=settings.revision,
-        dtype=settings.recipe.student.dtype,
-        trust_remote_code=settings.trust_remote_code,
-    )
-    if settings.recipe.student.vision_pool is not None:
-        student.model = pooled(student.model, student.processor, settings.recipe.student.vision_pool)
-    for prefix in settings.recipe.student.freeze:
-        frozen = [p for name, p in student.model.named_parameters() if name.startswith(prefix)]
-        if not frozen:
-            tops = sorted({".".join(name.split(".")[:2]) for name, _ in student.model.named_parameters()})
-            raise UsageError(f"freeze {prefix!r}: no parameter's name begins so; there are {', '.join(tops)}")
-        for parameter in frozen:
-            parameter.requires_grad_(False)
-    return student
 
 
 def _samples(
@@ -155,23 +155,27 @@ def _shard_sizes(cache: Cache | None, selection: Selection | None, n_rows: int) 
     return [min(ROWS_PER_SHARD, n_rows - start) for start in range(0, n_rows, ROWS_PER_SHARD)]
 
 
-def _first_line(settings: TrainSettings, student: VisionLanguageModel, trainer: Any, n_samples: int) -> str:
-    learning = sum(p.numel() for p in student.model.parameters() if p.requires_grad)
-    losses = settings.recipe.losses
+def _first_line(settings: TrainSettings, student: Student, trainer: Any, n_samples: int) -> str:
+    """What will be trained with what."""
+    losses, arguments = settings.recipe.losses, trainer.args
+    weights = f"alpha {losses.alpha:g}, beta {losses.beta:g}, gamma {losses.gamma:g}"
+    reading = f", tail {losses.tail}, matching {losses.matching}" if settings.cache else ""
+    length = f"{arguments.max_steps} steps" if arguments.max_steps > 0 else f"{arguments.num_train_epochs:g} epochs"
+    rates = "".join(f", {rate:g} below {name}" for name, rate in settings.recipe.student.learning_rates.items())
     return (
-        f"training {settings.student} ({student.model.config.model_type}, {learning:,} of "
-        f"{sum(p.numel() for p in student.model.parameters()):,} parameters learn, {student.model.dtype}) on "
-        f"{n_samples} samples of {settings.data}, teacher from {settings.cache or 'nowhere'}; alpha {losses.alpha}, "
-        f"beta {losses.beta}, gamma {losses.gamma}, tail {losses.tail}, matching {losses.matching}; "
-        f"learning rate {trainer.args.learning_rate}, batch {trainer.args.train_batch_size}"
+        f"training {settings.student} ({student.vlm.model.config.model_type}, {student.n_learning:,} of "
+        f"{student.n_parameters:,} parameters learn, {student.model.dtype}) on {n_samples} samples of {settings.data}, "
+        f"teacher from {settings.cache or 'nowhere'}; {weights}{reading}; learning rate {arguments.learning_rate:g}"
+        f"{rates}; {length} of {arguments.per_device_train_batch_size} samples x "
+        f"{arguments.gradient_accumulation_steps} micro-batches x {arguments.world_size} workers on "
+        f"{arguments.device}"
     )
 
 
-def _save(settings: TrainSettings, trainer: DistillationTrainer, student: VisionLanguageModel) -> None:
-    """Weights, processor and the recipe that made them, in one folder."""
+def _save(settings: TrainSettings, trainer: DistillationTrainer) -> None:
+    """Weights, processor, model card and the recipe that made them, in one folder."""
     trainer.save_model(str(settings.output))
     if trainer.is_world_process_zero():
-        student.processor.save_pretrained(settings.output)
         recipe = yaml.safe_dump(settings.recipe.model_dump(mode="json"), sort_keys=False)
         (settings.output / "recipe.yaml").write_text(recipe)
         log(f"saved to {settings.output}")
@@ -179,9 +183,6 @@ def _save(settings: TrainSettings, trainer: DistillationTrainer, student: Vision
 
 def evaluate_checkpoint(path: str, data: str, image_root: Path | None = None, batch_size: int = 32) -> dict[str, float]:
     """Accuracy and loss of a saved model on the answers of a dataset, as `evaluate_answers` defines them."""
-    from emkd.trainer.evaluation import evaluate_answers
-    from emkd.trainer.stream import Collator
-
     vlm = load(path)
     dataset = Dataset(data, image_root)
     samples = EvaluationSamples(dataset, _encoder(vlm))

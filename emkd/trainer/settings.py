@@ -10,7 +10,9 @@ from emkd.trainer.recipe import Recipe
 class TrainSettings:
     """The arguments of `emkd train-student`; `recipe` has the command line's flags in it already.
 
-    cache: may be left out where all three distillation weights are off (α = 1, β = γ = 0)
+    cache:   may be left out where all three distillation weights are off (α = 1, β = γ = 0)
+    workers: processes that train together, each with a GPU where there are any; more than one by Ray Train
+    address: of a Ray cluster for them; None starts one of our own
     """
 
     student: str
@@ -24,3 +26,5 @@ class TrainSettings:
     trust_remote_code: bool = False
     partial: bool = False
     resume: bool = False
+    workers: int = 1
+    address: str | None = None

@@ -55,6 +55,19 @@ class StudentSample:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Skipped:
+    """A row that cannot be trained on or evaluated on, and why (see `SampleError`)."""
+
+    row: int
+    reason: str
+    detail: str
+
+    @classmethod
+    def of(cls, row: int, error: SampleError) -> "Skipped":
+        return cls(row=row, reason=error.reason, detail=error.detail)
+
+
+@dataclass(frozen=True, kw_only=True)
 class TeacherLimits:
     """How much of a record is used. V, ids of the student's tokenizer, and a smaller k where asked for."""
 
@@ -86,11 +99,14 @@ class TeacherLimits:
         )
 
 
-class StudentSamples(TorchDataset[StudentSample]):
+class StudentSamples(TorchDataset[StudentSample | Skipped]):
     """Map-style dataset of the selected samples of a cache (or of the dataset's rows, where there is no cache).
 
     rows:     dataset row of each element
     numbers:  sample number of each element in the cache; None for all of its samples
+
+    A row that the student cannot use is `Skipped`: one bad row costs no other. One that is not what the teacher saw
+    is an error: DataMismatchError, TokenizerMismatchError.
     """
 
     def __init__(
@@ -108,15 +124,13 @@ class StudentSamples(TorchDataset[StudentSample]):
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, element: int) -> StudentSample:
+    def __getitem__(self, element: int) -> StudentSample | Skipped:
         row = int(self.rows[element])
         try:
             sample = self.dataset.sample(row)
             encoded = self.encoder(sample)
         except SampleError as error:
-            raise DataMismatchError(
-                f"row {row} of {self.dataset.data} cannot be trained on: {error}. Mend or remove the row"
-            ) from error
+            return Skipped.of(row, error)
         if self.cache is None or self.limits is None:
             return StudentSample(encoded=encoded, teacher=None)
         number = element if self.numbers is None else int(self.numbers[element])
@@ -131,8 +145,8 @@ class StudentSamples(TorchDataset[StudentSample]):
         return StudentSample(encoded=encoded, teacher=self.limits(record))
 
 
-class EvaluationSamples(TorchDataset[StudentSample | None]):
-    """Rows to evaluate on, without a cache; None for a row that cannot be used, which the evaluation counts."""
+class EvaluationSamples(TorchDataset[StudentSample | Skipped]):
+    """Rows to evaluate on, without a cache."""
 
     def __init__(self, dataset: Dataset, encoder: Encoder) -> None:
         self.dataset, self.encoder = dataset, encoder
@@ -140,20 +154,30 @@ class EvaluationSamples(TorchDataset[StudentSample | None]):
     def __len__(self) -> int:
         return self.dataset.n_rows
 
-    def __getitem__(self, row: int) -> StudentSample | None:
+    def __getitem__(self, row: int) -> StudentSample | Skipped:
         try:
             return StudentSample(encoded=self.encoder(self.dataset.sample(row)), teacher=None)
-        except SampleError:
-            return None
+        except SampleError as error:
+            return Skipped.of(row, error)
 
 
 class Collator:
-    """Samples of a micro-batch: padded model inputs, and the ragged rest left alone. None is counted as skipped."""
+    """Samples of a micro-batch: padded model inputs, and the ragged rest left alone.
+
+    {"inputs": tensors, "samples": those that can be used, "skipped": the others}. Where there are none to use (a rank
+    without a share of the epoch's last samples, or nothing but bad rows) the inputs are one padding token, because
+    every rank has to take part in every step.
+    """
 
     def __init__(self, pad_token_id: int) -> None:
         self.pad_token_id = pad_token_id
 
-    def __call__(self, samples: Sequence[StudentSample | None]) -> dict[str, Any]:
-        usable = [sample for sample in samples if sample is not None]
-        inputs = collate([sample.encoded for sample in usable], self.pad_token_id) if usable else {}
-        return {"inputs": inputs, "samples": usable, "skipped": len(samples) - len(usable)}
+    def __call__(self, samples: Sequence[StudentSample | Skipped]) -> dict[str, Any]:
+        usable = [sample for sample in samples if isinstance(sample, StudentSample)]
+        if usable:
+            inputs = collate([sample.encoded for sample in usable], self.pad_token_id)
+        else:
+            nothing = torch.tensor([[self.pad_token_id]])
+            inputs = {"input_ids": nothing, "attention_mask": torch.ones_like(nothing)}
+        skipped = [sample for sample in samples if isinstance(sample, Skipped)]
+        return {"inputs": inputs, "samples": usable, "skipped": skipped}

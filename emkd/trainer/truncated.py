@@ -36,6 +36,11 @@ class TruncatedLogits:
         """True where nothing is cut: every logit of the vocabulary is stored."""
         return self.k == self.vocabulary and bool(self.known.all())
 
+    def retained_mass(self) -> torch.Tensor:
+        """[n] share of the teacher's probability that the stored logits (of ids that the student has) hold."""
+        stored = self.logits.masked_fill(~self.known, -torch.inf).logsumexp(dim=1)
+        return torch.sigmoid(stored - self.tail_logsumexp)
+
     def rows(self, chosen: torch.Tensor | slice) -> "TruncatedLogits":
         """The same for some of the tokens."""
         return TruncatedLogits(

@@ -1,7 +1,13 @@
+from itertools import chain
+
+import numpy as np
+import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.utils.data import DataLoader
 
-from emkd.trainer.order import ShardSampler, epoch_order
+from emkd.trainer.order import ShardBatchSampler, epoch_order, n_batches, rank_batches
 
 sizes = st.lists(st.integers(0, 9), max_size=8)
 
@@ -26,10 +32,63 @@ def test_reads_are_whole(window, seed):
         assert len({number // 5 for number in part}) == len(part) // 5
 
 
+def sampler(sizes, **chosen):
+    return ShardBatchSampler(sizes, **{"window": 2, "seed": 7, "batch_size": 3, **chosen})
+
+
+def of_all_ranks(sizes, n_ranks, **chosen):
+    return [list(sampler(sizes, n_ranks=n_ranks, rank=rank, **chosen)) for rank in range(n_ranks)]
+
+
+@given(sizes=sizes, n_ranks=st.integers(1, 5), batch_size=st.integers(1, 6), seed=st.integers(0, 99))
+def test_every_sample_once_over_all_ranks(sizes, n_ranks, batch_size, seed):
+    ranks = of_all_ranks(sizes, n_ranks, batch_size=batch_size, seed=seed)
+    assert sorted(n for batches in ranks for batch in batches for n in batch) == list(range(sum(sizes)))
+    # As many steps as Trainer users expect, the same on every rank (or one would wait for ever), each but the last of
+    # full batches.
+    expected = -(-sum(sizes) // (batch_size * n_ranks))
+    assert [len(batches) for batches in ranks] == [expected] * n_ranks
+    assert [len(sampler(sizes, n_ranks=n_ranks, batch_size=batch_size))] == [expected]
+    for batches in ranks:
+        assert all(len(batch) == batch_size for batch in batches[:-1])
+    if expected:
+        last = [len(batches[-1]) for batches in ranks]
+        assert max(last) - min(last) <= 1, "the remainder is shared"
+
+
+@given(sizes=sizes, n_ranks=st.integers(1, 5), batch_size=st.integers(1, 6))
+def test_what_a_step_learns_from_does_not_depend_on_the_ranks(sizes, n_ranks, batch_size):
+    """n ranks with batches of b walk the same samples step by step as one rank with batches of n * b."""
+    ranks = of_all_ranks(sizes, n_ranks, batch_size=batch_size)
+    steps = [[*chain(*parts)] for parts in zip(*ranks, strict=True)]
+    assert steps == list(sampler(sizes, batch_size=batch_size * n_ranks))
+
+
+@given(sizes=sizes, n_ranks=st.integers(1, 5), batch_size=st.integers(1, 6))
+def test_dropping_the_last_leaves_out_less_than_a_step(sizes, n_ranks, batch_size):
+    ranks = of_all_ranks(sizes, n_ranks, batch_size=batch_size, drop_last=True)
+    seen = [n for batches in ranks for batch in batches for n in batch]
+    assert len(seen) == len(set(seen)) == sum(sizes) // (batch_size * n_ranks) * batch_size * n_ranks
+    assert all(len(batch) == batch_size for batches in ranks for batch in batches)
+
+
+@pytest.mark.parametrize("n_workers", [0, 1, 2])
+def test_the_order_is_the_same_for_any_number_of_loader_workers(n_workers):
+    loader = DataLoader(torch.arange(23), batch_sampler=sampler([9, 9, 5]), num_workers=n_workers)
+    assert [batch.tolist() for batch in loader] == list(sampler([9, 9, 5]))
+
+
 def test_the_sampler_follows_the_epoch():
-    sampler = ShardSampler([4, 4], 2, 7)
-    first = list(sampler)
-    sampler.set_epoch(1)
-    assert first == epoch_order([4, 4], 2, 7, 0).tolist()
-    assert list(sampler) == epoch_order([4, 4], 2, 7, 1).tolist() != first
-    assert len(sampler) == 8
+    batches = sampler([4, 4])
+    first = list(batches)
+    batches.set_epoch(1)
+    assert [*chain(*first)] == epoch_order([4, 4], 2, 7, 0).tolist()
+    assert [*chain(*batches)] == epoch_order([4, 4], 2, 7, 1).tolist() != [*chain(*first)]
+
+
+def test_rank_batches_by_hand():
+    order = np.arange(10)
+    parts = [[batch.tolist() for batch in rank_batches(order, 2, 2, rank)] for rank in range(2)]
+    assert parts == [[[0, 1], [4, 5], [8]], [[2, 3], [6, 7], [9]]]
+    assert [b.tolist() for b in rank_batches(np.arange(5), 2, 2, 1)] == [[2, 3], []], "nothing is left for this rank"
+    assert n_batches(10, 2, 2, drop_last=True) == 2

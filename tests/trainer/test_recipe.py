@@ -1,8 +1,16 @@
-import pytest
-import yaml
+import dataclasses
+import re
+from pathlib import Path
 
+import pytest
+import typer
+import yaml
+from transformers import TrainingArguments
+
+from emkd.cli import RECIPE_FLAGS, app
 from emkd.errors import InputNotFoundError, UsageError
-from emkd.trainer.recipe import Recipe, load_recipe, make_recipe, with_flags
+from emkd.trainer.recipe import RESERVED, Recipe, load_recipe, make_recipe, with_flags
+from emkd.trainer.run import training_arguments
 
 
 def test_defaults_are_the_papers():
@@ -25,16 +33,55 @@ def test_a_file_and_flags_over_it(tmp_path):
         ({"loses": {}}, r"unknown key 'loses'; did you mean 'losses'"),
         ({"training": {"learnig_rate": 1}}, r"training.learnig_rate is no field .*did you mean 'learning_rate'"),
         ({"training": {"output_dir": "x"}}, r"training.output_dir cannot be set: use --output"),
-        ({"training": {"auto_find_batch_size": True}}, "must not change its size"),
+        ({"training": {"auto_find_batch_size": True}}, "its size is fixed"),
         ({"losses": {"alpha": 2}}, "losses.alpha: .*less than or equal to 1, got 2"),
         ({"losses": {"tail": "fat"}}, "losses.tail: .*'bucket' or 'uniform', got 'fat'"),
         ([1], "the recipe: .*valid dictionary"),
         ({"training": {"label_smoothing_factor": 0.1}}, "smoothing is none of them"),
+        ({"training": {"group_by_length": True}}, "samples come shard by shard"),
+        ({"training": {"train_sampling_strategy": "group_by_length"}}, "samples come shard by shard"),
+        ({"training": {"ignore_data_skip": True}}, "goes on with the exact next sample"),
+        ({"training": {"fsdp": "full_shard"}}, "its weights are not whole"),
+        ({"student": {"learning_rates": {"model": 0}}}, "student.learning_rates.model: .*greater than 0, got 0"),
+        ({"student": {"lora": {"rank": 8}}}, r"unknown key 'student.lora.rank'; did you mean 'r'|known: r, alpha"),
     ],
 )
 def test_what_is_wrong_is_named(content, message):
     with pytest.raises(UsageError, match=message):
         make_recipe(content, "here")
+
+
+def test_what_is_reserved_is_refused_each_for_its_reason():
+    for name, reason in RESERVED.items():
+        with pytest.raises(UsageError, match=f"training.{name} cannot be set: {re.escape(reason)}"):
+            make_recipe({"training": {name: 1}}, "here")
+
+
+def test_the_command_line_and_recipes_agree():
+    """Each flag stands for a place in the recipe, and its help names the default that holds there."""
+    command = typer.main.get_command(app).commands["train-student"]
+    options = {option.name: option for option in command.params}
+    arguments = training_arguments(Path("nowhere"), Recipe())
+    for flag, place in RECIPE_FLAGS.items():
+        section, _, name = place.rpartition(".")
+        if section == "training":
+            default = getattr(arguments, name)
+            assert name in {field.name for field in dataclasses.fields(TrainingArguments)}
+        else:
+            default = getattr(getattr(Recipe(), section) if section else Recipe(), name)
+        assert options[flag].default is None, "a flag that is not given must not go over a file"
+        stated = re.search(r"\(default ([^)]*)\)", options[flag].help)
+        if stated is None:
+            assert default in (None, (), -1), (flag, default)
+        else:
+            assert type(default)(stated[1]) == default, flag
+
+
+def test_numbers_are_converted_only_where_a_number_is_meant():
+    assert make_recipe({"training": {"run_name": "7", "weight_decay": "1e-1"}}, "here").training == {
+        "run_name": "7",
+        "weight_decay": 0.1,
+    }
 
 
 def test_files(tmp_path):

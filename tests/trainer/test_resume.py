@@ -1,0 +1,204 @@
+"""A run that is killed and resumed ends with the weights of one that nobody disturbed, bit for bit.
+
+The student has dropout, so that a random state that is not restored shows; steps accumulate two micro-batches, and
+epochs end in the middle of the run.
+"""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+import yaml
+
+from emkd.errors import DamagedCheckpointError, InputNotFoundError, UsageError
+from emkd.trainer import TrainSettings, load_recipe, train_student, with_flags
+from emkd.vlm.loading import load_model
+from tests import tiny
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
+STEPS = 12
+RECIPE = {
+    "student": {"vision_pool": 2},
+    "window": 1,
+    "training": {
+        "max_steps": STEPS, "per_device_train_batch_size": 1, "gradient_accumulation_steps": 2,
+        "learning_rate": 3e-3, "logging_steps": 1, "save_steps": 2, "save_total_limit": 2, "warmup_steps": 3,
+    },
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def dropout_student(tmp_path_factory):
+    folder = tiny.save_model(tmp_path_factory.mktemp("student"), seed=2, hidden=24)
+    config = json.loads((folder / "config.json").read_text())
+    config["text_config"]["attention_dropout"] = 0.2
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def inputs(dropout_student, data_path, cache_path, tmp_path_factory):
+    """What each run is given but its output."""
+    recipe = tmp_path_factory.mktemp("recipe") / "recipe.yaml"
+    recipe.write_text(yaml.safe_dump(RECIPE))
+    return {"student": str(dropout_student), "data": str(data_path), "cache": str(cache_path), "recipe": recipe}
+
+
+def settings(inputs, output, *, resume=False, **flags):
+    recipe = with_flags(load_recipe(inputs["recipe"]), {f"training.{name}": value for name, value in flags.items()})
+    return TrainSettings(**{**inputs, "recipe": recipe, "output": output, "resume": resume})
+
+
+@pytest.fixture(scope="module")
+def undisturbed(inputs, tmp_path_factory):
+    output = tmp_path_factory.mktemp("undisturbed") / "out"
+    train_student(settings(inputs, output))
+    assert sorted(path.name for path in output.glob("checkpoint-*")) == ["checkpoint-10", "checkpoint-12"]
+    return output
+
+
+def weights(folder):
+    return load_model(folder, dtype="auto").state_dict()
+
+
+def assert_same(folder, expected):
+    found, whole = weights(folder), weights(expected)
+    assert set(found) == set(whole)
+    assert [name for name in whole if not torch.equal(found[name], whole[name])] == []
+
+
+class Run:
+    """`emkd train-student` as a process of its own."""
+
+    def __init__(self, inputs, output, *, resume=False, loader_workers=0):
+        recipe = output.with_suffix(f".{loader_workers}.yaml")
+        training = {**RECIPE["training"], "dataloader_num_workers": loader_workers}
+        recipe.write_text(yaml.safe_dump({**RECIPE, "training": training}))
+        self.errors = output.with_suffix(f".{time.monotonic_ns()}.err")
+        self.output = output
+        flags = [f"--{name}={value}" for name, value in {**inputs, "recipe": recipe, "output": output}.items()]
+        with self.errors.open("w") as stderr:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "emkd.cli", "train-student", *flags, *(["--resume"] if resume else [])],
+                stderr=stderr, env={**os.environ, "OMP_NUM_THREADS": "1"},
+            )  # fmt: skip
+
+    def wait_for(self, what):
+        deadline = time.monotonic() + 120
+        while not what(self) and self.process.poll() is None:
+            assert time.monotonic() < deadline, self.said()
+            time.sleep(0.002)
+
+    def kill(self):
+        self.process.send_signal(signal.SIGKILL)
+        self.process.wait()
+
+    def finish(self):
+        assert self.process.wait(timeout=240) == 0, self.said()
+
+    def said(self):
+        return self.errors.read_text()
+
+    def steps(self):
+        return [
+            line.split("/")[0].removeprefix("step ") for line in self.said().splitlines() if line.startswith("step")
+        ]
+
+
+@pytest.mark.parametrize("loader_workers", [(0, 0), (2, 2), (0, 2)])
+def test_killed_at_a_random_step(inputs, undisturbed, tmp_path, loader_workers):
+    seed = random.SystemRandom().randrange(10**6)
+    print(f"seed {seed}")
+    chance = random.Random(seed)
+    output = tmp_path / "out"
+    first = Run(inputs, output, loader_workers=loader_workers[0])
+    step = chance.randint(1, STEPS - 2)
+    first.wait_for(lambda run: str(step) in run.steps())
+    time.sleep(chance.random() * 0.1)
+    first.kill()
+    done = len(first.steps())
+    second = Run(inputs, output, resume=True, loader_workers=loader_workers[1])
+    second.finish()
+    assert int(second.steps()[0]) <= done + 2, "it goes on where it was"
+    if done > 4:
+        assert int(second.steps()[0]) > 1
+    assert_same(output, undisturbed)
+
+
+def test_killed_while_it_saves(inputs, undisturbed, tmp_path):
+    """A checkpoint's folder appears, and the process is killed before complete.json does (or just after)."""
+    output = tmp_path / "out"
+    for step in (4, 8):
+        run = Run(inputs, output, resume=step > 4)
+        run.wait_for(lambda run, step=step: (output / f"checkpoint-{step}" / "model.safetensors").exists())
+        run.kill()
+    Run(inputs, output, resume=True).finish()
+    assert_same(output, undisturbed)
+
+
+@pytest.mark.parametrize("step", range(2, STEPS + 1, 2))
+def test_resumed_from_every_checkpoint(inputs, undisturbed, tmp_path, step):
+    """Without a kill, so that each one is tried: in the middle of epochs and at their ends."""
+    output = tmp_path / "out"
+    if step < STEPS:
+        train_student(settings(inputs, tmp_path / "whole", save_total_limit=9))
+        shutil.copytree(tmp_path / "whole" / f"checkpoint-{step}", output / f"checkpoint-{step}")
+        shutil.copy(tmp_path / "whole" / "run.json", output)
+    else:
+        shutil.copytree(undisturbed, output)
+    before = {path.name for path in output.iterdir()}
+    train_student(settings(inputs, output, resume=True, save_total_limit=9))
+    assert_same(output, undisturbed)
+    assert before <= {path.name for path in output.iterdir()}
+
+
+def test_nothing_was_complete_yet(inputs, undisturbed, tmp_path, capsys):
+    """Killed before the first checkpoint, or in it: --resume begins with the first step, and says so."""
+    output = tmp_path / "out"
+    shutil.copytree(undisturbed, output)
+    for path in output.iterdir():
+        if path.name not in ("run.json", "checkpoint-10"):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    (output / "checkpoint-10" / "complete.json").unlink()
+    (output / "checkpoint-10").rename(output / "checkpoint-2")
+    train_student(settings(inputs, output, resume=True))
+    said = capsys.readouterr().err
+    assert "checkpoint-2 is not complete: the run ended while it was saved; passed over" in said
+    assert "has no complete checkpoint: beginning with the first step" in said
+    assert_same(output, undisturbed)
+    with pytest.raises(InputNotFoundError, match="has no run that was begun; start without --resume"):
+        train_student(settings(inputs, tmp_path / "nothing", resume=True))
+
+
+def test_a_damaged_checkpoint_is_refused(inputs, undisturbed, tmp_path):
+    output = tmp_path / "out"
+    shutil.copytree(undisturbed, output)
+    path = output / "checkpoint-12" / "optimizer.pt"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(DamagedCheckpointError, match="optimizer.pt is not as it was saved"):
+        train_student(settings(inputs, output, resume=True))
+
+
+def test_weights_alone_cannot_be_gone_on_from(inputs, tmp_path):
+    output = tmp_path / "out"
+    train_student(settings(inputs, output, max_steps=2, save_only_model=True))
+    with pytest.raises(UsageError, match="has no optimizer .*save_only_model"):
+        train_student(settings(inputs, output, max_steps=2, save_only_model=True, resume=True))
+
+
+def test_what_moves_no_weight_may_change(inputs, undisturbed, tmp_path):
+    output = tmp_path / "out"
+    shutil.copytree(undisturbed, output)
+    train_student(settings(inputs, output, resume=True, logging_steps=3, save_total_limit=1, dataloader_num_workers=2))
+    with pytest.raises(UsageError, match=r"recipe.training.learning_rate was 0.003 and is 0.1; .*Give the same"):
+        train_student(settings(inputs, output, resume=True, learning_rate=0.1, weight_decay=0.5))

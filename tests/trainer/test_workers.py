@@ -1,0 +1,119 @@
+"""`--workers 2`: Ray Train for real, gloo on the CPU, with a worker that is killed."""
+
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+
+from emkd.errors import DataFormatError, JobFailedError, OutputExistsError, UsageError
+from emkd.trainer import Recipe, TrainSettings, train_student, with_flags
+from emkd.vlm.loading import load_model
+from tests import tiny
+
+pytestmark = [
+    pytest.mark.xdist_group("ray"),
+    pytest.mark.slow,
+    pytest.mark.timeout(600),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning:ray.*"),  # of Ray's by Ray
+]
+
+FLAGS = {
+    "training.per_device_train_batch_size": 1, "training.max_steps": 10, "training.learning_rate": 3e-3,
+    "training.logging_steps": 1, "training.save_steps": 2, "student.vision_pool": 2, "window": 1,
+}  # fmt: skip
+
+
+@pytest.fixture
+def settings(student_path, data_path, cache_path, tmp_path):
+    def make(output, workers=2, **chosen):
+        flags = {**FLAGS, **chosen.pop("flags", {})}
+        given = {"student": str(student_path), "data": str(data_path), "cache": str(cache_path)}
+        recipe = with_flags(Recipe(), flags)
+        return TrainSettings(**{**given, "output": tmp_path / output, "recipe": recipe, "workers": workers, **chosen})
+
+    return make
+
+
+def weights(folder):
+    return load_model(folder, dtype="auto").state_dict()
+
+
+def below():
+    """Processes of Ray Train's workers below this one."""
+    found = []
+    for process in psutil.Process(os.getpid()).children(recursive=True):
+        try:
+            if any("RayTrainWorker" in part for part in process.cmdline()):
+                found.append(process)
+        except psutil.NoSuchProcess:
+            continue
+    return found
+
+
+class Killer(threading.Thread):
+    """Kills one worker, `times` times, each time once another checkpoint is complete."""
+
+    def __init__(self, output: Path, times: int = 1) -> None:
+        super().__init__(daemon=True)
+        self.output, self.times, self.killed = output, times, 0
+
+    def run(self) -> None:
+        deadline = time.monotonic() + 200
+        seen: set[Path] = set()
+        while self.killed < self.times and time.monotonic() < deadline:
+            found = set(self.output.glob("checkpoint-*/complete.json"))
+            workers = below()
+            if found - seen and len(workers) == 2:
+                seen = found
+                workers[self.killed % 2].send_signal(signal.SIGKILL)
+                self.killed += 1
+            time.sleep(0.005)
+
+
+def test_a_killed_worker_changes_nothing(settings, tmp_path, capsys):
+    metrics = train_student(settings("undisturbed", eval_data=settings("x").data))
+    said = capsys.readouterr().err
+    assert "10 steps of 1 samples x 1 micro-batches x 2 workers on cpu" in said
+    assert "step 10/10" in said
+    assert metrics["eval_answer_tokens"] == 27
+    assert metrics["train_loss"] > 0
+    killer = Killer(tmp_path / "killed")
+    killer.start()
+    train_student(settings("killed", flags={"training.max_steps": 10, "training.logging_steps": 1}))
+    assert killer.killed == 1, "no worker was found to kill"
+    assert "a worker died" in capsys.readouterr().err
+    found, expected = weights(tmp_path / "killed"), weights(tmp_path / "undisturbed")
+    assert [name for name in expected if not torch.equal(found[name], expected[name])] == []
+    with pytest.raises(UsageError, match=r"workers was 2 and is 1"):
+        train_student(settings("killed", workers=1, resume=True))
+
+
+def test_errors_of_ours_come_through_and_are_not_tried_again(settings, tmp_path, capsys):
+    (tmp_path / "used").mkdir()
+    (tmp_path / "used" / "file").write_text("mine")
+    with pytest.raises(OutputExistsError):
+        train_student(settings("used"))
+    rows = tiny.rows()
+    rows[3]["images"] = [b"broken"]
+    data = tiny.write_data(tmp_path / "bad.parquet", rows)
+    sft = {"losses.alpha": 1.0, "losses.beta": 0.0, "losses.gamma": 0.0}
+    with pytest.raises(DataFormatError, match=r"1 of 6 rows cannot be trained on, and max_skipped 0.01 allows 0"):
+        train_student(settings("out", data=str(data), cache=None, flags=sft))
+    said = capsys.readouterr().err
+    assert "row 3 is skipped: image-broken" in said
+    assert "a worker died" not in said
+
+
+def test_no_progress_ends_it(settings, tmp_path, monkeypatch):
+    """Something that is no error of ours, each time before any checkpoint."""
+    monkeypatch.setenv("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "1")
+    flags = {"training.optim": "adamw_anyprecision"}  # its package is not there: an ImportError in every rank
+    with pytest.raises(
+        JobFailedError, match=r"workers died twice without a new checkpoint in between: rank \d: .*Error"
+    ):
+        train_student(settings("out", flags=flags))
