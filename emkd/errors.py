@@ -18,6 +18,7 @@
     │   └── CacheWriteError     (OSError)           a full disk, a place that may not be written
     ├── JobFailedError      (RuntimeError)       the teacher's job, or training on several workers, could not finish
     ├── DamagedCheckpointError (OSError)         a checkpoint is not as it was saved
+    ├── TrainingDivergedError (ArithmeticError)  a student's logits are no numbers any more
     └── SampleError         (ValueError)         one row cannot be used; `reason` is a stable short code
 
 A message says what is wrong, where, what was expected, what was found, and what to do next. The command
@@ -103,6 +104,10 @@ class JobFailedError(EmkdError, RuntimeError):
 
 class DamagedCheckpointError(EmkdError, OSError):
     """A file of a checkpoint is missing or not as it was saved."""
+
+
+class TrainingDivergedError(EmkdError, ArithmeticError):
+    """A student's logits are infinite or no numbers: nothing can be matched, and nothing would be learnt."""
 
 
 class SampleError(EmkdError, ValueError):

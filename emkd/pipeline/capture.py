@@ -71,10 +71,11 @@ class Teacher:
     def capture(self, dataset: Dataset, rows: Iterable[int]) -> list[CapturedRow]:
         """One CapturedRow for each row, in the order of the rows."""
         found: dict[int, CapturedRow] = {}
+        texts: dict[int, str] = {}
         usable: list[Row] = []
         order = list(rows)
         for row in order:
-            hint, key = RowHint(row=row, id=""), ""
+            hint, key, texts[row] = RowHint(row=row, id=""), "", dataset.text_sha256(row)
             try:
                 hint = RowHint(row=row, id=dataset.row_id(row))
                 with rows_that_fit():
@@ -85,7 +86,7 @@ class Teacher:
                 found[row] = _skipped(hint, key, error)
         for result in self._capture_encoded(usable):
             found[result.hint.row] = result
-        return [found[row] for row in order]
+        return [replace(found[row], text_sha256=texts[row]) for row in order]
 
     def _capture_encoded(self, usable: Sequence[Row]) -> Iterator[CapturedRow]:
         lengths = [item.n_tokens for _, item in usable]

@@ -1,8 +1,12 @@
 """`--for-student`: before the teacher runs, whether a student will be able to use the cache.
 
 What a training run would find out after the teacher's GPU weeks is looked at here on a few rows: the tokenizer,
-the text and the answers that the student's chat template makes, and how it prepares images. No weights are loaded.
+the text and the answers that the student makes with the teacher's chat template, which part of a picture it sees and
+how it prepares images. No weights are loaded.
 """
+
+from pathlib import Path
+from typing import Any
 
 from transformers import AutoConfig
 
@@ -12,25 +16,37 @@ from emkd.pipeline.settings import JobSettings
 from emkd.samples.agreement import check_same_text
 from emkd.samples.dataset import Dataset
 from emkd.samples.encode import Encoded, Encoder
+from emkd.samples.render import adopt_template
 from emkd.storage.manifest import Manifest
-from emkd.vlm.identity import check_shared_tokenizer, image_differences, image_processor_settings, tokenizer_json
+from emkd.vlm.identity import (
+    check_field_of_view,
+    check_shared_tokenizer,
+    image_differences,
+    image_processor_settings,
+    tokenizer_json,
+)
 from emkd.vlm.loading import load_processor, resolve
 
 ROWS = 32
 
 
 def check_student(settings: JobSettings, run: Manifest, teacher_tokenizer: bytes, dataset: Dataset) -> None:
-    """Raises TokenizerMismatchError, ModelError or UsageError where `settings.for_student` cannot use the cache of
-    `run`; logs what differs without being an obstacle."""
+    """Raises TokenizerMismatchError, GeometryMismatchError, ModelError or UsageError where `settings.for_student`
+    cannot use the cache of `run`; logs what differs without being an obstacle."""
     assert settings.for_student is not None  # the caller's condition
     path = resolve(settings.for_student)
     check_shared_tokenizer(teacher_tokenizer, tokenizer_json(path))
-    processor = load_processor(path, settings.trust_remote_code)
+    template = run.tokenizer.chat_template
+    processor = load_processor(path, settings.trust_remote_code, needs_template=template is None)
+    check_field_of_view(run.image_processor.settings, image_processor_settings(processor))
     differing = image_differences(run.image_processor.settings, image_processor_settings(processor))
     if differing:
         log(f"{settings.for_student} and the teacher prepare images differently: {', '.join(differing)}")
-    student = _encoder(settings, settings.for_student, None)
-    teacher = _encoder(settings, settings.teacher, run.max_length)
+    if adopt_template(processor, template):
+        log(f"{settings.for_student} has not the teacher's chat template: it will be trained with that one")
+    student = _encoder(settings, path, processor, None)
+    path = resolve(settings.teacher, settings.revision)
+    teacher = _encoder(settings, path, load_processor(path, settings.trust_remote_code), run.max_length)
     compared, refused = 0, []
     n_chosen = min(ROWS, run.plan.n_rows)
     for row in (run.plan.n_rows * i // n_chosen for i in range(n_chosen)):
@@ -41,7 +57,7 @@ def check_student(settings: JobSettings, run: Manifest, teacher_tokenizer: bytes
         if isinstance(ours, SampleError):
             refused.append(f"row {row}: {ours}")
         else:
-            check_same_text(ours, theirs, row)
+            check_same_text(ours, theirs, row, words=student.words)
             compared += 1
     if refused:
         raise UsageError(
@@ -53,15 +69,14 @@ def check_student(settings: JobSettings, run: Manifest, teacher_tokenizer: bytes
     log(f"{settings.for_student} reads all {compared} rows looked at as the teacher does: it can use this cache")
 
 
-def _encoder(settings: JobSettings, name: str, max_length: int | None) -> Encoder:
+def _encoder(settings: JobSettings, path: Path, processor: Any, max_length: int | None) -> Encoder:
     """Without a limit of its own a model reads what its language model was made for."""
-    path = resolve(name, settings.revision if name == settings.teacher else None)
     config = AutoConfig.from_pretrained(path, trust_remote_code=settings.trust_remote_code)
     token = getattr(config, "image_token_id", None)
     if token is None:
-        raise ModelError(f"{name}: its config names no image_token_id; models of type {config.model_type!r}")
+        raise ModelError(f"{path}: its config names no image_token_id; models of type {config.model_type!r}")
     limit = max_length or getattr(config.get_text_config(), "max_position_embeddings", None)
-    return Encoder(load_processor(path, settings.trust_remote_code), int(token), limit)
+    return Encoder(processor, int(token), limit)
 
 
 def _encoded(encoder: Encoder, dataset: Dataset, row: int) -> Encoded | SampleError:

@@ -9,6 +9,7 @@ from transformers import AutoConfig
 from emkd.errors import ModelError
 from emkd.pipeline.settings import JobSettings
 from emkd.samples.dataset import Dataset
+from emkd.samples.render import template_of
 from emkd.storage.manifest import (
     ImageProcessorIdentity,
     Manifest,
@@ -50,6 +51,7 @@ def identify(settings: JobSettings, dataset: Dataset) -> tuple[Manifest, bytes]:
             n_tokens=n_tokens,
             lm_head_rows=int(text_config.vocab_size),
             chat_template_sha256=sha256_of(processor.chat_template),
+            chat_template=template_of(processor),
         ),
         top_k=min(settings.top_k or n_tokens, n_tokens),
         answer_top_k=min(settings.answer_top_k or n_tokens, n_tokens),

@@ -6,27 +6,24 @@ Parquet needs the columns `images` (list of {bytes, path}) and `messages` (list 
 have `id`. JSON and JSONL rows have `conversations` (list of {from, value}) or `messages`, and may have `id`
 and `image` or `images` (paths below the image root). Files are taken in the order of their names.
 
-Opening reads file footers and line starts only; an image is touched when its row is.
+Opening reads the footers of Parquet files and the text of JSON ones (see sources.py); an image is touched when its row
+is. `text_hashes` goes over what all rows say without any image.
 """
 
 import glob
 import hashlib
 import json
 from bisect import bisect_right
-from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import accumulate
 from pathlib import Path
-from typing import Any, Protocol
-
-import pyarrow as pa
-import pyarrow.parquet as pq
+from typing import Any
 
 from emkd.errors import DataFormatError, InputNotFoundError, SampleError, UsageError
 from emkd.samples.images import read_image_bytes
-from emkd.samples.sample import Sample, check_image_count, parse_turns, sample_key
+from emkd.samples.sample import Sample, Turn, check_image_count, parse_turns, sample_key, text_sha256
+from emkd.samples.sources import JsonSource, ParquetSource, Row, Source
 
 SUFFIXES = (".parquet", ".json", ".jsonl")
 
@@ -41,128 +38,6 @@ class DataFile:
     digest: str  # see sampled_sha256; of the whole file where it is JSON
 
 
-def sampled_sha256(path: Path, block: int = 1 << 16, n_blocks: int = 256) -> str:
-    """SHA-256 of a file of up to 16 MB, of 256 blocks spread over a larger one, the first and the last included.
-
-    Enough to notice another file in no time, whatever its size; what vouches for a row is its key.
-    """
-    size = path.stat().st_size
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        if size <= block * n_blocks:
-            return hashlib.sha256(file.read()).hexdigest()
-        for number in range(n_blocks):
-            file.seek((size - block) * number // (n_blocks - 1))
-            digest.update(file.read(block))
-    return digest.hexdigest()
-
-
-class _Source(Protocol):
-    path: Path
-    n_rows: int
-
-    def digest(self) -> str: ...
-    def row(self, index: int) -> dict[str, Any]: ...
-
-
-class _ParquetSource:
-    """Rows of one Parquet file; the last few row groups stay decoded, because rows are read in runs."""
-
-    KEPT_GROUPS = 4
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        try:
-            self._file = pq.ParquetFile(path, page_checksum_verification=True)  # where it has checksums
-        except (OSError, ValueError) as error:
-            raise DataFormatError(f"{path} is not a readable Parquet file: {error}") from error
-        names = self._file.schema_arrow.names
-        if "messages" not in names:
-            raise DataFormatError(f"{path} has no column 'messages'; it has {names}. See docs/data.md")
-        if "image" in names and "images" not in names:
-            raise DataFormatError(f"{path} has a column 'image'; rename it to 'images', a list for each row")
-        self._columns = [name for name in ("id", "images", "messages") if name in names]
-        self.n_rows = self._file.metadata.num_rows
-        sizes = [self._file.metadata.row_group(g).num_rows for g in range(self._file.num_row_groups)]
-        self._starts = list(accumulate(sizes, initial=0))
-        self._groups: OrderedDict[int, list[dict[str, Any] | SampleError]] = OrderedDict()
-
-    def digest(self) -> str:
-        return sampled_sha256(self.path)
-
-    def row(self, index: int) -> dict[str, Any]:
-        group = bisect_right(self._starts, index) - 1
-        if group not in self._groups:
-            self._groups[group] = _rows_of(self._read(group))
-            if len(self._groups) > self.KEPT_GROUPS:
-                self._groups.popitem(last=False)
-        self._groups.move_to_end(group)
-        found = self._groups[group][index - self._starts[group]]
-        if isinstance(found, SampleError):
-            raise SampleError(found.reason, found.detail)
-        return found
-
-    def _read(self, group: int) -> pa.Table:
-        """The row group. The footer of a damaged file may be whole, so that damage is first seen here."""
-        expected = self._starts[group + 1] - self._starts[group]
-        try:
-            table = self._file.read_row_group(group, columns=self._columns)
-            if table.num_rows != expected:
-                raise pa.ArrowInvalid(f"{table.num_rows} rows, the footer says {expected}")
-        except (OSError, pa.ArrowException) as error:
-            # Arrow tells of damaged pages by an OSError, too, but one without the number of a system call's error.
-            if isinstance(error, OSError) and error.errno:
-                raise OSError(error.errno, f"{self.path}, row group {group}: {error}") from error
-            if isinstance(error, MemoryError):
-                raise
-            raise DataFormatError(
-                f"{self.path}: row group {group} (rows {self._starts[group]} to {self._starts[group + 1] - 1}) of "
-                f"{self._file.num_row_groups} is damaged: {' '.join(str(error).split())}. Copy or download the file "
-                "again, or write it anew without these rows"
-            ) from error
-        return table
-
-
-def _rows_of(table: pa.Table) -> list[dict[str, Any] | SampleError]:
-    """The rows as Python objects. A row whose text is not UTF-8, which Parquet does not check, costs no other."""
-    try:
-        return list(table.to_pylist())
-    except UnicodeDecodeError:
-        return [_row_of(table.slice(index, 1)) for index in range(table.num_rows)]
-
-
-def _row_of(table: pa.Table) -> dict[str, Any] | SampleError:
-    try:
-        return dict(table.to_pylist()[0])
-    except UnicodeDecodeError as error:
-        return SampleError("bad-content", f"the row has a text that is not valid UTF-8: {error.reason}")
-
-
-class _JsonSource:
-    """Rows of one JSON array or JSONL file, kept as text or parsed as they come."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        text = path.read_bytes()
-        self._digest = hashlib.sha256(text).hexdigest()
-        try:
-            rows = (
-                json.loads(text) if path.suffix == ".json" else [json.loads(x) for x in text.splitlines() if x.strip()]
-            )
-        except ValueError as error:
-            raise DataFormatError(f"{path} is not valid {path.suffix[1:].upper()}: {error}") from error
-        if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-            raise DataFormatError(f"{path} must hold a list of objects, one per sample. See docs/data.md")
-        self._rows: list[dict[str, Any]] = rows
-        self.n_rows = len(rows)
-
-    def digest(self) -> str:
-        return self._digest
-
-    def row(self, index: int) -> dict[str, Any]:
-        return self._rows[index]
-
-
 class Dataset:
     """Rows of all files of DATA. Pickles by name, so that loader workers open files of their own."""
 
@@ -173,8 +48,8 @@ class Dataset:
             raise InputNotFoundError(f"--image-root {image_root} is not a folder")
         if image_root is None and any(path.suffix != ".parquet" for path in paths):
             raise UsageError(f"{data}: JSON names images by path; say where they lie with --image-root FOLDER")
-        self._sources: list[_Source] = [
-            _ParquetSource(path) if path.suffix == ".parquet" else _JsonSource(path) for path in paths
+        self._sources: list[Source] = [
+            ParquetSource(path) if path.suffix == ".parquet" else JsonSource(path) for path in paths
         ]
         self._starts = [0]
         for source in self._sources:
@@ -202,7 +77,7 @@ class Dataset:
         listing = [[f.name, f.n_rows, f.n_bytes, f.digest] for f in self.files]
         return hashlib.sha256(json.dumps(listing).encode()).hexdigest()
 
-    def raw_row(self, row: int) -> dict[str, Any]:
+    def raw_row(self, row: int) -> Row:
         """The row as its file has it. Raises SampleError where a text of it is not text, DataFormatError, OSError."""
         source = bisect_right(self._starts, row) - 1
         return self._sources[source].row(row - self._starts[source])
@@ -215,12 +90,28 @@ class Dataset:
     def sample(self, row: int) -> Sample:
         """The row as a Sample, its images read but not decoded. Raises SampleError where it cannot be used."""
         raw = self.raw_row(row)
-        turns = parse_turns(raw.get("messages") or raw.get("conversations") or [])
+        turns = _turns(raw)
         entries = raw.get("images") or raw.get("image") or []
         entries = entries if isinstance(entries, list) else [entries]  # LLaVA names a single image without a list
         check_image_count(turns, len(entries))
         images = tuple(read_image_bytes(entry, self.image_root) for entry in entries)
         return Sample(row=row, id=self.row_id(row), key=sample_key(turns, images), turns=turns, images=images)
+
+    def text_sha256(self, row: int) -> str:
+        """Hash of the row's roles and texts, "" where it has no conversation that can be read."""
+        try:
+            return text_sha256(_turns(self.raw_row(row)))
+        except SampleError:
+            return ""
+
+    def text_hashes(self) -> Iterator[str]:
+        """`text_sha256` of every row, in order: all texts are read, and no image. Raises DataFormatError, OSError."""
+        for source in self._sources:
+            for raw in source.texts():
+                try:
+                    yield "" if isinstance(raw, SampleError) else text_sha256(_turns(raw))
+                except SampleError:
+                    yield ""
 
     def keyed_rows(self) -> Iterator[tuple[int, str | None]]:
         """(row, key) of every row; None where a row cannot be read. Reads everything: slow on purpose."""
@@ -233,6 +124,10 @@ class Dataset:
             return self.sample(row).key
         except SampleError:
             return None
+
+
+def _turns(raw: Row) -> tuple[Turn, ...]:
+    return parse_turns(raw.get("messages") or raw.get("conversations") or [])
 
 
 def find_files(data: str) -> list[Path]:

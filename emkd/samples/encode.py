@@ -103,6 +103,10 @@ class Encoder:
             images=self._image_spans(inputs, images, replaced, offsets, vision_mask),
         )
 
+    def words(self, ids: list[int]) -> str:
+        """The text of token ids, special tokens included."""
+        return str(self.processor.tokenizer.decode(ids))
+
     def _check_placeholders(self, text: str, n_images: int) -> None:
         token = self.processor.image_token
         if text.count(token) != n_images:

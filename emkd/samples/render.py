@@ -28,7 +28,7 @@ def render(processor: Any, turns: Sequence[Turn]) -> tuple[str, tuple[Span, ...]
     the conversation (roles that do not alternate, say), template-prefix where a template without marks writes earlier
     turns differently once later ones follow, too-long where such a template would take minutes."""
     messages = [turn.as_message() for turn in turns]
-    find = _marked if GENERATION_MARK.search(processor.chat_template) else _by_prefixes
+    find = _marked if GENERATION_MARK.search(template_of(processor) or "") else _by_prefixes
     try:
         text, spans = find(processor, messages)
     except (SampleError, MemoryError):
@@ -39,6 +39,28 @@ def render(processor: Any, turns: Sequence[Turn]) -> tuple[str, tuple[Span, ...]
         detail = f"the chat template does not take this conversation: {error!s:.500}"
         raise SampleError("template-error", detail) from error
     return text, tuple(_trimmed(text, span) for span in spans)
+
+
+def template_of(processor: Any) -> str | None:
+    """The template that conversations are rendered with: of several that a checkpoint names, the default one."""
+    template = getattr(processor, "chat_template", None)
+    if isinstance(template, dict):
+        template = template.get("default")
+    return template if isinstance(template, str) else None
+
+
+def adopt_template(processor: Any, template: str | None) -> bool:
+    """Gives a student's processor the teacher's template, and says whether it had another one or none.
+
+    Saved (the processor's and the tokenizer's share one file), loaded and rendered, it is the teacher's from then on;
+    an `Encoder` keeps what it rendered, so that this comes before it is made.
+    A cache that does not know its teacher's template (None) leaves the processor as it is.
+    """
+    if template is None:
+        return False
+    differs = template_of(processor) != template
+    processor.chat_template = processor.tokenizer.chat_template = template
+    return differs
 
 
 def writes_end_token(processor: Any) -> bool:
@@ -52,7 +74,7 @@ def _marked(processor: Any, messages: list[dict[str, Any]]) -> tuple[str, list[S
     """Neighbouring marks (one for each part of a turn) are one answer."""
     found: Any = render_jinja_template(
         [messages],
-        chat_template=processor.chat_template,
+        chat_template=template_of(processor),
         return_assistant_tokens_mask=True,
         **processor.tokenizer.special_tokens_map,
     )

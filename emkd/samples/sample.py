@@ -8,8 +8,9 @@ Sample into token ids.
 
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import repeat
 from typing import Any
 
 from emkd.errors import SampleError
@@ -128,7 +129,16 @@ def sample_key(turns: Sequence[Turn], images: Sequence[bytes]) -> str:
 
     The prefixes keep ("ab", "c") and ("a", "bc") apart. An image enters where it stands.
     """
-    digest = hashlib.sha256(b"emkd-sample-1")
+    return _hashed(b"emkd-sample-1", turns, images)
+
+
+def text_sha256(turns: Sequence[Turn]) -> str:
+    """As the key, without the images: their places alone. Rows with the same key have the same."""
+    return _hashed(b"emkd-text-1", turns, repeat(b""))
+
+
+def _hashed(kind: bytes, turns: Sequence[Turn], images: Iterable[bytes]) -> str:
+    digest = hashlib.sha256(kind)
     remaining = iter(images)
     for turn in turns:
         _feed(digest, b"R", turn.role.encode())

@@ -38,12 +38,13 @@ from emkd.storage.seal import (
     read_committed,
     read_seal,
 )
-from emkd.storage.table import OK, images_from_json, read_parquet
+from emkd.storage.table import OK, TEXT_COLUMN, images_from_json, read_parquet, with_all_columns
 from emkd.storage.verification import Damage, verify
 
 __all__ = ["Cache", "Damage", "SampleInfo", "create_cache", "verify"]
 
 _SAMPLE_COLUMNS_DROPPED = ("status", "reason", "detail")
+_SKIPPED_COLUMNS = ("row", "id", "key", TEXT_COLUMN, "reason", "detail", "shard")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +81,7 @@ class Cache:
         self.manifest = manifest
         self.seal = seal
         self.totals = totals
-        self._table = table
+        self._table = with_all_columns(table)
         self._window = window
         self._decoded: OrderedDict[int, DecodedShard] = OrderedDict()
 
@@ -131,7 +132,7 @@ class Cache:
 
     @cached_property
     def samples(self) -> pa.Table:
-        """The index of the samples in plan order: INDEX_SCHEMA without status, reason and detail."""
+        """INDEX_SCHEMA of the samples in plan order, without status, reason and detail."""
         chosen = self._table.filter(pc.equal(self._table["status"], OK))
         return chosen.drop_columns(list(_SAMPLE_COLUMNS_DROPPED)).combine_chunks()
 
@@ -145,11 +146,16 @@ class Cache:
         """The key of each sample. A key that repeats is a sample whose content repeats in the data."""
         return self.samples["key"].to_pylist()
 
+    @property
+    def knows_texts(self) -> bool:
+        """Whether each row has its text_sha256: older versions wrote none."""
+        return bool(self._table[TEXT_COLUMN].null_count == 0)
+
     @cached_property
     def skipped(self) -> pa.Table:
-        """The rows that have no record: row, id, key, reason, detail, shard."""
+        """The rows that have no record, with _SKIPPED_COLUMNS."""
         chosen = self._table.filter(pc.not_equal(self._table["status"], OK))
-        return chosen.select(["row", "id", "key", "reason", "detail", "shard"]).combine_chunks()
+        return chosen.select(list(_SKIPPED_COLUMNS)).combine_chunks()
 
     @cached_property
     def shards(self) -> tuple[int, ...]:
@@ -200,7 +206,7 @@ class Cache:
         self.samples_of_shard(shard)
         data = None if self.seal is None else self.seal.check(self.files, index_name(shard))
         index = read_committed(self.files, shard, self.manifest, data)
-        if not index.table.equals(self._table.filter(pc.equal(self._table["shard"], shard))):
+        if not with_all_columns(index.table).equals(self._table.filter(pc.equal(self._table["shard"], shard))):
             raise DamagedCacheError(
                 f"{self.files.where(index_name(shard))}: other rows than when the cache was opened: the shard was made "
                 "anew since; open the cache again"

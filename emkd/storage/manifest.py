@@ -22,6 +22,7 @@ MANIFEST_NAME = "manifest.json"
 TOKENIZER_NAME = "tokenizer.json"
 
 _UNCOMPARED = "created_by"
+_RUNS_DIFFER_IN = {_UNCOMPARED: True, "tokenizer": {"chat_template": True}}  # the template's hash is compared
 RESTORE_MANIFEST = "restore the file from a copy, or run the command that began the cache again with --repair"
 ROWS = frozenset({"dataset", "plan"})  # the fields that an extension may have others of
 
@@ -55,12 +56,18 @@ class ImageProcessorIdentity(Stored):
 
 
 class TokenizerIdentity(Stored):
-    """n_tokens is V; the LM head may have more rows (padding, cut before anything is stored)."""
+    """n_tokens is V; the LM head may have more rows (padding, cut before anything is stored).
+
+    chat_template: the template that the teacher's text was rendered with, for students to read with; None in caches
+        that were begun before it was kept. `chat_template_sha256` is of all that the teacher's processor has, and is
+        what runs are compared by.
+    """
 
     sha256: str
     n_tokens: Positive
     lm_head_rows: Positive
     chat_template_sha256: str | None = None
+    chat_template: str | None = None
 
 
 class Manifest(Stored):
@@ -155,6 +162,11 @@ class Manifest(Stored):
         compared = self.model_dump(mode="json", exclude={_UNCOMPARED}, exclude_none=True)
         return sha256_hex(canonical_json(compared))
 
+    def without_chat_template(self) -> "Manifest":
+        """As it was written before caches kept the template."""
+        tokenizer = self.tokenizer.model_copy(update={"chat_template": None})
+        return self.model_copy(update={"tokenizer": tokenizer})
+
     def to_bytes(self) -> bytes:
         """The content of manifest.json: indented JSON, keys sorted."""
         value = self.model_dump(mode="json")
@@ -186,16 +198,17 @@ def conflicts(cache: Manifest, run: Manifest) -> list[str]:
     """The settings in which a run differs from the cache that it found, one line for each:
     "teacher.name: cache has 'a', this run 'b'". A run on the data of an extension agrees as well.
     """
-    exclude = {_UNCOMPARED}
     if any(_extended_by(extension, run) for extension in cache.extensions):
-        exclude |= ROWS
-    pair = (cache.model_dump(mode="json", exclude=exclude), run.model_dump(mode="json", exclude=exclude))
-    return list(_differences("", *pair))
+        return setting_conflicts(cache, run)
+    return _conflicts(cache, run, _RUNS_DIFFER_IN)
 
 
 def setting_conflicts(cache: Manifest, run: Manifest) -> list[str]:
     """As `conflicts`, whatever the rows: what a run that extends the cache has to agree in."""
-    exclude = {_UNCOMPARED, *ROWS}
+    return _conflicts(cache, run, _RUNS_DIFFER_IN | dict.fromkeys(ROWS, True))
+
+
+def _conflicts(cache: Manifest, run: Manifest, exclude: dict[str, Any]) -> list[str]:
     pair = (cache.model_dump(mode="json", exclude=exclude), run.model_dump(mode="json", exclude=exclude))
     return list(_differences("", *pair))
 

@@ -72,6 +72,7 @@ class RowHint:
 class CapturedRow:
     """One row of a shard's plan after the teacher's pass: a record, or the reason why there is none.
 
+    text_sha256: of its roles and texts, images left out; "" where it has no conversation, None where not known
     halvings: how often the row's batch was halved because it did not fit the memory. In bfloat16 the numbers
         depend on the batch, so that a shard with halvings need not be bit-equal to one without.
     """
@@ -82,3 +83,4 @@ class CapturedRow:
     reason: str = ""
     detail: str = ""
     halvings: int = 0
+    text_sha256: str | None = None

@@ -40,7 +40,7 @@ def withdraw(files: LocalFiles, damages: Sequence[Damage], run: Manifest, tokeni
     _check_readable(files, damages)
     _check_plans(files, damages)
     if MANIFEST_NAME in names:
-        _check_same_run(files, run, names)
+        run = _same_run(files, run, names)
     else:
         refuse(files, conflicts(read_manifest(files), run))
     if sha256_hex(tokenizer_json) != run.tokenizer.sha256:
@@ -86,17 +86,22 @@ def _check_plans(files: LocalFiles, damages: Sequence[Damage]) -> None:
             )
 
 
-def _check_same_run(files: LocalFiles, run: Manifest, damaged: set[str]) -> None:
-    """A manifest is replaced only by one that the first extension extends, and under which the first plan's shards
-    were written."""
+def _same_run(files: LocalFiles, run: Manifest, damaged: set[str]) -> Manifest:
+    """The manifest that takes the place of a damaged one: the run's, or where the cache was begun before it kept the
+    chat template, that without it. The first plan's shards were written under it, and the first extension extends it.
+    """
     first = parse_extension(files, 1) if count_extensions(files) else None
     named = {} if first is None else {plan_name(1): first.parent_sha256}
     for shard in committed_shards(files):
         if index_name(shard) not in damaged and (first is None or shard < first.first_shard):
             named[index_name(shard)] = read_index(files, shard).settings_sha256
+    older = run.without_chat_template()
+    if named and set(named.values()) == {older.settings_sha256}:
+        return older
     for name, settings_sha256 in named.items():
         if settings_sha256 != run.settings_sha256:
             raise CacheConflictError(
                 f"{files.where(MANIFEST_NAME)} is damaged, and {files.where(name)} was written with other settings or "
                 "data than those of this run; repeat the very command that began the cache, with --repair"
             )
+    return run

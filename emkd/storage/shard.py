@@ -32,7 +32,7 @@ from emkd.storage.precision import (
     encode_logits,
 )
 from emkd.storage.record import CapturedRow, Record
-from emkd.storage.table import INDEX_SCHEMA, OK, SKIPPED, images_to_json
+from emkd.storage.table import INDEX_SCHEMA, OK, SKIPPED, TEXT_COLUMN, images_to_json
 
 
 def write_shard(
@@ -60,8 +60,9 @@ def write_shard(
             files.sync_tree(prefix)
             files.sync_names(described_names(manifest))
         except OSError as error:
-            if isinstance(error, FileNotFoundError) and files.exists(index_name(number)):
-                return _shard_index(rows, number, attempt, objects, manifest)  # --clean took what had lost already
+            # --clean took what had lost already: a folder is gone, or was between being found and being looked at.
+            if isinstance(error, FileNotFoundError | FileExistsError) and files.exists(index_name(number)):
+                return _shard_index(rows, number, attempt, objects, manifest)
             # A full disk: what is of no use must not fill it. Should that fail as well, it is the first error that
             # says what to do, and nobody reads the folder.
             with contextlib.suppress(OSError):
@@ -170,6 +171,7 @@ def _index_table(rows: Sequence[CapturedRow], number: int) -> pa.Table:
             "row": row.hint.row,
             "id": row.hint.id,
             "key": row.key,
+            TEXT_COLUMN: row.text_sha256,
             "status": SKIPPED if row.record is None else OK,
             "reason": row.reason,
             "detail": row.detail,

@@ -61,8 +61,11 @@ def resolve(name: str, revision: str | None = None) -> Path:
         ) from error
 
 
-def load_processor(path: Path, trust_remote_code: bool = False) -> Any:
-    """The processor of a checkpoint, with a fast tokenizer: offsets of tokens are needed. Raises ModelError."""
+def load_processor(path: Path, trust_remote_code: bool = False, *, needs_template: bool = True) -> Any:
+    """The processor of a checkpoint, with a fast tokenizer: offsets of tokens are needed. Raises ModelError.
+
+    needs_template: False for a student that will be given its teacher's chat template
+    """
     try:
         processor = AutoProcessor.from_pretrained(path, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, ImportError, TypeError) as error:
@@ -72,9 +75,15 @@ def load_processor(path: Path, trust_remote_code: bool = False) -> Any:
         raise ModelError(f"{path} has no processor for images and text together: not a vision-language model")
     if not tokenizer.is_fast:
         raise ModelError(f"{path}: a fast tokenizer (tokenizer.json) is needed, this one is {type(tokenizer).__name__}")
-    if getattr(processor, "chat_template", None) is None:
-        raise ModelError(f"{path} has no chat template; save one as chat_template.jinja beside its processor")
+    if needs_template:
+        check_template(path, processor)
     return processor
+
+
+def check_template(name: str | Path, processor: Any) -> None:
+    """Raises ModelError for a processor that has no chat template."""
+    if getattr(processor, "chat_template", None) is None:
+        raise ModelError(f"{name} has no chat template; save one as chat_template.jinja beside its processor")
 
 
 def load(
@@ -85,10 +94,11 @@ def load(
     attn_implementation: str | None = None,
     device: str | torch.device = "cpu",
     trust_remote_code: bool = False,
+    needs_template: bool = True,
 ) -> VisionLanguageModel:
     """A checkpoint with all its weights. Raises InputNotFoundError, ModelError."""
     path = resolve(name, revision)
-    processor = load_processor(path, trust_remote_code)
+    processor = load_processor(path, trust_remote_code, needs_template=needs_template)
     options: dict[str, Any] = {} if attn_implementation is None else {"attn_implementation": attn_implementation}
     model = load_model(path, dtype=dtype, trust_remote_code=trust_remote_code, **options)
     if getattr(model.config, "image_token_id", None) is None:

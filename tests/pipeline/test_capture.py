@@ -9,6 +9,7 @@ import torch
 from emkd.errors import ModelError
 from emkd.pipeline.capture import CaptureSettings, Teacher
 from emkd.samples import Dataset, encode
+from emkd.storage.cache import Cache
 from emkd.vlm import load
 from tests import tiny
 from tests.trainer import dense
@@ -293,3 +294,22 @@ def assert_close(record, expected) -> None:
         assert_logits(getattr(record, f"{kind}_ids"), getattr(record, f"{kind}_logits"), torch.from_numpy(everything))
     np.testing.assert_allclose(record.affinity, expected.affinity, atol=2e-6)
     assert np.array_equal(record.text_ids, expected.text_ids)
+
+
+def test_the_index_has_what_each_row_says_and_the_manifest_the_template(teacher_path, tmp_path):
+    """Of skipped rows as well, as far as they say anything."""
+    rows = tiny.rows()
+    rows[1]["images"][0] = b"broken"
+    rows[2]["messages"] = []
+    rows[3]["images"] = []
+    data = tiny.write_data(tmp_path / "rows.parquet", rows)
+    cache = Cache.open(tiny.make_cache(teacher_path, data, tmp_path / "cache"))
+    texts = list(Dataset(str(data)).text_hashes())
+    assert cache.knows_texts
+    assert (
+        cache.samples["text_sha256"].to_pylist()
+        == [texts[row] for row in cache.sample_rows]
+        == [texts[n] for n in (0, 4, 5)]
+    )
+    assert cache.skipped["text_sha256"].to_pylist() == [texts[1], "", texts[3]]
+    assert cache.manifest.tokenizer.chat_template == tiny.TEMPLATE

@@ -1,10 +1,12 @@
 """`--for-student`: what a training run would find out later is said before the teacher runs."""
 
+import json
 import shutil
 
 import pytest
+from tokenizers.processors import TemplateProcessing
 
-from emkd.errors import InputNotFoundError, TokenizerMismatchError, UsageError
+from emkd.errors import GeometryMismatchError, InputNotFoundError, TokenizerMismatchError, UsageError
 from emkd.pipeline import JobSettings
 from emkd.pipeline.for_student import check_student
 from emkd.pipeline.identify import identify
@@ -39,11 +41,42 @@ def test_another_tokenizer(teacher_path, data_path, tmp_path):
         check(teacher_path, data_path, student)
 
 
-def test_another_chat_template(teacher_path, data_path, student_path, tmp_path):
+def test_the_teachers_chat_template_is_read_with(teacher_path, data_path, student_path, tmp_path, capfd):
     student = shutil.copytree(student_path, tmp_path / "student")
     template = student / "chat_template.jinja"
     template.write_text(template.read_text().replace("{{ m['role'] }}:", "{{ m['role'] }}: yes"))
-    with pytest.raises(TokenizerMismatchError, match=r"row 0: the student's text is \d+ tokens and the teacher's \d+"):
+    check(teacher_path, data_path, student)
+    told = capfd.readouterr().err
+    assert "has not the teacher's chat template: it will be trained with that one" in told
+    assert "reads all 6 rows looked at as the teacher does" in told
+    template.unlink()  # a base model, which never had one
+    check(teacher_path, data_path, student)
+    assert capfd.readouterr().err == told
+
+
+def test_a_text_that_differs_all_the_same(teacher_path, data_path, student_path, tmp_path):
+    """The vocabulary is the teacher's, but text in front of it is cut in another way."""
+    student = shutil.copytree(student_path, tmp_path / "student")
+    content = json.loads((student / "tokenizer.json").read_text())
+    content["post_processor"] = TemplateProcessing(single="cat $A", special_tokens=[("cat", 19)]).__getstate__()
+    content["post_processor"] = json.loads(content["post_processor"])
+    (student / "tokenizer.json").write_text(json.dumps(content))
+    with pytest.raises(
+        TokenizerMismatchError,
+        match=r"row 0: the student's text is \d+ tokens and the teacher's \d+; they differ first at text token 0: "
+        r"student 'cat' \(id 19\), teacher 'user:' \(id 4\)\. Both need",
+    ):
+        check(teacher_path, data_path, student)
+
+
+def test_a_student_that_crops(teacher_path, data_path, student_path, tmp_path):
+    student = shutil.copytree(student_path, tmp_path / "student")
+    config = student / "processor_config.json"
+    content = json.loads(config.read_text())
+    content["image_processor"] |= {"do_center_crop": True, "crop_size": {"height": 20, "width": 20}}
+    content["image_processor"] |= {"size": {"shortest_edge": 20}, "image_processor_type": "CLIPImageProcessor"}
+    config.write_text(json.dumps(content))
+    with pytest.raises(GeometryMismatchError, match='set .*"do_center_crop": false, "size": {"height": 20'):
         check(teacher_path, data_path, student)
 
 

@@ -1,7 +1,9 @@
 import errno
+import hashlib
 import json
 import os
 import pickle
+import struct
 from pathlib import Path
 
 import pyarrow as pa
@@ -10,17 +12,10 @@ import pytest
 
 from emkd.errors import DataFormatError, InputNotFoundError, SampleError, UsageError
 from emkd.samples import Dataset
-from emkd.samples.dataset import sampled_sha256
+from emkd.samples.encode import Encoder
 from emkd.samples.images import read_image_bytes
-from emkd.samples.sample import ImagePart
+from emkd.samples.sample import IMAGE_MARK, ImagePart
 from tests import tiny
-
-
-def test_parquet_json_and_jsonl_give_identical_samples(tmp_path):
-    parquet = Dataset(str(tiny.write_data(tmp_path / "rows.parquet")))
-    for lines in (False, True):
-        llava = Dataset(str(tiny.write_llava(tmp_path / str(lines), tiny.rows(), lines)), tmp_path / str(lines))
-        assert [llava.sample(n) for n in range(llava.n_rows)] == [parquet.sample(n) for n in range(parquet.n_rows)]
 
 
 def test_parts_as_lists_are_the_same_sample(tmp_path):
@@ -35,6 +30,70 @@ def test_parts_as_lists_are_the_same_sample(tmp_path):
     assert isinstance(found.turns[0].parts[0], ImagePart)
 
 
+def as_parts(rows: list[dict]) -> list[dict]:
+    """The same conversations with lists of parts for contents."""
+    found = []
+    for row in rows:
+        messages = []
+        for message in row["messages"]:
+            pieces = IMAGE_MARK.split(message["content"])
+            parts = [{"type": "text", "text": pieces[0]}] if pieces[0] else []
+            for piece in pieces[1:]:
+                parts += [{"type": "image", "text": None}, *([{"type": "text", "text": piece}] if piece else [])]
+            messages.append({"role": message["role"], "content": parts})
+        found.append({"id": row["id"], "images": [{"bytes": data} for data in row["images"]], "messages": messages})
+    return found
+
+
+@pytest.fixture
+def everywhere(tmp_path) -> dict[str, Dataset]:
+    """The same rows in each format."""
+    pq.write_table(pa.Table.from_pylist(as_parts(tiny.rows())), tmp_path / "parts.parquet")
+    found = {"parquet": Dataset(str(tiny.write_data(tmp_path / "rows.parquet")))}
+    found["parts"] = Dataset(str(tmp_path / "parts.parquet"))
+    for lines in (False, True):
+        folder = tmp_path / f"lines-{lines}"
+        found[folder.name] = Dataset(str(tiny.write_llava(folder, tiny.rows(), lines)), folder)
+    return found
+
+
+def test_all_formats_give_identical_samples_and_token_ids(everywhere):
+    """And the same hashes of texts, whether by row or over all rows."""
+    encoder = Encoder(tiny.new_processor(), tiny.SPECIALS.index("<image>"))
+    plain = everywhere.pop("parquet")
+    texts = list(plain.text_hashes())
+    assert len(set(texts)) == plain.n_rows == 6
+    for name, dataset in everywhere.items():
+        assert list(dataset.text_hashes()) == [dataset.text_sha256(row) for row in range(6)] == texts, name
+        for row in range(plain.n_rows):
+            assert dataset.sample(row) == plain.sample(row), (name, row)
+            ours, theirs = encoder(dataset.sample(row)), encoder(plain.sample(row))
+            assert ours.inputs["input_ids"].tolist() == theirs.inputs["input_ids"].tolist()
+            assert ours.answer_positions.tolist() == theirs.answer_positions.tolist()
+            assert (ours.key, ours.images) == (theirs.key, theirs.images)
+
+
+def test_every_assistant_turn_is_an_answer(everywhere):
+    encoder = Encoder(tiny.new_processor(), tiny.SPECIALS.index("<image>"))
+    for dataset in everywhere.values():
+        found = encoder(dataset.sample(4))
+        assert encoder.words(found.text_ids[found.answer_positions].tolist()) == "dog <end> small green cat <end>"
+
+
+def test_hashes_of_texts_see_all_but_the_images(tmp_path):
+    row = tiny.rows()[1]
+    other_image = {**row, "images": [tiny.png(2), tiny.png(9)]}
+    moved = {**row, "messages": [tiny.turn("user", "<image> and what is that <image>"), row["messages"][1]]}
+    said = {**row, "messages": [row["messages"][0], tiny.turn("assistant", "big cat")]}
+    role = {**row, "messages": [tiny.turn("system", row["messages"][0]["content"]), row["messages"][1]]}
+    broken = {**row, "messages": []}
+    dataset = Dataset(str(tiny.write_data(tmp_path / "rows.parquet", [row, other_image, moved, said, role, broken])))
+    first, second, *others, last = dataset.text_hashes()
+    assert first == second
+    assert len({first, *others}) == 4
+    assert last == ""
+
+
 def test_the_key_changes_with_everything_it_covers(tmp_path):
     def key(content: str, answer: str, image: int = 1) -> str:
         row = {"id": "x", "images": [tiny.png(image)], "messages": [tiny.turn("user", content), tiny.turn("assistant", answer)]}  # fmt: skip
@@ -43,6 +102,24 @@ def test_the_key_changes_with_everything_it_covers(tmp_path):
     keys = [key("<image> a b", "c"), key("<image> a", "b c"), key("a b <image>", "c"), key("<image> a b", "c", 2)]
     assert len(set(keys)) == 4
     assert key("<image> a b", "c") == keys[0]
+
+
+def naive_hash(start: bytes, parts: list[tuple[bytes, bytes]]) -> str:
+    """As docs/format.md says."""
+    return hashlib.sha256(
+        start + b"".join(tag + struct.pack("<q", len(data)) + data for tag, data in parts)
+    ).hexdigest()
+
+
+def test_hashes_are_what_the_format_says(everywhere):
+    """They are in caches: what was hashed once is hashed so for ever."""
+    question, answer = (b"T", b" what is that"), (b"T", b"big dog")
+    for dataset in everywhere.values():
+        images = [(b"I", tiny.png(2)), (b"T", b" and "), (b"I", tiny.png(3))]
+        parts = [(b"R", b"user"), *images, question, (b"R", b"assistant"), answer]
+        assert dataset.sample(1).key == naive_hash(b"emkd-sample-1", parts)
+        without = [(tag, b"" if tag == b"I" else data) for tag, data in parts]
+        assert dataset.text_sha256(1) == naive_hash(b"emkd-text-1", without)
 
 
 def test_rows_are_numbered_over_files_and_row_groups(tmp_path):
@@ -69,19 +146,6 @@ def test_the_fingerprint_sees_a_changed_file(tmp_path):
     rows[0]["messages"][0]["content"] = "<image>\nwhat is in this picturf"
     tiny.write_data(path, rows)
     assert Dataset(str(path)).fingerprint != before
-
-
-def test_the_digest_of_a_large_file_reads_all_over_it(tmp_path):
-    path = tmp_path / "large"
-    path.write_bytes(bytes(4096))
-    before = sampled_sha256(path, block=64, n_blocks=8)
-    found = []
-    for place in (0, 4095, 2048 + 256):
-        changed = bytearray(4096)
-        changed[place] = 1
-        path.write_bytes(changed)
-        found.append(sampled_sha256(path, block=64, n_blocks=8))
-    assert len({before, *found}) == 4
 
 
 @pytest.mark.parametrize(
@@ -151,73 +215,6 @@ def test_what_is_no_readable_file_says_what_it_is(tmp_path, monkeypatch, kind, c
     with pytest.raises(SampleError, match=f"image-missing: .*{kind}") as error:
         read_image_bytes("x.png", tmp_path)
     assert str(tmp_path) not in str(error.value), "where a dataset lies does not belong into the index"
-
-
-@pytest.mark.parametrize("checksums", [False, True])
-def test_damaged_pages_name_the_file_and_the_row_group(tmp_path, checksums):
-    """The footer is whole, so that the file opens; the other row groups can be read."""
-    path = tmp_path / "rows.parquet"
-    table = pq.read_table(tiny.write_data(path))
-    # Uncompressed pages without checksums are damaged in their structure, with checksums in a letter alone.
-    pq.write_table(
-        table, path, row_group_size=2, compression="none", use_dictionary=False, write_page_checksum=checksums
-    )
-    data = bytearray(path.read_bytes())
-    column = pq.ParquetFile(path).metadata.row_group(1).column(4)
-    if checksums:
-        place = data.index(b"is that one red")
-        data[place : place + 2] = b"as"
-    else:
-        place = column.data_page_offset
-        data[place : place + 40] = b"\xff" * 40
-    path.write_bytes(data)
-    dataset = Dataset(str(path))
-    with pytest.raises(DataFormatError, match=r"rows\.parquet: row group 1 \(rows 2 to 3\) of 3 is damaged.*again"):
-        dataset.sample(2)
-    assert dataset.sample(1).key
-    assert dataset.sample(4).key
-
-
-def test_a_row_group_that_the_disk_does_not_give_names_its_file(tmp_path, monkeypatch):
-    def fail(self, *args, **options):
-        raise OSError(errno.EIO, "Input/output error")
-
-    dataset = Dataset(str(tiny.write_data(tmp_path / "rows.parquet")))
-    monkeypatch.setattr(pq.ParquetFile, "read_row_group", fail)
-    with pytest.raises(OSError, match=r"rows\.parquet, row group 0: .*Input/output error") as error:
-        dataset.sample(0)
-    assert not isinstance(error.value, DataFormatError)
-    assert error.value.errno == errno.EIO
-
-
-def test_a_row_group_of_fewer_rows_than_its_footer_says(tmp_path, monkeypatch):
-    dataset = Dataset(str(tiny.write_data(tmp_path / "rows.parquet")))
-    short = pq.read_table(tmp_path / "rows.parquet")[:4]
-    monkeypatch.setattr(pq.ParquetFile, "read_row_group", lambda self, *args, **options: short)
-    with pytest.raises(DataFormatError, match="row group 0 .* is damaged: 4 rows, the footer says 6"):
-        dataset.sample(0)
-
-
-def test_a_machine_without_memory_does_not_damage_a_file(tmp_path, monkeypatch):
-    def fail(self, *args, **options):
-        raise pa.lib.ArrowMemoryError("malloc failed")
-
-    dataset = Dataset(str(tiny.write_data(tmp_path / "rows.parquet")))
-    monkeypatch.setattr(pq.ParquetFile, "read_row_group", fail)
-    with pytest.raises(MemoryError, match="malloc failed"):
-        dataset.sample(0)
-
-
-def test_files_and_row_groups_without_rows(tmp_path):
-    whole = Dataset(str(tiny.write_data(tmp_path / "whole" / "rows.parquet")))
-    table = pq.read_table(tmp_path / "whole" / "rows.parquet")
-    for name, part in (("a", table[:0]), ("b", table[:2]), ("c", table[:0]), ("e", table[:0])):
-        pq.write_table(part, tmp_path / f"{name}.parquet")
-    with pq.ParquetWriter(tmp_path / "d.parquet", table.schema) as writer:
-        for part in (table[:0], table[2:3], table[:0], table[3:]):
-            writer.write_table(part)
-    dataset = Dataset(str(tmp_path))
-    assert [dataset.sample(n) for n in range(dataset.n_rows)] == [whole.sample(n) for n in range(6)]
 
 
 def test_wrong_calls(tmp_path):

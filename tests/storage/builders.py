@@ -114,14 +114,25 @@ def make_rows(manifest, shard, *, seed=0, skip=(3,), contents=None):
         hint = RowHint(row=row, id=f"id-{row}")
         content = row if contents is None else contents[row]
         if content is None:
-            rows.append(CapturedRow(hint=hint, key="", record=None, reason="unreadable", detail="no such file"))
+            skipped = CapturedRow(
+                hint=hint, key="", record=None, reason="unreadable", detail="no such file", text_sha256=""
+            )
+            rows.append(skipped)
             continue
-        record = content_record(content, manifest, seed)
+        record, text = content_record(content, manifest, seed), text_sha256(content)
         if content in skip:
-            rows.append(CapturedRow(hint=hint, key=record.key, record=None, reason="no_answer", detail="empty turn"))
+            skipped = CapturedRow(
+                hint=hint, key=record.key, record=None, reason="no_answer", detail="empty turn", text_sha256=text
+            )
+            rows.append(skipped)
         else:
-            rows.append(CapturedRow(hint=hint, key=record.key, record=record))
+            rows.append(CapturedRow(hint=hint, key=record.key, record=record, text_sha256=text))
     return rows
+
+
+def text_sha256(content):
+    """What stands for the hash of a row's texts."""
+    return sha256_hex(str(content).encode())
 
 
 def keyed_rows(contents, seed=0):

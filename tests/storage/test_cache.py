@@ -25,7 +25,7 @@ from emkd.storage.record import CapturedRow, RowHint
 from emkd.storage.seal import seal
 from emkd.storage.shard import write_shard
 
-from .builders import TOKENIZER_JSON, make_cache, make_manifest, make_record, make_rows
+from .builders import TOKENIZER_JSON, make_cache, make_manifest, make_record, make_rows, text_sha256
 
 
 def test_importing_storage_needs_neither_torch_nor_transformers_nor_ray():
@@ -125,8 +125,11 @@ def test_the_index_of_samples(cache_folder):
     assert (cache.shards, cache.shard_sizes) == ((0, 1, 2), (2, 1, 1))
     assert cache.rows_of_shard(1) == range(2, 4)
     assert cache.skipped.to_pylist()[0] | {"key": ""} == {
-        "row": 3, "id": "id-3", "key": "", "reason": "no_answer", "detail": "empty turn", "shard": 1
+        "row": 3, "id": "id-3", "key": "", "text_sha256": text_sha256(3), "reason": "no_answer",
+        "detail": "empty turn", "shard": 1,
     }  # fmt: skip
+    assert cache.samples["text_sha256"].to_pylist() == [text_sha256(row) for row in (0, 1, 2, 4)]
+    assert cache.knows_texts
     info = cache.sample_info(2)
     expected = make_rows(cache.manifest, 1)[0].record
     assert (info.number, info.row, info.id, info.shard) == (2, 2, "id-2", 1)

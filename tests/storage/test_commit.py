@@ -210,3 +210,26 @@ def test_a_damaged_shard_is_made_anew(tmp_path, manifest):
     assert "shards/000001-a1" in files.folders("shards"), "what is not read is removed only when asked for"
     assert delete_lost_attempts(files) == ["shards/000001-a1"]
     assert files.folders("shards") == ["shards/000000-a0", "shards/000001-again", "shards/000002-a2"]
+
+
+@pytest.mark.parametrize("error", [FileNotFoundError(2, "No such file"), FileExistsError(17, "File exists")])
+@pytest.mark.parametrize("lost", [True, False])
+def test_a_folder_that_vanishes_while_it_is_written(files, manifest, monkeypatch, error, lost):
+    """Of an attempt that has lost, --clean deletes it; else it is an error. (mkdir finds a folder that is then gone.)"""
+    if lost:
+        assert commit_shard(files, write_shard(files, 0, "won", make_rows(manifest, 0), manifest))
+    plain, written = LocalFiles.write, []
+
+    def write(self, name, data):
+        if len(written) == 2:
+            raise error
+        written.append(name)
+        plain(self, name, data)
+
+    monkeypatch.setattr(LocalFiles, "write", write)
+    if lost:
+        assert not commit_shard(files, write_shard(files, 0, "late", make_rows(manifest, 0), manifest))
+    else:
+        with pytest.raises(OSError, match=error.strerror):
+            write_shard(files, 0, "late", make_rows(manifest, 0), manifest)
+    assert files.folders("shards") == (["shards/000000-won"] if lost else [])

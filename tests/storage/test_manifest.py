@@ -6,7 +6,7 @@ import pytest
 from pydantic import ValidationError
 
 from emkd.errors import CacheVersionError, DamagedCacheError
-from emkd.storage.manifest import FORMAT_VERSION, Manifest, conflicts
+from emkd.storage.manifest import FORMAT_VERSION, Manifest, conflicts, setting_conflicts
 from emkd.storage.plan import ShardPlan
 
 from .builders import make_manifest
@@ -65,6 +65,26 @@ def test_created_by_is_not_compared():
     assert conflicts(make_manifest(), other) == []
     assert other.settings_sha256 == make_manifest().settings_sha256
     assert other.settings_sha256 != make_manifest(top_k=5).settings_sha256
+
+
+def with_template(manifest: Manifest, template: str | None, sha256: str = "01" * 32) -> Manifest:
+    changes = {"chat_template": template, "chat_template_sha256": sha256}
+    return manifest.model_copy(update={"tokenizer": manifest.tokenizer.model_copy(update=changes)})
+
+
+def test_a_cache_from_before_the_template_was_kept_reads_and_goes_on_as_it_was():
+    now = with_template(make_manifest(), "{{ messages }}")
+    assert Manifest.from_bytes(now.to_bytes()).tokenizer.chat_template == "{{ messages }}"
+    value = json.loads(make_manifest().to_bytes())
+    del value["tokenizer"]["chat_template"]  # as older versions wrote it
+    before = Manifest.from_bytes(json.dumps(value).encode())
+    assert before.settings_sha256 == make_manifest().settings_sha256 == now.without_chat_template().settings_sha256
+    assert now.settings_sha256 != before.settings_sha256, "the template is vouched for where it is kept"
+    assert conflicts(before, now) == setting_conflicts(before, now) == []
+    for found in (conflicts, setting_conflicts):
+        assert found(before, with_template(now, "other", "02" * 32)) == [
+            f"tokenizer.chat_template_sha256: cache has '{'01' * 32}', this run '{'02' * 32}'"
+        ]
 
 
 @pytest.mark.parametrize(("n_rows", "rows_per_shard"), [(0, 4), (1, 4), (4, 4), (5, 4), (9, 1)])

@@ -1,4 +1,8 @@
-"""Which samples of a cache a run trains on: those that its data name, found by place or by key."""
+"""Which samples of a cache a run trains on: those that its data name, found by place, by text or by key."""
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -6,7 +10,10 @@ import pytest
 from emkd.errors import DataMismatchError
 from emkd.samples import Dataset
 from emkd.storage.cache import Cache
-from emkd.trainer.selection import select
+from emkd.storage.index import index_name, read_index
+from emkd.storage.seal import seal
+from emkd.storage.table import FIRST_SCHEMA
+from emkd.trainer.selection import LOOKED_AT, select
 from tests import tiny
 
 
@@ -68,7 +75,7 @@ def test_files_that_were_cached_are_known_without_reading_them(cache, folder, na
     assert told == [f"{dataset.n_rows} of the cache's 14 samples are in {dataset.data}"]
 
 
-def test_other_files_are_compared_by_key(cache, tmp_path):
+def test_other_files_are_compared_by_their_texts(cache, tmp_path):
     some = tiny.write_data(tmp_path / "some.parquet", [*rows(9, 11), *rows(2, 5)])
     told: list[str] = []
     dataset = Dataset(str(some))
@@ -76,7 +83,7 @@ def test_other_files_are_compared_by_key(cache, tmp_path):
     assert dict(zip(chosen.numbers.tolist(), chosen.rows.tolist(), strict=True)) == expected(cache, dataset)
     assert len(chosen.rows) == 5
     assert (np.diff(chosen.numbers) > 0).all()
-    assert "comparing all rows by key" in told[0]
+    assert "comparing all rows by their texts" in told[0]
     assert told[1].startswith("5 of the cache's 14 samples are in")
     sizes = chosen.shard_sizes(cache)
     naive = [sum(int(n) in cache.samples_of_shard(shard) for n in chosen.numbers) for shard in cache.shards]
@@ -192,4 +199,95 @@ def test_skipped_rows_are_known_and_not_trained_on(teacher_path, tmp_path):
     for other in (data, tiny.write_data(tmp_path / "copy.parquet", broken)):
         chosen = select(cache, Dataset(str(other)), told.append)
         assert chosen.rows.tolist() == [0, 2, 3]
-    assert sum("1 of 4 rows" in line for line in told) == 2
+    assert sum("1 of 4 rows of" in line for line in told) == 2
+    assert sum("1 of 4 rows have texts that repeat" in line for line in told) == 1, "what was skipped is looked at"
+
+
+@pytest.fixture
+def llava(tmp_path) -> Dataset:
+    """Rows 2 to 9 as JSON, in another order."""
+    chosen = [*rows(6, 10), *rows(2, 6)]
+    return Dataset(str(tiny.write_llava(tmp_path / "llava", chosen)), tmp_path / "llava")
+
+
+def test_no_image_is_opened_to_find_a_row(cache, llava):
+    """The folder of images is gone, and all rows are found: of each text there is one."""
+    naive = expected(cache, llava)
+    shutil.rmtree(llava.image_root / "images")
+    assert llava.key(0) is None
+    told: list[str] = []
+    chosen = select(cache, llava, told.append)
+    assert dict(zip(chosen.numbers.tolist(), chosen.rows.tolist(), strict=True)) == naive
+    assert len(naive) == 8
+    assert not any("reading the images" in line for line in told)
+
+
+def test_only_a_few_images_are_read(cache, folder, tmp_path, monkeypatch):
+    read: list[int] = []
+    plain = Dataset.sample
+    monkeypatch.setattr(Dataset, "sample", lambda self, row: (read.append(row), plain(self, row))[1])
+    copy = tiny.write_data(tmp_path / "copy.parquet", [*rows(10, 14), *rows(0, 10)])
+    for data in (copy, folder / "second.parquet"):
+        read.clear()
+        assert len(select(cache, Dataset(str(data)), print).rows) in (14, 8)
+        assert len(read) == LOOKED_AT
+        assert max(read) - min(read) >= 7, "all over the data"
+
+
+def test_other_images_under_the_same_texts_are_noticed_at_once(cache, llava):
+    for path in (llava.image_root / "images").iterdir():
+        path.write_bytes(tiny.png(1))
+    with pytest.raises(
+        DataMismatchError, match=r"row \d \(id 'row-\d'\) .* is not what the teacher saw: its key .*--image-root"
+    ):
+        select(cache, llava, print)
+
+
+def same_text(first: int, last: int) -> list[dict]:
+    """Rows that differ in their picture alone."""
+    messages = [tiny.turn("user", "<image> what is that"), tiny.turn("assistant", "red cat")]
+    return [{"id": f"same-{n}", "images": [tiny.png(n)], "messages": messages} for n in range(first, last)]
+
+
+def test_rows_of_the_same_text_are_told_apart_by_their_images(teacher_path, tmp_path):
+    """Whether it is the cache that repeats a text, or the data alone."""
+    data = tiny.write_data(tmp_path / "data.parquet", [*same_text(0, 3), *rows(0, 3)])
+    cache = Cache.open(tiny.make_cache(teacher_path, data, tmp_path / "cache"))
+    some = tiny.write_data(tmp_path / "some.parquet", [*same_text(2, 3), *rows(1, 2), *same_text(0, 1)])
+    told: list[str] = []
+    chosen = select(cache, Dataset(str(some)), told.append)
+    assert dict(zip(chosen.rows.tolist(), chosen.numbers.tolist(), strict=True)) == {0: 2, 1: 4, 2: 0}
+    assert "2 of 3 rows have texts that repeat: reading the images of these" in told
+    other = tiny.write_data(tmp_path / "other.parquet", [*same_text(1, 2), *same_text(8, 10)])
+    with pytest.raises(
+        DataMismatchError, match=r"2 of its 3 rows are not in it, the first is row 1 with key [0-9a-f]{12}"
+    ):
+        select(cache, Dataset(str(other)), print)
+    single = tiny.write_data(tmp_path / "single.parquet", [*same_text(1, 2), *rows(0, 2)])
+    cache = Cache.open(tiny.make_cache(teacher_path, single, tmp_path / "once"))
+    with pytest.raises(DataMismatchError, match="2 of its 3 rows are not in it, the first is row 1"):
+        select(cache, Dataset(str(other)), print)
+
+
+def without_texts(path: Path) -> Cache:
+    """The cache as a version wrote it that kept no hashes of texts."""
+    files = Cache.open(path).files
+    for shard in Cache.open(path).shards:
+        index = read_index(files, shard)
+        data = replace(index, table=index.table.select(FIRST_SCHEMA.names)).to_bytes()
+        (path / index_name(shard)).write_bytes(data)
+    (path / "seal.json").unlink()
+    (path / "index.parquet").unlink()
+    seal(files)
+    return Cache.open(path)
+
+
+def test_a_cache_without_hashes_of_texts_is_compared_by_key(teacher_path, folder, tmp_path):
+    tiny.make_cache(teacher_path, folder / "first.parquet", tmp_path / "cache", rows_per_shard=3)
+    copy = Dataset(str(tiny.write_data(tmp_path / "copy.parquet", rows(0, 8)[::-1])))
+    now = select(Cache.open(tmp_path / "cache"), copy, print)
+    told: list[str] = []
+    older = select(without_texts(tmp_path / "cache"), copy, told.append)
+    assert (older.numbers.tolist(), older.rows.tolist()) == (now.numbers.tolist(), now.rows.tolist())
+    assert "kept no hashes of texts; comparing all rows by key, images included" in told[0]
+    assert len(select(Cache.open(tmp_path / "cache"), Dataset(str(folder / "first.parquet")), print).rows) == 8
