@@ -45,14 +45,17 @@ def complete(checkpoint: Path) -> None:
     sync(checkpoint.parent)
 
 
-def last_complete(output: Path, log: Callable[[str], None]) -> Path | None:
-    """The newest complete checkpoint, checked; None where there is none. Those that a killed run left half are told.
+def last_complete(output: Path, log: Callable[[str], None], *, verify: bool = True) -> Path | None:
+    """The newest complete checkpoint; None where there is none. Those that a killed run left half are told.
+
+    verify: whether every byte is read and checked; one of several ranks is enough for it
 
     DamagedCheckpointError where a file of it is missing or not as it was saved.
     """
     for checkpoint in reversed(checkpoints(output)):
         if (checkpoint / COMPLETE_NAME).is_file():
-            check(checkpoint)
+            if verify:
+                check(checkpoint)
             return checkpoint
         log(f"{checkpoint} is not complete: the run ended while it was saved; passed over")
     return None

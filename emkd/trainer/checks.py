@@ -7,14 +7,14 @@ from typing import Any
 
 from emkd.errors import InputNotFoundError, OutputExistsError, UsageError
 from emkd.samples.dataset import Dataset
-from emkd.samples.render import writes_end_token
+from emkd.samples.render import adopt_template, writes_end_token
 from emkd.storage.cache import Cache
 from emkd.trainer.checkpoints import checkpoints, last_complete
 from emkd.trainer.report import log, rank
 from emkd.trainer.selection import Selection
 from emkd.trainer.settings import TrainSettings
-from emkd.vlm.identity import image_differences, image_processor_settings
-from emkd.vlm.loading import VisionLanguageModel
+from emkd.vlm.identity import check_field_of_view, image_differences, image_processor_settings
+from emkd.vlm.loading import VisionLanguageModel, check_template
 
 # What a run was begun with, so that a resumed one cannot be another one.
 RUN_NAME = "run.json"
@@ -35,7 +35,7 @@ def check_output(settings: TrainSettings) -> Path | None:
     if settings.resume:
         if not (output / RUN_NAME).is_file():
             raise InputNotFoundError(f"--resume: {output} has no run that was begun; start without --resume")
-        checkpoint = last_complete(output, log)
+        checkpoint = last_complete(output, log, verify=rank() == 0)
         if checkpoint is None:
             log(f"{output} has no complete checkpoint: beginning with the first step")
         elif not (checkpoint / "optimizer.pt").is_file():
@@ -75,15 +75,20 @@ def open_cache(settings: TrainSettings) -> Cache | None:
     return cache
 
 
-def note_differences(cache: Cache | None, student: VisionLanguageModel) -> None:
-    """What does not stop a run, and should not go unseen."""
+def agree_about_pictures_and_text(cache: Cache | None, student: VisionLanguageModel) -> None:
+    """The teacher's chat template decides the text; both have to see the same part of a picture. Tells what differs
+    without being an obstacle. Raises GeometryMismatchError, and ModelError where there is no template at all."""
+    if cache is not None:
+        if adopt_template(student.processor, cache.manifest.tokenizer.chat_template):
+            log("the student's chat template is another one: it is trained, and saved, with the teacher's")
+        theirs, ours = cache.manifest.image_processor.settings, image_processor_settings(student.processor)
+        check_field_of_view(theirs, ours)
+        differing = image_differences(theirs, ours)
+        if differing:
+            log(f"student and teacher prepare images differently ({', '.join(differing)}): they may see other pictures")
+    check_template(student.path, student.processor)
     if not writes_end_token(student.processor):
         log("the chat template writes no end token behind answers: the student will not learn where to stop")
-    if cache is None:
-        return
-    differing = image_differences(cache.manifest.image_processor.settings, image_processor_settings(student.processor))
-    if differing:
-        log(f"student and teacher prepare images differently ({', '.join(differing)}): they may see other pictures")
 
 
 def agree_with_first_run(

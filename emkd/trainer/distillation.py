@@ -123,6 +123,7 @@ class DistillationTrainer(Trainer):
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
     ) -> tuple[list[Any], Any]:
         """The micro-batches of one optimizer step, and the counts that its losses are divided by."""
+        self.meter.begin_step()
         with self.meter.waiting:
             micro_batches = list(islice(epoch_iterator, num_batches))
         for batch in micro_batches:
@@ -130,7 +131,6 @@ class DistillationTrainer(Trainer):
             self._note_skipped(batch["skipped"])
         counts = Counts.total(self.objective.count(batch["samples"]) for batch in micro_batches)
         self.meter.pairs += counts.pairs
-        self.meter.steps += 1
         own = torch.cat([counts.as_tensor(), torch.tensor([len(self._skipped)])])
         *total, n_skipped = self._add_up(own.to(device)).tolist()
         self._check_skipped(n_skipped)
@@ -166,9 +166,8 @@ class DistillationTrainer(Trainer):
         """The micro-batch's share of the step's total loss, a scalar."""
         counts = num_items_in_batch or self.objective.count(inputs["samples"])
         losses = self.objective(model, self.student.model, inputs["inputs"], inputs["samples"], counts)
-        for name in self.objective.weights.named:
-            self.meter.add_loss(name, getattr(losses, name))
-        self.meter.retained.append(losses.retained_mass)
+        named = {name: getattr(losses, name) for name in self.objective.weights.named}
+        self.meter.add(named, losses.retained_mass)
         # Data parallelism averages gradients over ranks; the counts are already those of all ranks.
         return losses.total(self.objective.weights) * self.accelerator.num_processes
 
@@ -237,7 +236,8 @@ class DistillationTrainer(Trainer):
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         if self.args.should_save:
-            self.student.save(Path(output_dir) if output_dir else self.output)
+            folder = Path(output_dir) if output_dir else self.output
+            self.student.save(folder, resumable=folder != self.output)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         self.student.restore(Path(resume_from_checkpoint))

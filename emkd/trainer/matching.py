@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from scipy.optimize import linear_sum_assignment
 
-from emkd.errors import DataMismatchError, UsageError
+from emkd.errors import DataMismatchError, TrainingDivergedError, UsageError
 from emkd.storage.record import ImageSpan
 from emkd.trainer.meter import Stopwatch
 from emkd.trainer.truncated import TruncatedLogits
@@ -57,8 +57,15 @@ def assign(cost: torch.Tensor, stopwatch: Stopwatch | None = None) -> Pairs:
     """(student, teacher) indices [P] of a one-to-one assignment of least total cost, P = min(Ns, Nt).
 
     stopwatch: runs while SciPy does, not while the costs are computed or copied
+
+    Raises TrainingDivergedError where a cost is no finite number.
     """
     costs = cost.cpu().numpy().astype(np.float64)
+    if not np.isfinite(costs).all():
+        raise TrainingDivergedError(
+            "the student's vision logits are infinite or no numbers: the training has diverged. Lower the learning "
+            "rate (or warm up, clip gradients, keep weights in float32), and begin anew or from a checkpoint before it"
+        )
     with stopwatch or nullcontext():
         rows, columns = linear_sum_assignment(costs)
     return torch.from_numpy(rows).to(cost.device), torch.from_numpy(columns).to(cost.device)

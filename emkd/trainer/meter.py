@@ -10,7 +10,7 @@ skipped_rows          rows of these steps that could not be used, only where the
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -33,20 +33,30 @@ class Stopwatch:
 
 @dataclass
 class Meter:
-    """Of one rank, since the last log line. `losses` stay on the device until they are told: no step waits for them."""
+    """Of one rank, since the last log line. Losses stay on the device until they are read: no step waits for them."""
 
     losses: dict[str, torch.Tensor] = field(default_factory=dict)
-    retained: list[torch.Tensor] = field(default_factory=list)
+    retained_mass: torch.Tensor | float = 0.0
+    vision_tokens: int = 0
     steps: int = 0
     samples: int = 0
     pairs: int = 0
     skipped: int = 0
     waiting: Stopwatch = field(default_factory=Stopwatch)
     assignment: Stopwatch = field(default_factory=Stopwatch)
-    _started: float = field(default_factory=time.perf_counter)
+    _started: float | None = None
 
-    def add_loss(self, name: str, value: torch.Tensor) -> None:
-        self.losses[name] = self.losses.get(name, 0) + value.detach()
+    def begin_step(self) -> None:
+        """Time passes from the first step on."""
+        self.steps += 1
+        self._started = self._started or time.perf_counter()
+
+    def add(self, losses: Mapping[str, torch.Tensor], retained_mass: torch.Tensor) -> None:
+        """Of a micro-batch: scalars by name, and [teacher's vision tokens]."""
+        for name, value in losses.items():
+            self.losses[name] = self.losses.get(name, 0) + value.detach()
+        self.retained_mass = self.retained_mass + retained_mass.sum()
+        self.vision_tokens += len(retained_mass)
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -55,22 +65,20 @@ class Meter:
         try:
             yield
         finally:
-            self._started += time.perf_counter() - began
+            if self._started is not None:
+                self._started += time.perf_counter() - began
 
     def readings(self, add_up: Callable[[torch.Tensor], torch.Tensor], device: torch.device) -> dict[str, float]:
         """The numbers of a log line. `add_up` sums a float32 vector over ranks; all of them have to call this."""
-        masses = torch.cat(self.retained) if self.retained else torch.zeros(0)
-        seconds = time.perf_counter() - self._started
-        own = [self.samples, self.pairs, self.skipped, self.waiting.seconds, self.assignment.seconds, seconds, 1.0]
-        losses = [float(value) for value in self.losses.values()]
-        own = [*own, float(masses.double().sum()), len(masses), *losses]
-        # float64 is nothing that every accelerator has, and the sums are small
+        seconds = time.perf_counter() - (self._started or time.perf_counter())
+        shared = [self.samples, self.pairs, self.skipped, self.vision_tokens, float(self.retained_mass)]
+        spent = [self.waiting.seconds, self.assignment.seconds, seconds]
+        own = [1.0, *shared, *spent, *map(float, self.losses.values())]
         sums = add_up(torch.tensor(own, dtype=torch.float32, device=device)).tolist()
-        samples, pairs, skipped, waiting, assignment, seconds, ranks, mass, tokens = sums[:9]
-        steps = max(1, self.steps)
-        told = {name: value / steps for name, value in zip(self.losses, sums[9:], strict=True)}
+        ranks, samples, pairs, skipped, tokens, mass, waiting, assignment, seconds = sums[:9]
+        found = {name: value / self.steps for name, value in zip(self.losses, sums[9:], strict=True)}
         if tokens:
-            told |= {"matched_pairs": pairs / steps, "retained_mass": mass / tokens}
-            told |= {"assignment_share": assignment / seconds}
-        told |= {"waiting_share": waiting / seconds, "samples_per_second": samples * ranks / seconds}
-        return told | ({"skipped_rows": skipped} if skipped else {})
+            found |= {"matched_pairs": pairs / self.steps, "retained_mass": mass / tokens}
+            found |= {"assignment_share": assignment / seconds}
+        found |= {"waiting_share": waiting / seconds, "samples_per_second": samples * ranks / seconds}
+        return found | ({"skipped_rows": skipped} if skipped else {})

@@ -5,7 +5,6 @@ check the call -> tokenizers and data against the cache -> load the student -> D
 With --workers N Ray Train runs the same thing on N processes (launch.py); torchrun does, too.
 """
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,13 @@ from emkd.errors import UsageError
 from emkd.samples.dataset import Dataset
 from emkd.samples.encode import Encoder
 from emkd.storage.cache import Cache
-from emkd.trainer.checks import agree_with_first_run, check_output, note_differences, open_cache
+from emkd.trainer.card import CardFacts, model_card
+from emkd.trainer.checks import (
+    agree_about_pictures_and_text,
+    agree_with_first_run,
+    check_output,
+    open_cache,
+)
 from emkd.trainer.distillation import DistillationTrainer
 from emkd.trainer.evaluation import evaluate_answers
 from emkd.trainer.objective import Objective
@@ -28,7 +33,7 @@ from emkd.trainer.selection import Selection, select
 from emkd.trainer.settings import TrainSettings
 from emkd.trainer.stream import Collator, EvaluationSamples, StudentSamples, TeacherLimits
 from emkd.trainer.student import Student, load_student
-from emkd.vlm.identity import check_shared_tokenizer, tokenizer_json
+from emkd.vlm.identity import check_shared_tokenizer, licence, tokenizer_json
 from emkd.vlm.loading import VisionLanguageModel, load, resolve
 
 # Without a cache there are no shards; rows are walked as if they came from one with this many a shard.
@@ -45,6 +50,8 @@ DEFAULTS: dict[str, Any] = {
     "logging_nan_inf_filter": False,  # a loss that is no number is shown as such
     "report_to": "none",
     "dataloader_pin_memory": torch.cuda.is_available(),
+    # Said where there is nothing else: or bf16 is refused, and several processes train side by side, not together.
+    "use_cpu": not torch.accelerator.is_available(),
     # Towers have layers that a LLaVA reads nothing from, and a step may have no image on one rank.
     "ddp_find_unused_parameters": True,
 }
@@ -72,7 +79,8 @@ def train_student(settings: TrainSettings) -> dict[str, float]:
     set_seed(arguments.seed)
     student = load_student(settings)
     n_tokens = student.vlm.n_tokens if cache is None else min(student.vlm.n_tokens, cache.manifest.vocabulary_size)
-    note_differences(cache, student.vlm)
+    agree_about_pictures_and_text(cache, student.vlm)
+    student.card = model_card(_facts(settings, cache, student, len(rows)))
     agree_with_first_run(settings, cache, selection, dataset, arguments.world_size)
     trainer = DistillationTrainer(
         student=student,
@@ -100,8 +108,6 @@ def train_student(settings: TrainSettings) -> dict[str, float]:
 def training_arguments(output: Path, recipe: Recipe, evaluates: bool = False) -> TrainingArguments:
     """TrainingArguments of a recipe over our defaults. Raises UsageError."""
     given = {**DEFAULTS, **recipe.training}
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not torch.accelerator.is_available():
-        given["use_cpu"] = True  # without it several processes on a CPU would train side by side, not together
     if not evaluates and (given.get("eval_strategy", "no") != "no" or given.get("load_best_model_at_end")):
         raise UsageError(
             "training.eval_strategy and load_best_model_at_end need data to evaluate on: name them with --eval-data"
@@ -155,6 +161,24 @@ def _shard_sizes(cache: Cache | None, selection: Selection | None, n_rows: int) 
     return [min(ROWS_PER_SHARD, n_rows - start) for start in range(0, n_rows, ROWS_PER_SHARD)]
 
 
+def _facts(settings: TrainSettings, cache: Cache | None, student: Student, n_samples: int) -> CardFacts:
+    """What the model card says."""
+    return CardFacts(
+        student=settings.student,
+        revision=settings.revision,
+        licence=licence(student.vlm.path),
+        model_type=student.model.config.model_type,
+        vision_pool=getattr(student.model.config, "vision_pool", 1),
+        n_parameters=student.n_parameters,
+        n_learning=student.n_learning,
+        n_samples=n_samples,
+        recipe=settings.recipe,
+        cache=settings.cache,
+        manifest=None if cache is None else cache.manifest,
+        sealed=cache is None or cache.sealed,
+    )
+
+
 def _first_line(settings: TrainSettings, student: Student, trainer: Any, n_samples: int) -> str:
     """What will be trained with what."""
     losses, arguments = settings.recipe.losses, trainer.args
@@ -163,7 +187,7 @@ def _first_line(settings: TrainSettings, student: Student, trainer: Any, n_sampl
     length = f"{arguments.max_steps} steps" if arguments.max_steps > 0 else f"{arguments.num_train_epochs:g} epochs"
     rates = "".join(f", {rate:g} below {name}" for name, rate in settings.recipe.student.learning_rates.items())
     return (
-        f"training {settings.student} ({student.vlm.model.config.model_type}, {student.n_learning:,} of "
+        f"training {settings.student} ({student.model.config.model_type}, {student.n_learning:,} of "
         f"{student.n_parameters:,} parameters learn, {student.model.dtype}) on {n_samples} samples of {settings.data}, "
         f"teacher from {settings.cache or 'nowhere'}; {weights}{reading}; learning rate {arguments.learning_rate:g}"
         f"{rates}; {length} of {arguments.per_device_train_batch_size} samples x "

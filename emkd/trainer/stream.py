@@ -141,7 +141,7 @@ class StudentSamples(TorchDataset[StudentSample | Skipped]):
                 f"{sample.key[:12]}, the cache has {info.key[:12]}. The data changed after they were cached"
             )
         record = self.cache.record(number)
-        check_same_text(encoded, record, row)
+        check_same_text(encoded, record, row, words=self.encoder.words)
         return StudentSample(encoded=encoded, teacher=self.limits(record))
 
 

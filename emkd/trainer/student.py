@@ -96,6 +96,7 @@ def load_student(settings: TrainSettings) -> Student:
         revision=settings.revision,
         dtype=recipe.dtype,
         trust_remote_code=settings.trust_remote_code,
+        needs_template=False,  # it is the teacher's that counts, where there is a cache that knows it
     )
     if recipe.vision_pool is not None:
         vlm.model = pooled(vlm.model, vlm.processor, recipe.vision_pool)

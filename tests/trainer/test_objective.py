@@ -7,6 +7,7 @@ import torch
 
 from emkd.trainer.objective import Counts, Objective, Weights
 from emkd.trainer.stream import Collator
+from tests.trainer import naive
 from tests.trainer.test_exactness import NAMES, V, cached_losses, gradients, relative, student_and_batch
 
 
@@ -69,6 +70,69 @@ def test_micro_batches_add_up_to_the_step(student_batch, split):
     other = gradients(student, cached_losses(student, batch).total(Weights()))
     for name in other:
         assert float((one[name] - other[name]).norm()) <= 1e-5 * max(float(other[name].norm()), 1e-3), name
+
+
+def test_losses_are_float32_under_bf16_autocast(student_batch):
+    """From the bfloat16 logits and hidden states that the model gives, everything else in higher precision: compared
+    with float64 from the very same numbers. (A cosine or a KL in bfloat16 would be off by 1e-3.)"""
+    student, batch = student_batch
+    objective, heads, hiddens = Objective(Weights(), V), [], []
+    student.model.lm_head.register_forward_hook(lambda _m, _i, out: heads.append(out.detach()))
+    student.model.model.register_forward_hook(lambda _m, _i, out: hiddens.append(out.last_hidden_state.detach()))
+    counts = objective.count(batch["samples"])
+    with torch.autocast("cpu", torch.bfloat16):
+        found = objective(student.model, student.model, batch["inputs"], batch["samples"], counts)
+    assert heads[0].dtype == torch.bfloat16
+    assert {loss.dtype for loss in (found.sup, found.rld, found.vsd, found.vlad)} == {torch.float32}
+    expected = in_float64(objective, batch["samples"], heads, hiddens[0])
+    for name in NAMES:
+        assert relative(getattr(found, name), expected[name]) < 2e-6, name
+    assert all(g.isfinite().all() for g in gradients(student, found.total(Weights())).values())
+
+
+def in_float64(objective, samples, heads, hidden):
+    """The losses from LM head outputs (answers of all samples, then vision tokens sample by sample) and [B, T, d]."""
+    answers = heads[0].reshape(-1, heads[0].shape[-1])[:, :V].double()
+    answers = answers.split([len(sample.encoded.answer_positions) for sample in samples])
+    vision = iter(heads[1:])
+    sums, n_answers, n_pairs, n_vision = dict.fromkeys(NAMES, torch.zeros(())), 0, 0, 0
+    for logits, states, sample in zip(answers, hidden.double(), samples, strict=True):
+        ids = sample.encoded.text_ids[sample.encoded.answer_positions]
+        sums["sup"] = sums["sup"] - logits.log_softmax(1).gather(1, ids[:, None]).sum()
+        sums["rld"] = sums["rld"] + naive.reverse_kl(logits, sample.teacher.answer, "uniform").sum()
+        n_answers += len(ids)
+        if not sample.encoded.images:
+            continue
+        own_logits = next(vision)[:, :V].float()
+        own, theirs = objective.match(own_logits, sample.encoded.key, sample, sample.teacher)
+        sums["vsd"] = (
+            sums["vsd"] + naive.reverse_kl(own_logits[own], sample.teacher.vision.rows(theirs), "uniform").sum()
+        )
+        unit = torch.nn.functional.normalize(states, dim=1)
+        seen = unit[: sample.encoded.n_tokens][sample.encoded.vision_mask][own]
+        difference = unit[sample.encoded.text_positions] @ seen.T - sample.teacher.affinity[:, theirs].double()
+        sums["vlad"] = (
+            sums["vlad"] + torch.where(difference.abs() < 1, 0.5 * difference**2, difference.abs() - 0.5).mean()
+        )
+        n_pairs, n_vision = n_pairs + len(own), n_vision + 1
+    divisors = dict(zip(NAMES, (n_answers, n_answers, n_pairs, n_vision), strict=True))
+    return {name: sums[name] / divisors[name] for name in NAMES}
+
+
+def test_a_batch_of_nothing_has_losses_and_gradients_of_zero(student_batch):
+    """What a rank computes that has no share of an epoch's last samples; also where only the projector learns."""
+    student, batch = student_batch
+    nothing = Collator(0)([])
+    counts = Objective(Weights(), V).count(batch["samples"])
+    for learning in (".", "projector"):
+        for name, parameter in student.model.named_parameters():
+            parameter.requires_grad_(learning in name)
+        losses = Objective(Weights(), V)(student.model, student.model, nothing["inputs"], [], counts)
+        total = losses.total(Weights())
+        assert float(total.detach()) == 0
+        found = gradients(student, total)
+        assert found
+        assert all(float(g.norm()) == 0 for g in found.values())
 
 
 def test_weights_choose_the_losses():

@@ -20,7 +20,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 # (ranks, samples of a micro-batch, accumulation): always the same 8 rows, or 7 of which the last rank gets too few
 EIGHT = [(1, 8, 1), (1, 4, 2), (1, 2, 4), (2, 4, 1), (2, 2, 2), (2, 1, 4)]
 SEVEN = [(1, 7, 1), (1, 2, 4), (2, 3, 2), (2, 1, 4)]
-ALL = {"": {}, "checkpointed": {"training.gradient_checkpointing": True}}
+ALL = {"": {}, "checkpointed": {"training.activation_checkpointing": True}}
 # Rows without an image have no gradient here at all, and a rank may hold nothing but such rows.
 PROJECTOR = {"student.freeze": ["model.vision_tower", "model.language_model", "lm_head"]}
 

@@ -13,7 +13,9 @@ from emkd.errors import (
     CacheIncompleteError,
     DataFormatError,
     DataMismatchError,
+    GeometryMismatchError,
     InputNotFoundError,
+    ModelError,
     OutputExistsError,
     TokenizerMismatchError,
     UsageError,
@@ -147,23 +149,49 @@ def test_another_tokenizer_is_refused_before_training(settings, tmp_path):
         train_student(settings(student=str(student)))
 
 
-def test_another_chat_template_is_refused_with_the_first_differing_token(settings, student_path, tmp_path):
-    shutil.copytree(student_path, tmp_path / "student")
-    template = (tmp_path / "student" / "chat_template.jinja").read_text()
-    (tmp_path / "student" / "chat_template.jinja").write_text("yes " + template)
+def test_the_teachers_chat_template_decides_the_text(settings, student_path, tmp_path, capsys):
+    """A student with another template, or with none, is trained with the teacher's and saved with it."""
+    train_student(settings(output=tmp_path / "own"))
+    assert "chat template is another one" not in capsys.readouterr().err
+    expected = (student_path / "chat_template.jinja").read_text()
+    for number, template in enumerate(["yes " + expected, None]):
+        student, output = tmp_path / f"student-{number}", tmp_path / f"out-{number}"
+        shutil.copytree(student_path, student)
+        (student / "chat_template.jinja").write_text(template) if template else (
+            student / "chat_template.jinja"
+        ).unlink()
+        train_student(settings(student=str(student), output=output))
+        assert "it is trained, and saved, with the teacher's" in capsys.readouterr().err
+        assert AutoProcessor.from_pretrained(output).chat_template == expected
+        found, own = weights(output), weights(tmp_path / "own")
+        assert all(torch.equal(found[name], own[name]) for name in own)
+    sft = with_flags(BASE, {"losses.alpha": 1.0, "losses.beta": 0.0, "losses.gamma": 0.0})
+    with pytest.raises(ModelError, match="student-1 has no chat template; save one as chat_template.jinja"):
+        train_student(settings(sft, student=str(student), cache=None, output=tmp_path / "x"))
+
+
+def test_a_row_whose_tokens_differ_is_refused_with_the_first_one(settings, tmp_path):
+    """The student's tokenizer lacks the last word, "no", which is no conflict of ids, and begins the answer of row 2."""
+    student = tiny.save_model(tmp_path / "student", seed=3, hidden=24, words=tiny.VOCABULARY[:-1])
     with pytest.raises(
-        TokenizerMismatchError, match=r"differ first at text token 0 \(student id \d+, teacher id \d+\)"
+        TokenizerMismatchError,
+        match=r"row 2: .* differ first at text token \d+: student '<unk>' \(id 1\), teacher '.*' \(id 25\), after",
     ):
-        train_student(settings(student=str(tmp_path / "student")))
+        train_student(settings(student=str(student)))
 
 
 def test_a_cache_of_other_data_is_refused_with_counts(settings, tmp_path):
     rows = tiny.rows()
-    rows[3]["images"] = [tiny.png(99)]
+    rows[3]["messages"][1] = tiny.turn("assistant", "dog")
     other = tiny.write_data(tmp_path / "other.parquet", rows)
     with pytest.raises(
         DataMismatchError, match=r"not the data of this cache: 1 of its 6 rows are not in it, the first is row 3"
     ):
+        train_student(settings(data=str(other)))
+    rows = tiny.rows()
+    rows[3]["images"] = [tiny.png(99)]
+    other = tiny.write_data(tmp_path / "other.parquet", rows)
+    with pytest.raises(DataMismatchError, match=r"row 3 \(id 'one'\) .* is not what the teacher saw"):
         train_student(settings(data=str(other)))
 
 
@@ -171,7 +199,7 @@ def test_the_same_rows_in_another_file_and_order_are_the_same_data(settings, tmp
     rows = tiny.rows()
     moved = tiny.write_llava(tmp_path, rows[::-1])
     train_student(settings(data=str(moved), image_root=tmp_path))
-    assert "comparing all rows by key" in capsys.readouterr().err
+    assert "comparing all rows by their texts" in capsys.readouterr().err
     found = weights(tmp_path / "out")
     train_student(settings(output=tmp_path / "again"))
     assert all(torch.equal(value, found[name]) for name, value in weights(tmp_path / "again").items())
@@ -250,15 +278,32 @@ def test_each_row_is_checked_by_its_key(settings, monkeypatch):
         train_student(settings(with_flags(BASE, {"training.num_train_epochs": 1, "training.max_steps": -1})))
 
 
-def test_answers_marked_differently_are_refused(settings, student_path, tmp_path):
-    """The same text tokens, but the student's template has no generation prompt: its answers begin earlier."""
-    shutil.copytree(student_path, tmp_path / "student")
-    template = tmp_path / "student" / "chat_template.jinja"
-    content = template.read_text()
-    assert "{{ 'assistant:' if add_generation_prompt else '' }}" in content
-    template.write_text(content.replace("{{ 'assistant:' if add_generation_prompt else '' }}", ""))
+def test_answers_marked_differently_are_refused(cache_path):
+    """The same text tokens, but one more of them is an answer."""
+    record = Cache.open(cache_path).record(0)
+    encoded = SimpleNamespace(
+        text_ids=torch.from_numpy(record.text_ids).long(),
+        answer_positions=torch.from_numpy(record.answer_positions[1:]),
+        images=record.images,
+    )
     with pytest.raises(TokenizerMismatchError, match="tokens are answers for the student and"):
+        check_same_text(encoded, record, 0)
+
+
+def test_a_student_that_sees_another_part_of_the_pictures_is_refused(settings, student_path, tmp_path):
+    shutil.copytree(student_path, tmp_path / "student")
+    path = tmp_path / "student" / "processor_config.json"
+    content = json.loads(path.read_text())
+    content["image_processor"] |= {
+        "image_processor_type": "CLIPImageProcessor", "do_center_crop": True,
+        "size": {"shortest_edge": 20}, "crop_size": {"height": 20, "width": 20},
+    }  # fmt: skip
+    path.write_text(json.dumps(content))
+    with pytest.raises(
+        GeometryMismatchError, match="The teacher sees the whole picture .*; the student sees its centre"
+    ):
         train_student(settings(student=str(tmp_path / "student")))
+    assert not (tmp_path / "out").exists()
 
 
 def test_images_at_other_places_of_the_text_are_refused(cache_path):
