@@ -10,6 +10,7 @@ arXiv 2511.21106, in its offline form). The rooms, in reading order:
     trainer/     the student's way from the cache: stream, match, losses, Trainer
     inspection/  what a cache holds, for people and for scripts
     demo/        the built-in example on real handwritten digits
+    cluster.py   a Ray session, for the job and for training on several workers
     cli.py       the command line over all of them
 
 Importing this package is instant: the names below load their rooms when first used.

@@ -153,8 +153,9 @@ def train_student(
 ) -> None:
     """Train a student from a cache; the teacher is not loaded.
 
-    Everything else is set in --recipe, which takes the fields of transformers.TrainingArguments (docs/data.md). A run
-    that was stopped goes on with the same command and --resume, from the last checkpoint (training.save_steps).
+    Everything else is set in --recipe, which takes the fields of transformers.TrainingArguments: docs/training.md.
+
+    A run that was stopped goes on with the same command and --resume, from its last checkpoint (training.save_steps).
     """
     given = dict(locals())
     from emkd.trainer import TrainSettings, load_recipe, train_student, with_flags

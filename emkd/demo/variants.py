@@ -19,6 +19,7 @@ RECIPE: dict[str, Any] = {
         "adam_beta2": 0.98,
         "max_grad_norm": 1.0,
         "logging_steps": 25,
+        "save_strategy": "no",
     },
     "window": 2,
 }
