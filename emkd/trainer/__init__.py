@@ -1,10 +1,10 @@
 """The student's way from the cache; no teacher and, on one worker, no Ray.
 
-Reading order: run.py (the whole run), settings.py and recipe.py (what decides it), checks.py (before it starts),
-selection.py (which of the cache's samples), stream.py (cache and dataset to batches), order.py (which sample next, on
-which rank), student.py (the model: modules.py, lora.py, card.py), truncated.py (the teacher's logits with their tails),
-matching.py, losses.py, objective.py (all losses of a step), distillation.py (the Trainer), checkpoints.py, meter.py and
-report.py (what is told), evaluation.py, launch.py (several workers).
+Reading order: run.py (the whole run), settings.py, recipe.py and arguments.py (what decides it), checks.py (before it
+starts), source.py and selection.py (what is trained on), stream.py (cache and dataset to batches), order.py (which
+sample next, on which rank), student.py (the model; modules.py, lora.py, card.py), truncated.py (the teacher's logits
+with their tails), matching.py, losses.py, objective.py (all losses of a step), distillation.py (the Trainer),
+checkpoints.py, meter.py and report.py (what is told), evaluation.py, launch.py (several workers).
 """
 
 from emkd.trainer.recipe import Recipe, load_recipe, make_recipe, with_flags

@@ -7,44 +7,17 @@
 Flags of the command line go over the file. An unknown key is refused with the nearest known one.
 """
 
-import dataclasses
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
-from transformers import TrainingArguments
 
 from emkd.errors import InputNotFoundError, UsageError
+from emkd.trainer.arguments import known_arguments, nearest
 from emkd.trainer.losses import Tail
 from emkd.trainer.matching import Matching
 from emkd.trainer.objective import Weights
-
-# What emkd decides itself: the order of samples and the columns that a batch has.
-RESERVED = {
-    "output_dir": "use --output",
-    "resume_from_checkpoint": "use --resume",
-    "remove_unused_columns": "batches hold cached records, which no model takes as columns",
-    "group_by_length": "samples come shard by shard, so that reads of the cache are whole",
-    "train_sampling_strategy": "samples come shard by shard, so that reads of the cache are whole",
-    "length_column_name": "samples come shard by shard, so that reads of the cache are whole",
-    "data_seed": "training.seed decides the order of samples",
-    "ignore_data_skip": "a resumed run goes on with the exact next sample, and skipping costs nothing here",
-    "accelerator_config": "batches are split over workers by trainer/order.py, so that every sample comes once",
-    "dataloader_in_order": "the order of samples is a function of the seed, or a run could not be resumed",
-    "label_smoothing_factor": "the losses are those of docs/method.md, and smoothing is none of them",
-    "label_names": "batches hold cached records and no labels",
-    "average_tokens_across_devices": "losses are always divided by the counts of all workers",
-    "auto_find_batch_size": "a step's losses are divided by its counts and resumed by its number; its size is fixed",
-    "neftune_noise_alpha": "noise on embeddings would move the hidden states that the affinities are computed from",
-    "fsdp": "the LM head is applied to vision tokens outside of the model's forward, where its weights are not whole",
-    "fsdp_config": "see fsdp",
-    "deepspeed": "the LM head is applied to vision tokens outside of the model's forward, and its weights may be away",
-    "parallelism_config": "a sample's tokens are matched on one device",
-    "torch_compile": "hidden states are taken by a hook, which a compiled model may not call",
-    "push_to_hub": "the output folder is a checkpoint; upload it when it is done",
-}
 
 
 class _Section(BaseModel):
@@ -112,15 +85,7 @@ class Recipe(_Section):
     @field_validator("training")
     @classmethod
     def _known_arguments(cls, given: dict[str, Any]) -> dict[str, Any]:
-        known = [f.name for f in dataclasses.fields(TrainingArguments)]
-        for name in given:
-            if name in RESERVED:
-                raise ValueError(f"training.{name} cannot be set: {RESERVED[name]}")
-            if name not in known:
-                raise ValueError(
-                    f"training.{name} is no field of transformers.TrainingArguments{_nearest(name, known)}"
-                )
-        return {name: _as_meant(name, value) for name, value in given.items()}
+        return known_arguments(given)
 
 
 _SECTIONS: dict[tuple[str, ...], type[_Section]] = {
@@ -166,27 +131,11 @@ def with_flags(recipe: Recipe, flags: dict[str, Any]) -> Recipe:
     return make_recipe(content, "command line")
 
 
-def _as_meant(name: str, value: Any) -> Any:
-    """YAML reads 2e-5 as a text, because it has no point, and `no` as false; people mean the number and the word."""
-    if name.endswith("_strategy") and value is False:
-        return "no"
-    default = next(field.default for field in dataclasses.fields(TrainingArguments) if field.name == name)
-    try:
-        return float(value) if isinstance(value, str) and type(default) in (int, float) else value
-    except ValueError:
-        return value
-
-
 def _explain(error: dict[str, Any]) -> str:
     place = ".".join(str(part) for part in error["loc"]) or "the recipe"
     if error["type"] == "extra_forbidden":
         section = _SECTIONS[error["loc"][:-1]]
-        return f"unknown key {place!r}{_nearest(str(error['loc'][-1]), list(section.model_fields))}"
+        return f"unknown key {place!r}{nearest(str(error['loc'][-1]), list(section.model_fields))}"
     if error["type"] == "value_error":
         return str(error["ctx"]["error"])
     return f"{place}: {error['msg']}, got {error['input']!r}"
-
-
-def _nearest(name: str, known: list[str]) -> str:
-    close = get_close_matches(name, known, n=1)
-    return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(known)}" if len(known) < 20 else ""

@@ -5,56 +5,27 @@ check the call -> tokenizers and data against the cache -> load the student -> D
 With --workers N Ray Train runs the same thing on N processes (launch.py); torchrun does, too.
 """
 
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 import yaml
 from transformers import TrainingArguments, set_seed
 
-from emkd.errors import UsageError
 from emkd.samples.dataset import Dataset
-from emkd.samples.encode import Encoder
-from emkd.storage.cache import Cache
+from emkd.trainer.arguments import training_arguments
 from emkd.trainer.card import CardFacts, model_card
-from emkd.trainer.checks import (
-    agree_about_pictures_and_text,
-    agree_with_first_run,
-    check_output,
-    open_cache,
-)
+from emkd.trainer.checks import agree_about_pictures_and_text, agree_with_first_run, check_output
 from emkd.trainer.distillation import DistillationTrainer
 from emkd.trainer.evaluation import evaluate_answers
 from emkd.trainer.objective import Objective
-from emkd.trainer.recipe import Recipe
+from emkd.trainer.recipe import LossRecipe
 from emkd.trainer.report import log
-from emkd.trainer.selection import Selection, select
 from emkd.trainer.settings import TrainSettings
-from emkd.trainer.stream import Collator, EvaluationSamples, StudentSamples, TeacherLimits
+from emkd.trainer.source import Source, encoder, evaluation_samples, open_source
+from emkd.trainer.stream import Collator, EvaluationSamples
 from emkd.trainer.student import Student, load_student
-from emkd.vlm.identity import check_shared_tokenizer, licence, tokenizer_json
-from emkd.vlm.loading import VisionLanguageModel, load, resolve
-
-# Without a cache there are no shards; rows are walked as if they came from one with this many a shard.
-ROWS_PER_SHARD = 256
-
-# Where TrainingArguments would do something that this kind of run does not want.
-DEFAULTS: dict[str, Any] = {
-    "per_device_train_batch_size": 8,
-    "learning_rate": 2e-5,
-    "num_train_epochs": 1,
-    "lr_scheduler_type": "cosine",
-    "warmup_steps": 0,
-    "logging_steps": 10,
-    "logging_nan_inf_filter": False,  # a loss that is no number is shown as such
-    "report_to": "none",
-    "dataloader_pin_memory": torch.cuda.is_available(),
-    # Said where there is nothing else: or bf16 is refused, and several processes train side by side, not together.
-    "use_cpu": not torch.accelerator.is_available(),
-    # Towers have layers that a LLaVA reads nothing from, and a step may have no image on one rank.
-    "ddp_find_unused_parameters": True,
-}
+from emkd.vlm.identity import licence
+from emkd.vlm.loading import load
 
 
 def train_student(settings: TrainSettings) -> dict[str, float]:
@@ -69,100 +40,40 @@ def train_student(settings: TrainSettings) -> dict[str, float]:
         return train_on_workers(settings)
     recipe = settings.recipe
     checkpoint = check_output(settings)
-    cache = open_cache(settings)
-    dataset = Dataset(settings.data, settings.image_root)
-    if cache is not None:
-        check_shared_tokenizer(cache.tokenizer_json, tokenizer_json(resolve(settings.student, settings.revision)))
-    selection = None if cache is None else select(cache, dataset, log)
-    rows = range(dataset.n_rows) if selection is None else selection.rows.tolist()
-    arguments = training_arguments(settings.output, recipe, settings.eval_data is not None)
+    arguments = training_arguments(settings.output, recipe.training, settings.eval_data is not None)
+    source = open_source(settings)
     set_seed(arguments.seed)
     student = load_student(settings)
-    n_tokens = student.vlm.n_tokens if cache is None else min(student.vlm.n_tokens, cache.manifest.vocabulary_size)
-    agree_about_pictures_and_text(cache, student.vlm)
-    student.card = model_card(_facts(settings, cache, student, len(rows)))
-    agree_with_first_run(settings, cache, selection, dataset, arguments.world_size)
+    agree_about_pictures_and_text(source.cache, student.vlm)
+    agree_with_first_run(settings, source.cache, source.selection, source.dataset, arguments.world_size)
+    student.card = model_card(_facts(settings, source, student))
     trainer = DistillationTrainer(
         student=student,
         args=arguments,
-        objective=Objective(
-            recipe.losses.weights, n_tokens, recipe.losses.tail, recipe.losses.matching, arguments.seed
-        ),
-        train_dataset=_samples(dataset, rows, student.vlm, cache, selection, recipe, n_tokens),
-        shard_sizes=_shard_sizes(cache, selection, len(rows)),
+        objective=_objective(recipe.losses, source.n_tokens(student.vlm), arguments.seed),
+        train_dataset=source.samples(student.vlm, recipe.losses.top_k),
+        shard_sizes=source.shard_sizes,
         window=recipe.window,
         learning_rates=recipe.student.learning_rates,
         max_skipped=recipe.max_skipped,
-        eval_dataset=_eval_samples(settings, student.vlm),
+        eval_dataset=evaluation_samples(settings, student.vlm),
     )
-    log(_first_line(settings, student, trainer, len(rows)))
-    metrics: dict[str, float] = trainer.train(
-        resume_from_checkpoint=None if checkpoint is None else str(checkpoint)
-    ).metrics
+    log(_first_line(settings, student, arguments, source.n_samples))
+    resumed = None if checkpoint is None else str(checkpoint)
+    metrics: dict[str, float] = trainer.train(resume_from_checkpoint=resumed).metrics
     _save(settings, trainer)
     if trainer.eval_dataset is not None:
         metrics |= trainer.evaluate()
     return metrics
 
 
-def training_arguments(output: Path, recipe: Recipe, evaluates: bool = False) -> TrainingArguments:
-    """TrainingArguments of a recipe over our defaults. Raises UsageError."""
-    given = {**DEFAULTS, **recipe.training}
-    if not evaluates and (given.get("eval_strategy", "no") != "no" or given.get("load_best_model_at_end")):
-        raise UsageError(
-            "training.eval_strategy and load_best_model_at_end need data to evaluate on: name them with --eval-data"
-        )
-    try:
-        arguments = TrainingArguments(
-            output_dir=str(output), remove_unused_columns=False, average_tokens_across_devices=False, **given
-        )
-    except (ValueError, TypeError) as error:
-        raise UsageError(f"the recipe's training section: {error}") from error
-    if arguments.n_gpu > 1:  # Trainer would split batches over them by threads, and records cannot be split so
-        log(
-            f"{arguments.n_gpu} GPUs are visible; one process trains on one of them, --workers {arguments.n_gpu} on all"
-        )
-        arguments._n_gpu = 1
-    return arguments
+def _objective(losses: LossRecipe, n_tokens: int, seed: int) -> Objective:
+    return Objective(losses.weights, n_tokens, losses.tail, losses.matching, seed)
 
 
-def _samples(
-    dataset: Dataset,
-    rows: Sequence[int],
-    student: VisionLanguageModel,
-    cache: Cache | None,
-    selection: Selection | None,
-    recipe: Recipe,
-    n_tokens: int,
-) -> StudentSamples:
-    limits = None
-    if cache is not None:
-        limits = TeacherLimits(
-            vocabulary=cache.manifest.vocabulary_size, n_student_tokens=n_tokens, top_k=recipe.losses.top_k
-        )
-    numbers = None if selection is None else selection.numbers.tolist()
-    return StudentSamples(dataset, _encoder(student), rows, cache, limits, numbers)
-
-
-def _encoder(student: VisionLanguageModel) -> Encoder:
-    return Encoder(student.processor, student.image_token_id, student.max_positions)
-
-
-def _eval_samples(settings: TrainSettings, student: VisionLanguageModel) -> EvaluationSamples | None:
-    if settings.eval_data is None:
-        return None
-    dataset = Dataset(settings.eval_data, settings.image_root)
-    return EvaluationSamples(dataset, _encoder(student))
-
-
-def _shard_sizes(cache: Cache | None, selection: Selection | None, n_rows: int) -> list[int]:
-    if cache is not None and selection is not None:
-        return selection.shard_sizes(cache)
-    return [min(ROWS_PER_SHARD, n_rows - start) for start in range(0, n_rows, ROWS_PER_SHARD)]
-
-
-def _facts(settings: TrainSettings, cache: Cache | None, student: Student, n_samples: int) -> CardFacts:
+def _facts(settings: TrainSettings, source: Source, student: Student) -> CardFacts:
     """What the model card says."""
+    cache = source.cache
     return CardFacts(
         student=settings.student,
         revision=settings.revision,
@@ -171,7 +82,7 @@ def _facts(settings: TrainSettings, cache: Cache | None, student: Student, n_sam
         vision_pool=getattr(student.model.config, "vision_pool", 1),
         n_parameters=student.n_parameters,
         n_learning=student.n_learning,
-        n_samples=n_samples,
+        n_samples=source.n_samples,
         recipe=settings.recipe,
         cache=settings.cache,
         manifest=None if cache is None else cache.manifest,
@@ -179,9 +90,9 @@ def _facts(settings: TrainSettings, cache: Cache | None, student: Student, n_sam
     )
 
 
-def _first_line(settings: TrainSettings, student: Student, trainer: Any, n_samples: int) -> str:
+def _first_line(settings: TrainSettings, student: Student, arguments: TrainingArguments, n_samples: int) -> str:
     """What will be trained with what."""
-    losses, arguments = settings.recipe.losses, trainer.args
+    losses = settings.recipe.losses
     weights = f"alpha {losses.alpha:g}, beta {losses.beta:g}, gamma {losses.gamma:g}"
     reading = f", tail {losses.tail}, matching {losses.matching}" if settings.cache else ""
     length = f"{arguments.max_steps} steps" if arguments.max_steps > 0 else f"{arguments.num_train_epochs:g} epochs"
@@ -209,7 +120,7 @@ def evaluate_checkpoint(path: str, data: str, image_root: Path | None = None, ba
     """Accuracy and loss of a saved model on the answers of a dataset, as `evaluate_answers` defines them."""
     vlm = load(path)
     dataset = Dataset(data, image_root)
-    samples = EvaluationSamples(dataset, _encoder(vlm))
+    samples = EvaluationSamples(dataset, encoder(vlm))
     loader = torch.utils.data.DataLoader(
         samples, batch_size=batch_size, collate_fn=Collator(vlm.processor.tokenizer.pad_token_id or 0)
     )

@@ -9,8 +9,8 @@ from transformers import TrainingArguments
 
 from emkd.cli import RECIPE_FLAGS, app
 from emkd.errors import InputNotFoundError, UsageError
-from emkd.trainer.recipe import RESERVED, Recipe, load_recipe, make_recipe, with_flags
-from emkd.trainer.run import training_arguments
+from emkd.trainer.arguments import RESERVED, training_arguments
+from emkd.trainer.recipe import Recipe, load_recipe, make_recipe, with_flags
 
 
 def test_defaults_are_the_papers():
@@ -61,7 +61,7 @@ def test_the_command_line_and_recipes_agree():
     """Each flag stands for a place in the recipe, and its help names the default that holds there."""
     command = typer.main.get_command(app).commands["train-student"]
     options = {option.name: option for option in command.params}
-    arguments = training_arguments(Path("nowhere"), Recipe())
+    arguments = training_arguments(Path("nowhere"), {})
     for flag, place in RECIPE_FLAGS.items():
         section, _, name = place.rpartition(".")
         if section == "training":

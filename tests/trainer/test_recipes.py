@@ -8,8 +8,8 @@ import yaml
 
 from emkd.demo.variants import RECIPE
 from emkd.trainer import train_student, with_flags
+from emkd.trainer.arguments import training_arguments
 from emkd.trainer.recipe import load_recipe, make_recipe
-from emkd.trainer.run import training_arguments
 from emkd.trainer.settings import TrainSettings
 from emkd.trainer.student import load_student
 from emkd.vlm.loading import load_model
@@ -42,7 +42,7 @@ def test_there_are_recipes():
 
 @pytest.mark.parametrize("name", NAMES)
 def test_each_is_valid_and_says_when_to_use_it(name, tmp_path):
-    arguments = training_arguments(tmp_path, with_flags(recipe_of(name), {"training.use_cpu": True}))
+    arguments = training_arguments(tmp_path, {**recipe_of(name).training, "use_cpu": True})
     assert arguments.learning_rate == recipe_of(name).training["learning_rate"]
     opening = (RECIPES / f"{name}.yaml").read_text().split("\n\n")[0]
     assert all(line.startswith("#") for line in opening.splitlines())
