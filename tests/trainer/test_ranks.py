@@ -20,7 +20,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 # (ranks, samples of a micro-batch, accumulation): always the same 8 rows, or 7 of which the last rank gets too few
 EIGHT = [(1, 8, 1), (1, 4, 2), (1, 2, 4), (2, 4, 1), (2, 2, 2), (2, 1, 4)]
 SEVEN = [(1, 7, 1), (1, 2, 4), (2, 3, 2), (2, 1, 4)]
-ALL = {"": {}, "checkpointed": {"training.activation_checkpointing": True}}
+CHECKPOINTED = {"training.activation_checkpointing": True}
+LORA = {"student.lora": {"r": 4}, "student.freeze": ["model.vision_tower", "model.multi_modal_projector"]}
 # Rows without an image have no gradient here at all, and a rank may hold nothing but such rows.
 PROJECTOR = {"student.freeze": ["model.vision_tower", "model.language_model", "lm_head"]}
 
@@ -42,8 +43,11 @@ def gradients(data, teacher_path, student_path, tmp_path_factory):
     cases = []
     for rows, splits in ((8, EIGHT), (7, SEVEN)):
         cache = tiny.make_cache(teacher_path, data[rows], folder / f"cache-{rows}", rows_per_shard=256)
-        for learning, flags in {**ALL, "projector": PROJECTOR}.items():
-            for ranks, size, accumulation in splits if learning != "checkpointed" else [(2, 2, 2)] * (rows == 8):
+        few = [splits[0], (2, 2, 2)] if rows == 8 else []
+        for learning, flags, chosen in (
+            ("", {}, splits), ("projector", PROJECTOR, splits), ("lora", LORA, few), ("checkpointed", CHECKPOINTED, few)
+        ):  # fmt: skip
+            for ranks, size, accumulation in chosen:
                 name = f"{rows}-{learning}-{ranks}-{size}-{accumulation}"
                 batch = {
                     "training.per_device_train_batch_size": size,
@@ -90,8 +94,15 @@ def test_the_gradient_does_not_depend_on_the_split(gradients, learning, rows, sp
     assert_equal(gradients(rows, learning, *split), expected)
 
 
-def test_gradient_checkpointing_on_two_ranks(gradients):
+def test_activation_checkpointing_on_two_ranks(gradients):
     assert_equal(gradients(8, "checkpointed", 2, 2, 2), gradients(8, "", 1, 8, 1))
+
+
+def test_lora_on_two_ranks(gradients):
+    """Rows without an image have a gradient here, but only where additions are."""
+    expected = gradients(8, "lora", 1, 8, 1)
+    assert all(".lora_" in name for name in expected)
+    assert_equal(gradients(8, "lora", 2, 2, 2), expected)
 
 
 def test_other_samples_have_another_gradient(gradients):
