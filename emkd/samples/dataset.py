@@ -2,9 +2,9 @@
 
     Dataset.open("data/*.parquet") -> .n_rows, .fingerprint -> .sample(17) -> Sample
 
-Parquet needs the columns `images` (list of {bytes, path}) and `messages` (list of {role, content}), and may
-have `id`. JSON and JSONL rows have `conversations` (list of {from, value}) or `messages`, and may have `id`
-and `image` or `images` (paths below the image root). Files are taken in the order of their names.
+A row has `messages` (list of {role, content}) or `conversations` (list of {from, value}), and may have `id` and
+`images` or `image`: in Parquet {bytes, path}, in JSON and JSONL paths below the image root. Files are taken in the
+order of their names.
 
 Opening reads the footers of Parquet files and the text of JSON ones (see sources.py); an image is touched when its row
 is. `text_hashes` goes over what all rows say without any image.
@@ -23,7 +23,7 @@ from typing import Any
 from emkd.errors import DataFormatError, InputNotFoundError, SampleError, UsageError
 from emkd.samples.images import read_image_bytes
 from emkd.samples.sample import Sample, Turn, check_image_count, parse_turns, sample_key, text_sha256
-from emkd.samples.sources import JsonSource, ParquetSource, Row, Source
+from emkd.samples.sources import CONVERSATION_COLUMNS, IMAGE_COLUMNS, JsonSource, ParquetSource, Row, Source
 
 SUFFIXES = (".parquet", ".json", ".jsonl")
 
@@ -91,7 +91,7 @@ class Dataset:
         """The row as a Sample, its images read but not decoded. Raises SampleError where it cannot be used."""
         raw = self.raw_row(row)
         turns = _turns(raw)
-        entries = raw.get("images") or raw.get("image") or []
+        entries: Any = next((raw[name] for name in IMAGE_COLUMNS if raw.get(name)), [])
         entries = entries if isinstance(entries, list) else [entries]  # LLaVA names a single image without a list
         check_image_count(turns, len(entries))
         images = tuple(read_image_bytes(entry, self.image_root) for entry in entries)
@@ -127,7 +127,7 @@ class Dataset:
 
 
 def _turns(raw: Row) -> tuple[Turn, ...]:
-    return parse_turns(raw.get("messages") or raw.get("conversations") or [])
+    return parse_turns(next((raw[name] for name in CONVERSATION_COLUMNS if raw.get(name)), []))
 
 
 def find_files(data: str) -> list[Path]:

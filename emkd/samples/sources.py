@@ -20,6 +20,12 @@ from emkd.errors import DataFormatError, SampleError
 
 Row = dict[str, Any]
 
+# Under either name, in Parquet as in JSON; where a row has both, the first one counts.
+CONVERSATION_COLUMNS = ("messages", "conversations")
+IMAGE_COLUMNS = ("images", "image")
+
+_SEE = "See docs/data.md"
+
 
 def sampled_sha256(path: Path, block: int = 1 << 16, n_blocks: int = 256) -> str:
     """SHA-256 of a file of up to 16 MB, of 256 blocks spread over a larger one, the first and the last included.
@@ -60,11 +66,12 @@ class ParquetSource:
         except (OSError, ValueError) as error:
             raise DataFormatError(f"{path} is not a readable Parquet file: {error}") from error
         names = self._file.schema_arrow.names
-        if "messages" not in names:
-            raise DataFormatError(f"{path} has no column 'messages'; it has {names}. See docs/data.md")
-        if "image" in names and "images" not in names:
-            raise DataFormatError(f"{path} has a column 'image'; rename it to 'images', a list for each row")
-        self._columns = [name for name in ("id", "images", "messages") if name in names]
+        self._text_columns = [name for name in CONVERSATION_COLUMNS if name in names]
+        if not self._text_columns:
+            raise DataFormatError(
+                f"{path} has no column {' or '.join(map(repr, CONVERSATION_COLUMNS))}; it has {names}. {_SEE}"
+            )
+        self._columns = [name for name in ("id", *IMAGE_COLUMNS) if name in names] + self._text_columns
         self.n_rows = self._file.metadata.num_rows
         sizes = [self._file.metadata.row_group(g).num_rows for g in range(self._file.num_row_groups)]
         self._starts = list(accumulate(sizes, initial=0))
@@ -87,7 +94,7 @@ class ParquetSource:
 
     def texts(self) -> Iterator[Row | SampleError]:
         for group in range(self._file.num_row_groups):
-            yield from _rows_of(self._read(group, ["messages"]))
+            yield from _rows_of(self._read(group, self._text_columns))
 
     def _read(self, group: int, columns: list[str]) -> pa.Table:
         """The row group. The footer of a damaged file may be whole, so that damage is first seen here."""
@@ -164,9 +171,6 @@ def _jsonl_rows(path: Path, data: bytes) -> Iterator[Row]:
         if not isinstance(row, dict):
             raise DataFormatError(f"{path}, line {number}: is {_kind(row)}, expected an object, one per sample. {_SEE}")
         yield row
-
-
-_SEE = "See docs/data.md"
 
 
 def _parsed(path: Path, data: bytes, line: int | None = None) -> Any:

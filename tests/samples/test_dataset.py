@@ -73,6 +73,29 @@ def test_all_formats_give_identical_samples_and_token_ids(everywhere):
             assert (ours.key, ours.images) == (theirs.key, theirs.images)
 
 
+def test_parquet_of_llava_style(tmp_path):
+    """As instruction data on the hub are: `conversations` of from and value, one picture in `image`, or none."""
+    names = {"user": "human", "assistant": "gpt"}
+    chosen = [row for row in tiny.rows() if len(row["images"]) < 2]
+    content = [
+        {
+            "id": row["id"],
+            "image": {"bytes": row["images"][0], "path": "x.png"} if row["images"] else None,
+            "conversations": [{"from": names[m["role"]], "value": m["content"]} for m in row["messages"]],
+            "data_source": "somewhere",
+        }
+        for row in chosen
+    ]
+    pq.write_table(pa.Table.from_pylist(content), tmp_path / "llava.parquet")
+    found, plain = (
+        Dataset(str(tmp_path / "llava.parquet")),
+        Dataset(str(tiny.write_data(tmp_path / "x.parquet", chosen))),
+    )
+    assert found.n_rows == plain.n_rows == 4
+    assert [found.sample(row) for row in range(4)] == [plain.sample(row) for row in range(4)]
+    assert list(found.text_hashes()) == list(plain.text_hashes())
+
+
 def test_every_assistant_turn_is_an_answer(everywhere):
     encoder = Encoder(tiny.new_processor(), tiny.SPECIALS.index("<image>"))
     for dataset in everywhere.values():
@@ -234,7 +257,7 @@ def test_wrong_calls(tmp_path):
     with pytest.raises(DataFormatError, match="not valid JSON"):
         Dataset(str(tmp_path / "broken.json"), tmp_path)
     pq.write_table(pa.table({"text": ["x"]}), tmp_path / "other.parquet")
-    with pytest.raises(DataFormatError, match="no column 'messages'"):
+    with pytest.raises(DataFormatError, match="no column 'messages' or 'conversations'; it has"):
         Dataset(str(tmp_path / "other.parquet"))
 
 
@@ -264,10 +287,5 @@ def test_what_lies_beside_the_data(tmp_path):
     tiny.write_data(tmp_path / "rows.parquet")
     (tmp_path / "dataset_info.json").write_text("{}")
     assert Dataset(str(tmp_path)).n_rows == 6
-    pq.write_table(
-        pa.table({"image": ["x"], "messages": [[{"role": "user", "content": "x"}]]}), tmp_path / "one.parquet"
-    )
-    with pytest.raises(DataFormatError, match="column 'image'; rename it to 'images'"):
-        Dataset(str(tmp_path / "one.parquet"))
     (tmp_path / "rows.jsonl").write_text('\n   \n{"messages": []}\n\n')
     assert Dataset(str(tmp_path / "rows.jsonl"), tmp_path).n_rows == 1
