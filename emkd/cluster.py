@@ -37,19 +37,19 @@ def session(
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise JobFailedError(f"Ray did not start ({address or 'on this machine'}): {error}") from error
     try:
-        _check_resources(workers, gpus_per_worker)
+        check_resources(workers, gpus_per_worker)
         yield
     finally:
         ray.shutdown()
 
 
-def _check_resources(workers: int, gpus_per_worker: float) -> None:
-    """Ray would wait for ever for what the machine does not have."""
+def check_resources(workers: int, gpus_per_worker: float, on_cpu: str = "--gpus-per-worker 0") -> None:
+    """Raises UsageError for more than Ray has: it would wait for it for ever."""
     have = ray.cluster_resources()
     needs = {"CPU": 1.0 * workers, "GPU": gpus_per_worker * workers}
     for resource, need in needs.items():
         if have.get(resource, 0) < need:
             raise UsageError(
                 f"{workers} workers need {need:g} {resource}s and Ray has {have.get(resource, 0):g}; "
-                + ("run on the CPU with --gpus-per-worker 0" if resource == "GPU" else "use fewer --workers")
+                + (f"run on the CPU with {on_cpu}" if resource == "GPU" else "use fewer --workers")
             )

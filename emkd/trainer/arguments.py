@@ -34,6 +34,7 @@ RESERVED = {
     "deepspeed": "the LM head is applied to vision tokens outside of the model's forward, and its weights may be away",
     "parallelism_config": "a sample's tokens are matched on one device",
     "torch_compile": "hidden states are taken by a hook, which a compiled model may not call",
+    "save_on_each_node": "checkpoints lie in one folder that all workers see",
     "push_to_hub": "the output folder is a checkpoint; upload it when it is done",
 }
 

@@ -98,9 +98,11 @@ def agree_with_first_run(
     now = {
         "recipe": _deciding(settings.recipe.model_dump(mode="json")),
         "student": settings.student,
+        "revision": settings.revision,
         "cache": None if cache is None else cache.manifest.settings_sha256,
         "samples": None if cache is None or selection is None else selection.sha256(cache),
         "data": dataset.fingerprint,
+        "evaluation data": _evaluated_on(settings),
         "workers": n_ranks,
     }
     path = settings.output / RUN_NAME
@@ -121,8 +123,17 @@ def agree_with_first_run(
         os.replace(partial, path)
 
 
+def _evaluated_on(settings: TrainSettings) -> str | None:
+    """Data that the best checkpoint, or the learning rate, may be chosen by."""
+    if settings.eval_data is None or settings.recipe.training.get("eval_strategy", "no") == "no":
+        return None
+    return Dataset(settings.eval_data, settings.image_root).fingerprint
+
+
 def _deciding(recipe: dict[str, Any]) -> dict[str, Any]:
-    training = {name: value for name, value in recipe["training"].items() if name not in FREE}
+    """Without what moves no weight. Of the checkpoints that there are, one may be chosen as the best."""
+    free = FREE - ({"save_steps", "save_strategy"} if recipe["training"].get("load_best_model_at_end") else set())
+    training = {name: value for name, value in recipe["training"].items() if name not in free}
     return {**recipe, "training": training}
 
 
@@ -134,6 +145,6 @@ def _differences(before: dict[str, Any], now: dict[str, Any], prefix: str = "") 
         if isinstance(old, dict) and isinstance(new, dict):
             found += _differences(old, new, f"{prefix}{name}.")
         elif old != new:
-            hashed = name in ("cache", "samples", "data")
+            hashed = name in ("cache", "samples", "data", "evaluation data")
             found.append(f"{prefix}{name} " + ("is another one" if hashed else f"was {old} and is {new}"))
     return found

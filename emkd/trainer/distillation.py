@@ -7,11 +7,14 @@ What is overridden, and why:
     create_optimizer       learning rates by module
     log                    adds each loss by its name and what meter.py measures
     evaluate               answers right on the evaluation data, over all ranks
+    _init_training_state   arguments of this call count, not those that a checkpoint was written with
+    _run_epoch             a run that has done its steps does no other one when it is resumed
     _save_checkpoint       only a complete checkpoint counts, and is there before an older one goes (checkpoints.py)
     _save                  what a student's folder has is decided in one place (student.py), without pickle
     _load_from_checkpoint  transformers' own leaves most weights of a LLaVA at their initial values, silently
 """
 
+import json
 import shutil
 from collections.abc import Iterator, Mapping
 from itertools import islice
@@ -19,20 +22,24 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import gather_object
 from torch.utils.data import DataLoader, Subset
 from transformers import PrinterCallback, ProgressCallback, Trainer, TrainingArguments
 from transformers.trainer_utils import rotate_checkpoints
 
 from emkd.errors import DataFormatError, UsageError
-from emkd.trainer.checkpoints import complete
+from emkd.trainer.checkpoints import check, complete
 from emkd.trainer.evaluation import evaluate_answers
 from emkd.trainer.meter import Meter
 from emkd.trainer.modules import parameter_groups
 from emkd.trainer.objective import Counts, Objective
 from emkd.trainer.order import ShardBatchSampler
-from emkd.trainer.report import LogLines, tell
+from emkd.trainer.report import LogLines, log
 from emkd.trainer.stream import Collator, EvaluationSamples, Skipped, StudentSamples
 from emkd.trainer.student import Student
+
+# In a checkpoint: the rows that were skipped until then.
+SKIPPED_NAME = "skipped.json"
 
 
 class EpochLoader(DataLoader[Any]):
@@ -81,7 +88,7 @@ class DistillationTrainer(Trainer):
         self.model_accepts_loss_kwargs = True  # losses are divided by the step's counts here, not by Trainer
         self.student, self.objective, self.learning_rates = student, objective, learning_rates
         self.shard_sizes, self.window, self.max_skipped = shard_sizes, window, max_skipped
-        self._skipped: dict[int, Skipped] = {}
+        self._skipped: set[int] = set()  # rows, of all ranks
         self._new_meter()
 
     def get_train_dataloader(self) -> EpochLoader:
@@ -104,7 +111,7 @@ class DistillationTrainer(Trainer):
         return EpochLoader(
             samples,
             batch_sampler=batches,
-            # Of its own: a loader draws a seed at each start, which must not move the model's random state.
+            # Of its own: a loader draws a seed whenever it starts, and the model's random state is not for that.
             generator=torch.Generator(),
             **self._loader_options(),
         )
@@ -126,14 +133,16 @@ class DistillationTrainer(Trainer):
         self.meter.begin_step()
         with self.meter.waiting:
             micro_batches = list(islice(epoch_iterator, num_batches))
-        for batch in micro_batches:
-            self.meter.samples += len(batch["samples"])
-            self._note_skipped(batch["skipped"])
+        skipped = [row for batch in micro_batches for row in batch["skipped"]]
+        self.meter.samples += sum(len(batch["samples"]) for batch in micro_batches)
+        self.meter.skipped += len(skipped)
         counts = Counts.total(self.objective.count(batch["samples"]) for batch in micro_batches)
         self.meter.pairs += counts.pairs
-        own = torch.cat([counts.as_tensor(), torch.tensor([len(self._skipped)])])
-        *total, n_skipped = self._add_up(own.to(device)).tolist()
-        self._check_skipped(n_skipped)
+        new = [row for row in skipped if row.row not in self._skipped]
+        own = torch.cat([counts.as_tensor(), torch.tensor([len(new)])])
+        *total, n_new = self._add_up(own.to(device)).tolist()
+        if n_new:
+            self._note_skipped(new)
         return micro_batches, Counts.from_tensor(total)
 
     def _add_up(self, values: torch.Tensor) -> torch.Tensor:
@@ -141,23 +150,20 @@ class DistillationTrainer(Trainer):
         total: torch.Tensor = self.accelerator.reduce(values, reduction="sum")
         return total
 
-    def _note_skipped(self, rows: list[Skipped]) -> None:
-        """Tells each row once."""
-        self.meter.skipped += len(rows)
-        for row in rows:
-            if row.row not in self._skipped:
-                self._skipped[row.row] = row
-                tell(f"row {row.row} is skipped: {row.reason}: {row.detail}")
-
-    def _check_skipped(self, n_skipped: int) -> None:
-        """Raises DataFormatError above `max_skipped` of the samples; on all ranks, so that none waits for another."""
+    def _note_skipped(self, new: list[Skipped]) -> None:
+        """Tells each row once, whichever ranks meet it. All of them call this together, so that all raise together:
+        DataFormatError above `max_skipped` of the samples."""
+        found: dict[int, Skipped] = {row.row: row for part in gather_object([new]) for row in part}
+        for row in found.values():
+            log(f"row {row.row} is skipped: {row.reason}: {row.detail}")
+        self._skipped |= found.keys()
         n_samples = sum(self.shard_sizes)
-        if n_skipped > self.max_skipped * n_samples:
-            some = [f"row {row.row}: {row.reason}: {row.detail}" for row in self._skipped.values()][:3]
+        if len(self._skipped) > self.max_skipped * n_samples:
+            some = "; ".join(f"row {row.row}: {row.reason}: {row.detail}" for row in list(found.values())[:3])
             raise DataFormatError(
-                f"{n_skipped} of {n_samples} rows cannot be trained on, and max_skipped {self.max_skipped:g} allows "
-                f"{int(self.max_skipped * n_samples)}: {'; '.join(some) or 'other workers had them'}. Mend or remove "
-                "these rows, or allow more with --max-skipped"
+                f"{len(self._skipped)} of {n_samples} rows cannot be trained on, and max_skipped {self.max_skipped:g} "
+                f"allows {int(self.max_skipped * n_samples)}: {some}. Mend or remove these rows, or allow more with "
+                "--max-skipped"
             )
 
     def compute_loss(
@@ -165,7 +171,8 @@ class DistillationTrainer(Trainer):
     ) -> torch.Tensor:
         """The micro-batch's share of the step's total loss, a scalar."""
         counts = num_items_in_batch or self.objective.count(inputs["samples"])
-        losses = self.objective(model, self.student.model, inputs["inputs"], inputs["samples"], counts)
+        with self.accelerator.autocast():  # the LM head on vision tokens, too, which is outside of the model's forward
+            losses = self.objective(model, self.student.model, inputs["inputs"], inputs["samples"], counts)
         named = {name: getattr(losses, name) for name in self.objective.weights.named}
         self.meter.add(named, losses.retained_mass)
         # Data parallelism averages gradients over ranks; the counts are already those of all ranks.
@@ -217,6 +224,21 @@ class DistillationTrainer(Trainer):
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
+    def _init_training_state(self, max_steps: int, *others: Any) -> tuple[int, int]:
+        """A checkpoint's state has the steps at which its run logged and saved, and where the best checkpoint lay."""
+        place = super()._init_training_state(max_steps, *others)
+        self.state.compute_steps(self.args, max_steps)
+        if self.state.best_global_step and self.args.load_best_model_at_end:
+            self.state.best_model_checkpoint = str(self.output / f"checkpoint-{self.state.best_global_step}")
+            check(Path(self.state.best_model_checkpoint))
+        return place
+
+    def _run_epoch(self, *loop: Any, **more: Any) -> None:
+        if self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True
+            return
+        super()._run_epoch(*loop, **more)
+
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         folder = self.output / f"checkpoint-{self.state.global_step}"
         limit, self.args.save_total_limit = self.args.save_total_limit, None  # nothing goes before this one is whole
@@ -230,6 +252,7 @@ class DistillationTrainer(Trainer):
                 self.args.save_total_limit = limit
             self.accelerator.wait_for_everyone()  # each rank saves its own random state
             if self.args.should_save:
+                (folder / SKIPPED_NAME).write_text(json.dumps(sorted(self._skipped)))
                 complete(folder)
                 best = self.state.best_model_checkpoint
                 rotate_checkpoints(str(self.output), limit, best, use_mtime=True)
@@ -241,7 +264,9 @@ class DistillationTrainer(Trainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         self.student.restore(Path(resume_from_checkpoint))
+        self._skipped = set(json.loads((Path(resume_from_checkpoint) / SKIPPED_NAME).read_text()))
 
     def _load_best_model(self) -> None:
         if self.state.best_model_checkpoint is not None:
+            check(Path(self.state.best_model_checkpoint))
             self.student.restore(Path(self.state.best_model_checkpoint))

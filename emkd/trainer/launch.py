@@ -15,15 +15,15 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import ray
 import ray.train
-import torch
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.util.queue import Empty, Queue
 
-from emkd.cluster import session
+from emkd.cluster import check_resources, session
 from emkd.errors import EmkdError, JobFailedError
 from emkd.trainer import report
-from emkd.trainer.checkpoints import checkpoints
+from emkd.trainer.checkpoints import last_complete
 from emkd.trainer.checks import RUN_NAME, check_output
 from emkd.trainer.settings import TrainSettings
 
@@ -38,22 +38,21 @@ def train_on_workers(settings: TrainSettings) -> dict[str, float]:
     JobFailedError where workers died twice without a new checkpoint in between.
     """
     check_output(settings)  # before anything is started
+    if not settings.resume:  # of a run that failed before its first step: not this one's
+        (settings.output / RUN_NAME).unlink(missing_ok=True)
     settings = _with_absolute_paths(settings)
-    use_gpu = torch.cuda.is_available() and not settings.recipe.training.get("use_cpu", False)
-    with (
-        session(
-            settings.address,
-            workers=settings.workers,
-            gpus_per_worker=int(use_gpu),
-            cpus=settings.workers + CONTROLLER_CPUS,
-        ),
-        _relayed() as lines,
+    with session(
+        settings.address, workers=settings.workers, gpus_per_worker=0, cpus=settings.workers + CONTROLLER_CPUS
     ):
-        return _until_done(settings, use_gpu, lines)
+        # Of the cluster: the machine that calls may have none.
+        use_gpu = ray.cluster_resources().get("GPU", 0) > 0 and not settings.recipe.training.get("use_cpu", False)
+        check_resources(settings.workers, int(use_gpu), on_cpu="training.use_cpu: true in the recipe")
+        with _relayed() as lines:
+            return _until_done(settings, use_gpu, lines)
 
 
 def _until_done(settings: TrainSettings, use_gpu: bool, lines: Queue) -> dict[str, float]:
-    last_failure: set[Path] | None = None
+    failed_after: list[Path | None] = []  # the last complete checkpoint at each failure
     while True:
         try:
             return _fit(settings, use_gpu, lines)
@@ -63,13 +62,12 @@ def _until_done(settings: TrainSettings, use_gpu: bool, lines: Queue) -> dict[st
                 if isinstance(failure, EmkdError):
                     raise failure from None
             what = "; ".join(f"rank {rank}: {_short(failure)}" for rank, failure in failures.items()) or _short(error)
-            now = set(checkpoints(settings.output))
-            if last_failure is not None and now <= last_failure:
+            failed_after.append(last_complete(settings.output, lambda _: None, verify=False))
+            if failed_after[-2:] == failed_after[-1:] * 2:
                 raise JobFailedError(
                     f"workers died twice without a new checkpoint in between: {what}. What was saved stays; run the "
                     "same command again with --resume"
                 ) from error
-            last_failure = now
             report.log(f"a worker died ({what}); starting again from the last complete checkpoint")
             settings = replace(settings, resume=(settings.output / RUN_NAME).is_file())
 

@@ -15,7 +15,7 @@ import torch
 
 from tests import tiny
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600), pytest.mark.xdist_group("ranks")]
 
 # (ranks, samples of a micro-batch, accumulation): always the same 8 rows, or 7 of which the last rank gets too few
 EIGHT = [(1, 8, 1), (1, 4, 2), (1, 2, 4), (2, 4, 1), (2, 2, 2), (2, 1, 4)]
