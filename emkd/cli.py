@@ -158,7 +158,10 @@ def train_student(
     A run that was stopped goes on with the same command and --resume, from its last checkpoint (training.save_steps).
     """
     given = dict(locals())
+    from transformers.utils import logging as transformers_logging
+
     from emkd.trainer import TrainSettings, load_recipe, train_student, with_flags
+    from emkd.trainer.report import rank
 
     flags = {place: given[name] for name, place in RECIPE_FLAGS.items()}
     flags["student.freeze"] = freeze or None  # no --freeze is not a recipe without frozen modules
@@ -177,7 +180,11 @@ def train_student(
         workers=workers,
         address=address,
     )
+    if not sys.stderr.isatty():
+        transformers_logging.disable_progress_bar()  # in a file, bars of every checkpoint bury the lines
     metrics = train_student(settings)
+    if rank():  # of several processes (torchrun) one says it
+        return
     shown = ", ".join(f"{name} {value:.4g}" for name, value in metrics.items() if not name.endswith("per_second"))
     typer.echo(f"trained {output}: {shown}")
 

@@ -4,9 +4,10 @@ import dataclasses
 from collections.abc import Mapping
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import torch
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 from transformers import TrainingArguments
 
 from emkd.errors import UsageError
@@ -56,26 +57,68 @@ DEFAULTS: dict[str, Any] = {
 }
 
 
+# The least value of fields that TrainingArguments takes any number for.
+AT_LEAST = {
+    **dict.fromkeys(("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"), 1),
+    **dict.fromkeys(("save_total_limit", "dataloader_prefetch_factor", "torch_empty_cache_steps"), 1),
+    **dict.fromkeys(("learning_rate", "weight_decay", "warmup_steps", "max_grad_norm", "eval_delay"), 0),
+    **dict.fromkeys(("dataloader_num_workers", "seed"), 0),
+}
+ABOVE_ZERO = {"num_train_epochs", "logging_steps", "save_steps", "eval_steps"}
+
+# What people mean who know the flags of the command line.
+FLAGS = {"batch_size": "per_device_train_batch_size", "epochs": "num_train_epochs"}
+
+METRICS = ("accuracy", "loss", "answer_tokens", "skipped_rows")
+
+
 def known_arguments(given: Mapping[str, Any]) -> dict[str, Any]:
     """The fields as they are meant. Raises ValueError for one that does not exist or cannot work, with the reason."""
-    known = [field.name for field in dataclasses.fields(TrainingArguments)]
-    for name in given:
+    known = [name for name in TYPES if name not in RESERVED]
+    found = {}
+    for name, value in given.items():
         if name in RESERVED:
             raise ValueError(f"training.{name} cannot be set: {RESERVED[name]}")
-        if name not in known:
-            raise ValueError(f"training.{name} is no field of transformers.TrainingArguments{nearest(name, known)}")
-    return {name: _as_meant(name, value) for name, value in given.items()}
+        if name not in TYPES:
+            meant = f"; did you mean {FLAGS[name]!r}?" if name in FLAGS else nearest(str(name), known)
+            raise ValueError(f"training.{name} is no field of transformers.TrainingArguments{meant}")
+        found[name] = _as_meant(name, value)
+        _check_range(name, found[name])
+    return found
+
+
+TYPES: dict[str, Any] = get_type_hints(TrainingArguments)
+_STRICTLY_NUMBERS = ConfigDict(allow_inf_nan=False)
 
 
 def _as_meant(name: str, value: Any) -> Any:
     """YAML reads 2e-5 as a text, because it has no point, and `no` as false; people mean the number and the word."""
     if name.endswith("_strategy") and value is False:
         return "no"
-    default = next(field.default for field in dataclasses.fields(TrainingArguments) if field.name == name)
     try:
-        return float(value) if isinstance(value, str) and type(default) in (int, float) else value
-    except ValueError:
-        return value
+        found = TypeAdapter(TYPES[name], config=_STRICTLY_NUMBERS).validate_python(value)
+    except ValidationError as error:
+        wrong = error.errors()[0]
+        raise ValueError(f"training.{name}: {wrong['msg']}, got {value!r}") from error
+    return value if type(found) is float and type(value) is int else found  # 25 steps stay 25
+
+
+def _check_range(name: str, value: Any) -> None:
+    if isinstance(value, str) or value is None:
+        return
+    least = AT_LEAST.get(name)
+    if least is not None and value < least:
+        raise ValueError(f"training.{name}: must be at least {least}, got {value!r}")
+    if name in ABOVE_ZERO and value <= 0:
+        raise ValueError(f"training.{name}: must be more than 0, got {value!r}")
+    if name == "max_steps" and value < 1 and value != -1:
+        raise ValueError(f"training.max_steps: must be at least 1, or -1 for whole epochs, got {value!r}")
+
+
+def same_in_effect(training: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields that are other than what holds without them."""
+    plain = {field.name: field.default for field in dataclasses.fields(TrainingArguments)} | DEFAULTS
+    return {name: value for name, value in training.items() if value != plain[name]}
 
 
 def nearest(name: str, known: list[str]) -> str:
@@ -91,11 +134,16 @@ def training_arguments(output: Path, training: Mapping[str, Any], evaluates: boo
         raise UsageError(
             "training.eval_strategy and load_best_model_at_end need data to evaluate on: name them with --eval-data"
         )
+    metric = str(given.get("metric_for_best_model") or "loss").removeprefix("eval_")
+    if metric not in METRICS:
+        raise UsageError(
+            f"training.metric_for_best_model: there is no metric {metric!r}{nearest(metric, list(METRICS))}"
+        )
     try:
         arguments = TrainingArguments(
             output_dir=str(output), remove_unused_columns=False, average_tokens_across_devices=False, **given
         )
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, RuntimeError, ImportError) as error:
         raise UsageError(f"the recipe's training section: {error}") from error
     if arguments.n_gpu > 1:  # Trainer would split batches over them by threads, and records cannot be split so
         log(

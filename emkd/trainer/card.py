@@ -40,11 +40,12 @@ def installed() -> dict[str, str]:
 class CardFacts:
     """student, revision: as the user gave them; `licence` is the student's, where its own card names one
     model_type:        of the saved model;  vision_pool: side of the window that it averages, 1 for none
-    n_samples:         that are trained on
+    data, n_samples:   its name, and how many samples of it there were to train on
     manifest, cache, sealed: of the cache, its URI as given; None for labels alone
     """
 
     student: str
+    data: str
     revision: str | None = None
     licence: str | None = None
     model_type: str
@@ -105,7 +106,7 @@ def _student(facts: CardFacts) -> str:
     lines = [
         f"- began as {_code(facts.student)}" + _at(facts.revision),
         f"- licence: {facts.licence or 'not known; see the model that it began as'}",
-        f"- {facts.n_parameters:,} parameters, of which {facts.n_learning:,} learnt",
+        f"- {facts.n_parameters:,} parameters; {facts.n_learning:,} numbers learnt",
     ]
     if facts.vision_pool > 1:
         side = facts.vision_pool
@@ -116,8 +117,8 @@ def _student(facts: CardFacts) -> str:
         lora = student.lora
         lines.append(
             f"- LoRA ([arXiv 2106.09685](https://arxiv.org/abs/2106.09685)) of rank {lora.r}, alpha {lora.alpha:g}, "
-            f"dropout {lora.dropout:g}, in the linear layers below {_listed(lora.modules)}; it is merged into the "
-            "weights here"
+            f"dropout {lora.dropout:g}, in the linear layers below {_listed(lora.modules)} but for the LM head; it is "
+            "merged into the weights here"
         )
     return "## The student\n\n" + "\n".join(lines)
 
@@ -125,8 +126,8 @@ def _student(facts: CardFacts) -> str:
 def _teacher(facts: CardFacts) -> str:
     if facts.manifest is None:
         return (
-            f"## The teacher\n\nNo cache: trained on labels alone, {facts.n_samples:,} samples. "
-            "No teacher had a part in it."
+            f"## The teacher\n\nNo cache: trained on labels alone, those of {_code(facts.data)} ({facts.n_samples:,} "
+            "rows). No teacher had a part in it."
         )
     teacher, manifest = facts.manifest.teacher, facts.manifest
     uses = facts.recipe.losses.top_k
@@ -136,7 +137,8 @@ def _teacher(facts: CardFacts) -> str:
         f"- SHA-256 of its weights: {_code(teacher.weights_sha256)}",
         f"- its licence: {teacher.licence or 'not known; see its own card'}",
         f"- cache: {_code(_last_part(facts.cache or ''))}, "
-        f"{'sealed' if facts.sealed else 'not sealed when the run began'}; {facts.n_samples:,} samples trained on",
+        f"{'sealed' if facts.sealed else 'not sealed when the run began'}",
+        f"- data: {_code(facts.data)}, {facts.n_samples:,} samples of which are in the cache",
         f"- logits kept: {manifest.top_k} of {manifest.vocabulary_size:,} for a vision token{used}, "
         f"{manifest.answer_top_k} for an answer token",
         f"- precision: logits {manifest.logits_precision}, affinities {manifest.affinity_precision}",
@@ -165,12 +167,22 @@ def _loading(facts: CardFacts) -> str:
     is_pooled = facts.model_type == MODEL_TYPE
     pooled = "import emkd.vlm.pooling  # registers this architecture with transformers\n" if is_pooled else ""
     needs = "transformers and emkd" if pooled else "transformers alone"
-    return (
-        f"## How to load it\n\nNeeds {needs}; `folder` is where this card lies.\n\n```python\n{pooled}"
-        "from transformers import AutoModelForImageTextToText, AutoProcessor\n\n"
-        "model = AutoModelForImageTextToText.from_pretrained(folder)\n"
-        "processor = AutoProcessor.from_pretrained(folder)\n```"
-    )
+    return f"## How to load it\n\nNeeds {needs}; `folder` is where this card lies.\n\n```python\n{pooled}{_LOADING}```"
+
+
+_LOADING = """\
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+model = AutoModelForImageTextToText.from_pretrained(folder)
+processor = AutoProcessor.from_pretrained(folder)
+question = [{"type": "image", "path": "picture.png"}, {"type": "text", "text": "..."}]
+inputs = processor.apply_chat_template(
+    [{"role": "user", "content": question}],
+    add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt",
+)
+said = model.generate(**inputs, max_new_tokens=100)
+print(processor.decode(said[0, inputs["input_ids"].shape[1]:], skip_special_tokens=True))
+"""
 
 
 def _versions(facts: CardFacts) -> str:

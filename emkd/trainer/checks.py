@@ -5,10 +5,11 @@ import os
 from pathlib import Path
 from typing import Any
 
-from emkd.errors import InputNotFoundError, OutputExistsError, UsageError
+from emkd.errors import DamagedCheckpointError, InputNotFoundError, OutputExistsError, UsageError
 from emkd.samples.dataset import Dataset
 from emkd.samples.render import adopt_template, writes_end_token
 from emkd.storage.cache import Cache
+from emkd.trainer.arguments import same_in_effect
 from emkd.trainer.checkpoints import checkpoints, last_complete
 from emkd.trainer.report import log, rank
 from emkd.trainer.selection import Selection
@@ -33,16 +34,21 @@ def check_output(settings: TrainSettings) -> Path | None:
     DamagedCheckpointError."""
     output = settings.output
     if settings.resume:
-        if not (output / RUN_NAME).is_file():
-            raise InputNotFoundError(f"--resume: {output} has no run that was begun; start without --resume")
+        if not (output / RUN_NAME).is_file() and output.exists() and any(output.iterdir()):
+            raise InputNotFoundError(
+                f"--resume: {output} has no {RUN_NAME}, so that what its run was begun with is not known; put it back, "
+                "or name a checkpoint in it with --student and another folder with --output to begin anew"
+            )
         checkpoint = last_complete(output, log, verify=rank() == 0)
         if checkpoint is None:
             log(f"{output} has no complete checkpoint: beginning with the first step")
-        elif not (checkpoint / "optimizer.pt").is_file():
+            return None
+        if not (checkpoint / "optimizer.pt").is_file():
             raise UsageError(
                 f"--resume: {checkpoint} has no optimizer (training.save_only_model): training cannot go on from it as "
                 "if nothing had happened. Name it with --student and another --output to begin anew with its weights"
             )
+        log(f"going on from {checkpoint}")
         return checkpoint
     if rank() != 0:  # the first rank has looked, and may be writing already
         return None
@@ -80,7 +86,7 @@ def agree_about_pictures_and_text(cache: Cache | None, student: VisionLanguageMo
     without being an obstacle. Raises GeometryMismatchError, and ModelError where there is no template at all."""
     if cache is not None:
         if adopt_template(student.processor, cache.manifest.tokenizer.chat_template):
-            log("the student's chat template is another one: it is trained, and saved, with the teacher's")
+            log("the student has another chat template, or none: it is trained, and saved, with the teacher's")
         theirs, ours = cache.manifest.image_processor.settings, image_processor_settings(student.processor)
         check_field_of_view(theirs, ours)
         differing = image_differences(theirs, ours)
@@ -88,7 +94,10 @@ def agree_about_pictures_and_text(cache: Cache | None, student: VisionLanguageMo
             log(f"student and teacher prepare images differently ({', '.join(differing)}): they may see other pictures")
     check_template(student.path, student.processor)
     if not writes_end_token(student.processor):
-        log("the chat template writes no end token behind answers: the student will not learn where to stop")
+        log(
+            "the chat template writes no end token behind answers: the student will not learn where to stop. If that "
+            "is not meant, let the teacher's chat_template.jinja write one behind the assistant's turns, and cache anew"
+        )
 
 
 def agree_with_first_run(
@@ -106,9 +115,8 @@ def agree_with_first_run(
         "workers": n_ranks,
     }
     path = settings.output / RUN_NAME
-    if settings.resume:
-        before = json.loads(path.read_text())
-        before["recipe"] = _deciding(before["recipe"])
+    if settings.resume and path.is_file():
+        before = _read(path)
         differing = list(_differences(before, now))
         if differing:
             raise UsageError(
@@ -123,6 +131,17 @@ def agree_with_first_run(
         os.replace(partial, path)
 
 
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        before: dict[str, Any] = json.loads(path.read_text())
+        return {**before, "recipe": _deciding(before["recipe"])}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DamagedCheckpointError(
+            f"{path} is not what was written ({error}). Put it back from a copy, or name a checkpoint of the folder "
+            "with --student and another folder with --output to begin anew"
+        ) from error
+
+
 def _evaluated_on(settings: TrainSettings) -> str | None:
     """Data that the best checkpoint, or the learning rate, may be chosen by."""
     if settings.eval_data is None or settings.recipe.training.get("eval_strategy", "no") == "no":
@@ -133,7 +152,7 @@ def _evaluated_on(settings: TrainSettings) -> str | None:
 def _deciding(recipe: dict[str, Any]) -> dict[str, Any]:
     """Without what moves no weight. Of the checkpoints that there are, one may be chosen as the best."""
     free = FREE - ({"save_steps", "save_strategy"} if recipe["training"].get("load_best_model_at_end") else set())
-    training = {name: value for name, value in recipe["training"].items() if name not in free}
+    training = {name: value for name, value in same_in_effect(recipe["training"]).items() if name not in free}
     return {**recipe, "training": training}
 
 

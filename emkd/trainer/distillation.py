@@ -27,7 +27,7 @@ from torch.utils.data import DataLoader, Subset
 from transformers import PrinterCallback, ProgressCallback, Trainer, TrainingArguments
 from transformers.trainer_utils import rotate_checkpoints
 
-from emkd.errors import DataFormatError, UsageError
+from emkd.errors import DataFormatError, EmkdError, UsageError
 from emkd.trainer.checkpoints import check, complete
 from emkd.trainer.evaluation import evaluate_answers
 from emkd.trainer.meter import Meter
@@ -150,6 +150,11 @@ class DistillationTrainer(Trainer):
         total: torch.Tensor = self.accelerator.reduce(values, reduction="sum")
         return total
 
+    @property
+    def n_skipped(self) -> int:
+        """Rows that could not be used, of all ranks, up to now."""
+        return len(self._skipped)
+
     def _note_skipped(self, new: list[Skipped]) -> None:
         """Tells each row once, whichever ranks meet it. All of them call this together, so that all raise together:
         DataFormatError above `max_skipped` of the samples."""
@@ -179,7 +184,15 @@ class DistillationTrainer(Trainer):
         return losses.total(self.objective.weights) * self.accelerator.num_processes
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
-        """Trainer's own, or with learning rates by module. Raises UsageError where they do not fit."""
+        """Trainer's own, or with learning rates by module. Raises UsageError where something does not fit."""
+        try:
+            return self._optimizer(model)
+        except EmkdError:
+            raise
+        except (ValueError, ImportError, RuntimeError) as error:
+            raise UsageError(f"the optimizer (training.optim {self.args.optim!s}): {error}") from error
+
+    def _optimizer(self, model: Any) -> torch.optim.Optimizer:
         if not self.learning_rates or self.optimizer is not None:
             return super().create_optimizer(model)
         optimizer_class, options = self.get_optimizer_cls_and_kwargs(self.args, self.student.model)
@@ -260,6 +273,7 @@ class DistillationTrainer(Trainer):
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         if self.args.should_save:
             folder = Path(output_dir) if output_dir else self.output
+            self.student.check_finite(folder)
             self.student.save(folder, resumable=folder != self.output)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:

@@ -11,17 +11,30 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from emkd.errors import InputNotFoundError, UsageError
-from emkd.trainer.arguments import known_arguments, nearest
+from emkd.trainer.arguments import TYPES, known_arguments, nearest
 from emkd.trainer.losses import Tail
 from emkd.trainer.matching import Matching
 from emkd.trainer.objective import Weights
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _empty_sections(cls, given: Any) -> Any:
+        """A section all of whose keys are commented out is read as null."""
+        if not isinstance(given, dict):
+            return given
+        sections = [name for name in ("losses", "student", "training") if name in cls.model_fields]
+        return {name: {} if value is None and name in sections else value for name, value in given.items()}
+
+
+# The beginning of parameters' names.
+Prefix = Annotated[str, Field(min_length=1)]
 
 
 class LossRecipe(_Section):
@@ -52,7 +65,7 @@ class LoraRecipe(_Section):
     r: int = Field(default=16, ge=1)
     alpha: float = Field(default=32, gt=0)
     dropout: float = Field(default=0.0, ge=0, lt=1)
-    modules: tuple[str, ...] = ("model.language_model", "lm_head")
+    modules: tuple[Prefix, ...] = ("model.language_model", "lm_head")
 
 
 class StudentRecipe(_Section):
@@ -64,8 +77,8 @@ class StudentRecipe(_Section):
 
     dtype: Literal["float32", "bfloat16", "auto"] = "float32"
     vision_pool: int | None = Field(default=None, ge=1)
-    freeze: tuple[str, ...] = ()
-    learning_rates: dict[str, Annotated[float, Field(gt=0)]] = Field(default_factory=dict)
+    freeze: tuple[Prefix, ...] = ()
+    learning_rates: dict[Prefix, Annotated[float, Field(gt=0)]] = Field(default_factory=dict)
     lora: LoraRecipe | None = None
 
 
@@ -96,15 +109,31 @@ _SECTIONS: dict[tuple[str, ...], type[_Section]] = {
 }
 
 
+class _EachKeyOnce(yaml.SafeLoader):
+    """YAML's last one of two equal keys would win without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key, _ in node.value:
+            if key.value in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key.value!r} is there twice", key.start_mark
+                )
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
 def load_recipe(path: Path | None) -> Recipe:
     """A recipe file, or the defaults. Raises InputNotFoundError, UsageError."""
     if path is None:
         return Recipe()
     if not path.is_file():
-        raise InputNotFoundError(f"no recipe at {path}")
+        raise InputNotFoundError(f"--recipe {path} is {'a folder' if path.is_dir() else 'not there'}; name a YAML file")
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        content = yaml.load(path.read_text(encoding="utf-8"), _EachKeyOnce)  # noqa: S506  a safe loader
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{path} is not UTF-8 ({error}); save it as UTF-8") from error
+    except yaml.YAMLError as error:
         raise UsageError(f"{path} is not valid YAML: {error}") from error
     return make_recipe(content or {}, str(path))
 
@@ -120,6 +149,8 @@ def make_recipe(content: Any, where: str) -> Recipe:
 def with_flags(recipe: Recipe, flags: dict[str, Any]) -> Recipe:
     """The recipe with the flags that were given (not None), by dotted name such as `losses.alpha`."""
     content = recipe.model_dump()
+    if flags.get("training.num_train_epochs") is not None:
+        content["training"].pop("max_steps", None)  # which would go over the epochs that are asked for
     for name, value in flags.items():
         if value is None:
             continue
@@ -131,11 +162,22 @@ def with_flags(recipe: Recipe, flags: dict[str, Any]) -> Recipe:
     return make_recipe(content, "command line")
 
 
+_WANTED = {
+    "model_type": "a mapping of names to values",
+    "dict_type": "a mapping of names to values",
+    "tuple_type": "a list",
+}
+
+
 def _explain(error: dict[str, Any]) -> str:
     place = ".".join(str(part) for part in error["loc"]) or "the recipe"
     if error["type"] == "extra_forbidden":
-        section = _SECTIONS[error["loc"][:-1]]
-        return f"unknown key {place!r}{nearest(str(error['loc'][-1]), list(section.model_fields))}"
+        name, section = str(error["loc"][-1]), _SECTIONS[error["loc"][:-1]]
+        if name in TYPES:
+            return f"unknown key {place!r}; it is one of `training`: put it there"
+        return f"unknown key {place!r}{nearest(name, list(section.model_fields))}"
     if error["type"] == "value_error":
         return str(error["ctx"]["error"])
+    if error["type"] in _WANTED:
+        return f"{place}: must be {_WANTED[error['type']]}, got {error['input']!r}"
     return f"{place}: {error['msg']}, got {error['input']!r}"

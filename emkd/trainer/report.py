@@ -38,7 +38,11 @@ def log(text: str) -> None:
 
 
 class LogLines(TrainerCallback):
-    """One line for each log: step, then each number by its name."""
+    """One line for each log: step, then each number by its name. The last step has one, whatever logging_steps is."""
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if state.global_step >= state.max_steps:
+            control.should_log = True
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
         if logs and state.is_world_process_zero:

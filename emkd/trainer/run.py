@@ -6,11 +6,13 @@ With --workers N Ray Train runs the same thing on N processes (launch.py); torch
 """
 
 from pathlib import Path
+from typing import Any
 
 import torch
 import yaml
 from transformers import TrainingArguments, set_seed
 
+from emkd.errors import EmkdError, UsageError
 from emkd.samples.dataset import Dataset
 from emkd.trainer.arguments import training_arguments
 from emkd.trainer.card import CardFacts, model_card
@@ -34,20 +36,39 @@ def train_student(settings: TrainSettings) -> dict[str, float]:
     Raises UsageError and its kin (TokenizerMismatchError, DataMismatchError, OutputExistsError, ...) before
     anything is trained, CacheError where the cache is damaged or not sealed.
     """
+    if settings.address is not None and settings.workers == 1:
+        raise UsageError("--address names a cluster for several workers; say how many with --workers")
     if settings.workers > 1:
         from emkd.trainer.launch import train_on_workers  # Ray is needed for this alone
 
         return train_on_workers(settings)
-    recipe = settings.recipe
     checkpoint = check_output(settings)
-    arguments = training_arguments(settings.output, recipe.training, settings.eval_data is not None)
+    arguments = training_arguments(settings.output, settings.recipe.training, settings.eval_data is not None)
     source = open_source(settings)
     set_seed(arguments.seed)
     student = load_student(settings)
     agree_about_pictures_and_text(source.cache, student.vlm)
     agree_with_first_run(settings, source.cache, source.selection, source.dataset, arguments.world_size)
     student.card = model_card(_facts(settings, source, student))
-    trainer = DistillationTrainer(
+    trainer = _trainer(settings, source, student, arguments)
+    log(_first_line(settings, student, arguments, source.n_samples))
+    resumed = None if checkpoint is None else str(checkpoint)
+    metrics: dict[str, float] = trainer.train(resume_from_checkpoint=resumed).metrics
+    _save(settings, trainer)
+    metrics.pop("total_flos", None)  # Trainer counts those of texts alone
+    if trainer.n_skipped:
+        metrics["skipped_rows"] = trainer.n_skipped
+    if trainer.eval_dataset is not None:
+        metrics |= trainer.evaluate()
+    return metrics
+
+
+def _trainer(
+    settings: TrainSettings, source: Source, student: Student, arguments: TrainingArguments
+) -> DistillationTrainer:
+    """Raises UsageError for what the recipe asks for and is not there."""
+    recipe = settings.recipe
+    given: dict[str, Any] = dict(
         student=student,
         args=arguments,
         objective=_objective(recipe.losses, source.n_tokens(student.vlm), arguments.seed),
@@ -58,13 +79,14 @@ def train_student(settings: TrainSettings) -> dict[str, float]:
         max_skipped=recipe.max_skipped,
         eval_dataset=evaluation_samples(settings, student.vlm),
     )
-    log(_first_line(settings, student, arguments, source.n_samples))
-    resumed = None if checkpoint is None else str(checkpoint)
-    metrics: dict[str, float] = trainer.train(resume_from_checkpoint=resumed).metrics
-    _save(settings, trainer)
-    if trainer.eval_dataset is not None:
-        metrics |= trainer.evaluate()
-    return metrics
+    try:
+        trainer = DistillationTrainer(**given)
+    except EmkdError:
+        raise
+    except (ValueError, ImportError, RuntimeError) as error:  # report_to names something that is not installed
+        raise UsageError(f"the recipe's training section: {error}") from error
+    trainer.create_optimizer()  # now, so that what is wrong with it is said before anything begins
+    return trainer
 
 
 def _objective(losses: LossRecipe, n_tokens: int, seed: int) -> Objective:
@@ -72,19 +94,20 @@ def _objective(losses: LossRecipe, n_tokens: int, seed: int) -> Objective:
 
 
 def _facts(settings: TrainSettings, source: Source, student: Student) -> CardFacts:
-    """What the model card says."""
-    cache = source.cache
+    """What the model card says. Where no loss needs the cache, it had no part in the student."""
+    cache = source.cache if settings.recipe.losses.weights.needs_cache else None
     return CardFacts(
-        student=settings.student,
+        student=f"./{Path(settings.student).name}" if Path(settings.student).is_dir() else settings.student,
+        data=Path(settings.data).name,
         revision=settings.revision,
         licence=licence(student.vlm.path),
         model_type=student.model.config.model_type,
         vision_pool=getattr(student.model.config, "vision_pool", 1),
-        n_parameters=student.n_parameters,
+        n_parameters=student.n_saved,
         n_learning=student.n_learning,
         n_samples=source.n_samples,
         recipe=settings.recipe,
-        cache=settings.cache,
+        cache=settings.cache if cache is not None else None,
         manifest=None if cache is None else cache.manifest,
         sealed=cache is None or cache.sealed,
     )
@@ -94,16 +117,18 @@ def _first_line(settings: TrainSettings, student: Student, arguments: TrainingAr
     """What will be trained with what."""
     losses = settings.recipe.losses
     weights = f"alpha {losses.alpha:g}, beta {losses.beta:g}, gamma {losses.gamma:g}"
-    reading = f", tail {losses.tail}, matching {losses.matching}" if settings.cache else ""
+    distils = losses.weights.needs_cache
+    reading = f", tail {losses.tail}, matching {losses.matching}" if distils else ""
+    computed = f"{student.model.dtype}{', computed in bfloat16' if arguments.bf16 else ''}"
     length = f"{arguments.max_steps} steps" if arguments.max_steps > 0 else f"{arguments.num_train_epochs:g} epochs"
     rates = "".join(f", {rate:g} below {name}" for name, rate in settings.recipe.student.learning_rates.items())
+    teacher = f"teacher from {settings.cache}" if distils else "no teacher"
     return (
         f"training {settings.student} ({student.model.config.model_type}, {student.n_learning:,} of "
-        f"{student.n_parameters:,} parameters learn, {student.model.dtype}) on {n_samples} samples of {settings.data}, "
-        f"teacher from {settings.cache or 'nowhere'}; {weights}{reading}; learning rate {arguments.learning_rate:g}"
-        f"{rates}; {length} of {arguments.per_device_train_batch_size} samples x "
-        f"{arguments.gradient_accumulation_steps} micro-batches x {arguments.world_size} workers on "
-        f"{arguments.device}"
+        f"{student.n_parameters:,} parameters learn, {computed}) on {n_samples} samples of {settings.data}, {teacher}; "
+        f"{weights}{reading}; learning rate {arguments.learning_rate:g}{rates}; {length} of "
+        f"{arguments.per_device_train_batch_size} samples x {arguments.gradient_accumulation_steps} micro-batches x "
+        f"{arguments.world_size} workers on {arguments.device}"
     )
 
 

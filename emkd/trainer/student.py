@@ -12,7 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from emkd.errors import ModelError, UsageError
+import torch
+
+from emkd.errors import ModelError, TrainingDivergedError, UsageError
 from emkd.trainer.lora import add_lora, merged_weights, restore_trainable, save_trainable
 from emkd.trainer.modules import fill, freeze, n_parameters
 from emkd.trainer.settings import TrainSettings
@@ -48,9 +50,24 @@ class Student:
         return n_parameters(self.model)
 
     @property
+    def n_saved(self) -> int:
+        """Numbers in the parameters of what is saved, where LoRA's are merged."""
+        additions = sum(p.numel() for name, p in self.model.named_parameters() if ".lora_" in name)
+        return self.n_parameters - additions
+
+    @property
     def n_learning(self) -> int:
         """Numbers in the parameters that learn."""
         return n_parameters(self.model, learning=True)
+
+    def check_finite(self, folder: Path) -> None:
+        """Raises TrainingDivergedError, so that a student that is no good is not saved over one that is."""
+        for name, parameter in self.model.named_parameters():
+            if parameter.requires_grad and not bool(torch.isfinite(parameter).all()):
+                raise TrainingDivergedError(
+                    f"{name} is infinite or no number: the training has diverged, and {folder} is not written. Lower "
+                    "the learning rate or the weights of the losses, and begin anew or from a checkpoint before it"
+                )
 
     def save(self, folder: Path, *, resumable: bool = True) -> None:
         """A folder that `AutoModelForImageTextToText.from_pretrained` loads, and `restore`.
@@ -64,6 +81,8 @@ class Student:
             self.model.save_pretrained(folder, state_dict=merged_weights(self.model))
             if resumable:
                 save_trainable(self.model, folder, self.base_sha256)
+        for file in folder.glob("*.safetensors"):  # written for their owner alone, where the rest is as the umask says
+            file.chmod((folder / "config.json").stat().st_mode)
         self.processor.save_pretrained(folder)
         if self.card is not None:
             (folder / CARD_NAME).write_text(self.card, encoding="utf-8")

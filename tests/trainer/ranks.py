@@ -16,6 +16,7 @@ from transformers import TrainerCallback
 import emkd.trainer.run
 from emkd.trainer import Recipe, TrainSettings, train_student, with_flags
 from emkd.trainer.distillation import DistillationTrainer
+from emkd.trainer.report import rank
 
 
 class WriteGradients(TrainerCallback):
@@ -44,8 +45,11 @@ def run(case: dict[str, Any]) -> None:
         "training.max_steps": 1, "training.max_grad_norm": 0.0, "training.save_strategy": "no",
         "student.vision_pool": 2, **case["flags"],
     }  # fmt: skip
-    paths = {name: case[name] for name in ("student", "data", "cache")}
-    train_student(TrainSettings(output=Path(case["output"]), recipe=with_flags(Recipe(), flags), **paths))
+    others = {name: value for name, value in case.items() if name not in ("ranks", "gradients", "output", "flags")}
+    output = Path(case["output"])
+    metrics = train_student(TrainSettings(output=output, recipe=with_flags(Recipe(), flags), **others))
+    if rank() == 0:
+        Path(case["gradients"]).with_suffix(".json").write_text(json.dumps(metrics))
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@ outside."""
 
 import json
 import math
+import time
 
 import pytest
 import torch
@@ -121,20 +122,40 @@ def test_learning_rates_by_module(run, observed, student_path):
     assert sorted(set(observed[0].watch.rates[2])) == pytest.approx([0.5e-5, 0.5e-3, 0.5e-2])
 
 
-def test_evaluation_and_the_best_checkpoint(run, data_path):
-    output, metrics = run(
-        eval_data=data_path, max_steps=6, eval_strategy="steps", eval_steps=2, save_steps=2, learning_rate=0.3,
-        lr_scheduler_type="constant", load_best_model_at_end=True, metric_for_best_model="accuracy",
-    )  # fmt: skip
+@pytest.fixture
+def scores(monkeypatch):
+    """Accuracies that evaluations find, by decree."""
+
+    def decree(*accuracies):
+        found = iter(accuracies)
+        result = lambda *_: {"accuracy": next(found), "loss": 1.0, "answer_tokens": 1, "skipped_rows": 0}  # noqa: E731
+        monkeypatch.setattr("emkd.trainer.distillation.evaluate_answers", result)
+
+    return decree
+
+
+BEST = {"eval_strategy": "steps", "load_best_model_at_end": True, "metric_for_best_model": "accuracy"}
+
+
+def test_the_best_checkpoint_is_what_is_saved(run, data_path, scores):
+    scores(0.2, 0.7, 0.3, 0.7)
+    output, metrics = run(eval_data=data_path, max_steps=6, eval_steps=2, save_steps=2, **BEST)
     state = json.loads((output / "checkpoint-6" / "trainer_state.json").read_text())
     found = {entry["step"]: entry["eval_accuracy"] for entry in state["log_history"] if "eval_accuracy" in entry}
-    assert set(found) == {2, 4, 6}
-    best = max(found, key=found.get)
-    assert best != 6, "at such a learning rate it gets worse, or this shows nothing"
-    assert state["best_model_checkpoint"] == str(output / f"checkpoint-{best}")
-    assert same(weights(output), weights(output / f"checkpoint-{best}"))
-    assert metrics["eval_accuracy"] == found[best]
-    assert evaluate_checkpoint(str(output), str(data_path))["accuracy"] == found[best]
+    assert found == {2: 0.2, 4: 0.7, 6: 0.3}
+    assert state["best_model_checkpoint"] == str(output / "checkpoint-4")
+    assert same(weights(output), weights(output / "checkpoint-4"))
+    assert not same(weights(output), weights(output / "checkpoint-6"))
+    assert metrics["eval_accuracy"] == 0.7
+
+
+def test_evaluation_on_the_way_is_that_of_the_weights_then(run, data_path):
+    output, metrics = run(eval_data=data_path, max_steps=4, eval_strategy="steps", eval_steps=2, save_steps=2)
+    state = json.loads((output / "checkpoint-4" / "trainer_state.json").read_text())
+    found = {entry["step"]: entry["eval_loss"] for entry in state["log_history"] if "eval_loss" in entry}
+    for step, loss in found.items():
+        assert evaluate_checkpoint(str(output / f"checkpoint-{step}"), str(data_path))["loss"] == pytest.approx(loss)
+    assert metrics["eval_loss"] == found[4] != found[2]
 
 
 def test_evaluation_without_data_is_refused(run):
@@ -143,18 +164,13 @@ def test_evaluation_without_data_is_refused(run):
             run(**training)
 
 
-def test_how_many_checkpoints_are_kept(run, data_path):
+def test_how_many_checkpoints_are_kept(run, data_path, scores):
     """The last one, and the best one where that is asked for."""
     output, _ = run("last", save_steps=1, save_total_limit=1)
     assert [path.name for path in output.glob("checkpoint-*")] == ["checkpoint-4"]
-    output, _ = run(
-        "best", eval_data=data_path, save_steps=1, eval_steps=1, eval_strategy="steps", save_total_limit=2, max_steps=5,
-        load_best_model_at_end=True, metric_for_best_model="accuracy", learning_rate=0.3, lr_scheduler_type="constant",
-    )  # fmt: skip
-    kept = {path.name for path in output.glob("checkpoint-*")}
-    best = json.loads((output / "checkpoint-5" / "trainer_state.json").read_text())["best_model_checkpoint"]
-    assert kept == {"checkpoint-5", best.rsplit("/", 1)[1]}
-    assert len(kept) == 2
+    scores(0.2, 0.7, 0.3, 0.3, 0.3, 0.7)
+    output, _ = run("best", eval_data=data_path, save_steps=1, eval_steps=1, save_total_limit=2, max_steps=5, **BEST)
+    assert {path.name for path in output.glob("checkpoint-*")} == {"checkpoint-2", "checkpoint-5"}
 
 
 def test_an_epoch_can_be_saved_and_evaluated_at_its_end(run, data_path):
@@ -214,6 +230,35 @@ def test_every_part_of_a_log_line(run, observed):
         assert 0 < line["waiting_share"] < 1
         assert line["samples_per_second"] > 1
         assert "skipped_rows" not in line
+
+
+def test_a_line_of_several_steps_is_their_mean(run, observed):
+    run("each", max_steps=4)
+    run("both", max_steps=4, logging_steps=2)
+    each, both = ([entry for entry in trainer.state.log_history if "loss" in entry] for trainer in observed)
+    assert (len(each), len(both)) == (4, 2)
+    for name in ("loss", "sup", "rld", "vsd", "vlad", "matched_pairs"):
+        means = [(each[n][name] + each[n + 1][name]) / 2 for n in (0, 2)]
+        assert [line[name] for line in both] == pytest.approx(means, rel=1e-4), name
+
+
+def test_evaluations_and_checkpoints_are_no_part_of_the_rate(run, observed, data_path, monkeypatch):
+    """Each of them takes a second here: two steps a line, three lines."""
+    slow = lambda *_: time.sleep(1) or {"accuracy": 0.5, "loss": 1.0, "answer_tokens": 1, "skipped_rows": 0}  # noqa: E731
+    monkeypatch.setattr("emkd.trainer.distillation.evaluate_answers", slow)
+    monkeypatch.setattr("emkd.trainer.distillation.complete", lambda folder: time.sleep(1))
+    run(eval_data=data_path, eval_strategy="steps", eval_steps=1, save_steps=1, logging_steps=2)
+    lines = [entry for entry in observed[0].state.log_history if "loss" in entry]
+    assert len(lines) == 2
+    assert all(line["samples_per_second"] > 4 for line in lines), "four samples in well under a second"
+
+
+def test_the_loader_leaves_the_random_state_alone(run, observed):
+    run(max_steps=1)
+    loader = observed[0].get_train_dataloader()
+    before = torch.get_rng_state()
+    next(iter(loader))
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_the_retained_mass_is_that_of_the_logits_used(run, observed, cache_path):
@@ -286,6 +331,43 @@ def test_a_training_that_diverges_is_told(run, observed):
     wild = {"learning_rate": 1e30, "max_steps": 3, "max_grad_norm": 0.0, "lr_scheduler_type": "constant"}
     with pytest.raises(TrainingDivergedError, match="the training has diverged. Lower the learning rate"):
         run("emkd", **wild)
-    run("sft", losses={"alpha": 1.0, "beta": 0.0, "gamma": 0.0}, **wild)
+    with pytest.raises(TrainingDivergedError, match="is infinite or no number"):
+        run("sft", losses={"alpha": 1.0, "beta": 0.0, "gamma": 0.0}, save_strategy="no", **wild)
     losses = [entry["loss"] for entry in observed[1].state.log_history if "loss" in entry]
     assert not all(math.isfinite(loss) for loss in losses)
+
+
+def test_a_student_that_is_no_good_is_not_saved(run, observed, tmp_path):
+    """It diverges in its last step, which no loss is computed after."""
+    losses = {"alpha": 1.0, "beta": 0.0, "gamma": 0.0}
+    with pytest.raises(TrainingDivergedError, match="is infinite or no number: .* is not written"):
+        run(losses=losses, max_steps=1, learning_rate=1e38, adam_epsilon=1e-30, max_grad_norm=0.0,
+            lr_scheduler_type="constant", weight_decay=1e38)  # fmt: skip
+    assert not (tmp_path / "out" / "model.safetensors").exists()
+    assert not list((tmp_path / "out").glob("checkpoint-*/complete.json"))
+
+
+@pytest.mark.parametrize(
+    ("training", "message"),
+    [
+        ({"report_to": "wandb"}, "training section: .*wandb"),
+        ({"report_to": "tensorbord"}, "training section: .*tensorbord"),
+        ({"optim": "galore_adamw", "optim_target_modules": ["q_proj"]}, "the optimizer .*galore"),
+        ({"optim": "adam_of_mine"}, "training section: .*adam_of_mine"),
+    ],
+)
+def test_what_is_not_there_is_said_before_anything_begins(run, training, message, capsys):
+    with pytest.raises(UsageError, match=message):
+        run(**training)
+    assert "training /" not in capsys.readouterr().err
+
+
+def test_a_metric_that_does_not_exist_is_said_at_once(run, data_path):
+    best = {"eval_strategy": "steps", "load_best_model_at_end": True, "metric_for_best_model": "acuracy"}
+    with pytest.raises(UsageError, match="there is no metric 'acuracy'; did you mean 'accuracy'"):
+        run(eval_data=data_path, eval_steps=2, save_steps=2, **best)
+
+
+def test_others_may_read_what_is_saved(run):
+    output, _ = run()
+    assert (output / "model.safetensors").stat().st_mode == (output / "config.json").stat().st_mode

@@ -22,6 +22,8 @@ EIGHT = [(1, 8, 1), (1, 4, 2), (1, 2, 4), (2, 4, 1), (2, 2, 2), (2, 1, 4)]
 SEVEN = [(1, 7, 1), (1, 2, 4), (2, 3, 2), (2, 1, 4)]
 CHECKPOINTED = {"training.activation_checkpointing": True}
 LORA = {"student.lora": {"r": 4}, "student.freeze": ["model.vision_tower", "model.multi_modal_projector"]}
+# One of six rows cannot be used, and one may be: by both ranks it is met, in many epochs, and counts once.
+SFT = {"losses.alpha": 1.0, "losses.beta": 0.0, "losses.gamma": 0.0, "max_skipped": 0.2}
 # Rows without an image have no gradient here at all, and a rank may hold nothing but such rows.
 PROJECTOR = {"student.freeze": ["model.vision_tower", "model.language_model", "lm_head"]}
 
@@ -60,10 +62,27 @@ def gradients(data, teacher_path, student_path, tmp_path_factory):
                         "flags": {**flags, **batch},
                     }
                 )  # fmt: skip
+    bad = tiny.rows()
+    bad[1]["images"] = [b"broken", tiny.png(3)]
+    bad = tiny.write_data(folder / "bad.parquet", bad)
+    for ranks in (1, 2):
+        name = f"bad-{ranks}"
+        cases.append(
+            {
+                "ranks": ranks, "student": str(student_path), "data": str(bad), "output": str(folder / name),
+                "gradients": str(folder / f"{name}.safetensors"), "eval_data": str(data[8]),
+                "flags": {**SFT, "training.max_steps": 16, "training.logging_steps": 4, "training.per_device_train_batch_size": 2 // ranks},
+            }
+        )  # fmt: skip
     (folder / "cases.json").write_text(json.dumps(cases))
     launch(1, folder)
     launch(2, folder)
-    return lambda *key: safetensors.torch.load_file(folder / f"{'-'.join(map(str, key))}.safetensors")
+
+    def found(*key, what="safetensors"):
+        path = folder / f"{'-'.join(map(str, key))}.{what}"
+        return safetensors.torch.load_file(path) if what == "safetensors" else json.loads(path.read_text())
+
+    return found
 
 
 def launch(ranks, folder):
@@ -103,6 +122,13 @@ def test_lora_on_two_ranks(gradients):
     expected = gradients(8, "lora", 1, 8, 1)
     assert all(".lora_" in name for name in expected)
     assert_equal(gradients(8, "lora", 2, 2, 2), expected)
+
+
+def test_a_bad_row_counts_once_and_evaluation_is_of_all_rows(gradients):
+    alone, together = (gradients("bad", ranks, what="json") for ranks in (1, 2))
+    assert together["eval_answer_tokens"] == alone["eval_answer_tokens"] > 27
+    for name in ("eval_loss", "eval_accuracy", "train_loss"):
+        assert together[name] == pytest.approx(alone[name], rel=1e-4), name
 
 
 def test_other_samples_have_another_gradient(gradients):

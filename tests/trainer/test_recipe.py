@@ -1,4 +1,5 @@
 import dataclasses
+import math
 import re
 from pathlib import Path
 
@@ -36,7 +37,7 @@ def test_a_file_and_flags_over_it(tmp_path):
         ({"training": {"auto_find_batch_size": True}}, "its size is fixed"),
         ({"losses": {"alpha": 2}}, "losses.alpha: .*less than or equal to 1, got 2"),
         ({"losses": {"tail": "fat"}}, "losses.tail: .*'bucket' or 'uniform', got 'fat'"),
-        ([1], "the recipe: .*valid dictionary"),
+        ([1], "the recipe: must be a mapping of names to values"),
         ({"training": {"label_smoothing_factor": 0.1}}, "smoothing is none of them"),
         ({"training": {"group_by_length": True}}, "samples come shard by shard"),
         ({"training": {"train_sampling_strategy": "group_by_length"}}, "samples come shard by shard"),
@@ -49,6 +50,71 @@ def test_a_file_and_flags_over_it(tmp_path):
 def test_what_is_wrong_is_named(content, message):
     with pytest.raises(UsageError, match=message):
         make_recipe(content, "here")
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("max_steps", "one", "training.max_steps: .*valid integer.*, got 'one'"),
+        ("max_steps", 0, "training.max_steps: must be at least 1, or -1 for whole epochs, got 0"),
+        ("num_train_epochs", 0, "training.num_train_epochs: must be more than 0, got 0"),
+        ("num_train_epochs", -1, "training.num_train_epochs: must be more than 0, got -1"),
+        ("per_device_train_batch_size", -4, "must be at least 1, got -4"),
+        ("per_device_train_batch_size", [4], "training.per_device_train_batch_size: .*valid integer"),
+        ("per_device_train_batch_size", 4.5, "training.per_device_train_batch_size: .*valid integer"),
+        ("learning_rate", -1, "training.learning_rate: must be at least 0, got -1"),
+        ("learning_rate", math.nan, "training.learning_rate: .*finite number"),
+        ("learning_rate", {"a": 1}, "training.learning_rate: .*valid number"),
+        ("weight_decay", None, "training.weight_decay: .*valid number, got None"),
+        ("gradient_accumulation_steps", 0, "must be at least 1, got 0"),
+        ("dataloader_num_workers", -1, "must be at least 0, got -1"),
+        ("seed", -1, "must be at least 0, got -1"),
+        ("save_steps", 0, "must be more than 0, got 0"),
+        ("save_total_limit", -3, "must be at least 1, got -3"),
+        ("bf16", "perhaps", "training.bf16: .*valid boolean.*, got 'perhaps'"),
+        ("batch_size", 4, "no field of .*did you mean 'per_device_train_batch_size'"),
+        ("epochs", 4, "no field of .*did you mean 'num_train_epochs'"),
+    ],
+)
+def test_values_of_training_are_checked(field, value, message):
+    with pytest.raises(UsageError, match=message):
+        make_recipe({"training": {field: value}}, "here")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"learning_rate": 1e-3}, "unknown key 'learning_rate'; it is one of `training`: put it there"),
+        ({"student": {"freeze": "model.vision_tower"}}, "student.freeze: must be a list, got 'model.vision_tower'"),
+        ({"student": {"freeze": [""]}}, "student.freeze.0: .*at least 1 character"),
+        ({"losses": [1]}, "losses: must be a mapping of names to values"),
+        ({"losses": {"gamma": math.inf}}, "losses.gamma: .*finite number"),
+    ],
+)
+def test_sections_are_checked(content, message):
+    with pytest.raises(UsageError, match=message):
+        make_recipe(content, "here")
+
+
+def test_empty_sections_and_words_for_yes_and_no(tmp_path):
+    path = tmp_path / "recipe.yaml"
+    path.write_text("losses:\nstudent:\ntraining:\n")
+    assert load_recipe(path) == Recipe()
+    assert make_recipe({"training": {"bf16": "false", "tf32": "yes"}}, "here").training == {"bf16": False, "tf32": True}
+
+
+def test_a_key_that_is_there_twice_is_refused(tmp_path):
+    path = tmp_path / "recipe.yaml"
+    path.write_text("training: {max_steps: 1}\nlosses: {alpha: 1}\ntraining: {max_steps: 2}\n")
+    with pytest.raises(UsageError, match="the key 'training' is there twice"):
+        load_recipe(path)
+
+
+def test_epochs_on_the_command_line_go_over_the_steps_of_a_file():
+    recipe = make_recipe({"training": {"max_steps": 5}}, "here")
+    assert with_flags(recipe, {"training.num_train_epochs": 2.0}).training == {"num_train_epochs": 2.0}
+    both = {"training.num_train_epochs": 2.0, "training.max_steps": 7}
+    assert with_flags(recipe, both).training == {"num_train_epochs": 2.0, "max_steps": 7}
 
 
 def test_what_is_reserved_is_refused_each_for_its_reason():
@@ -85,8 +151,10 @@ def test_numbers_are_converted_only_where_a_number_is_meant():
 
 
 def test_files(tmp_path):
-    with pytest.raises(InputNotFoundError, match="no recipe at"):
+    with pytest.raises(InputNotFoundError, match="is not there; name a YAML file"):
         load_recipe(tmp_path / "none.yaml")
+    with pytest.raises(InputNotFoundError, match="is a folder; name a YAML file"):
+        load_recipe(tmp_path)
     (tmp_path / "bad.yaml").write_text("a: [")
     with pytest.raises(UsageError, match="not valid YAML"):
         load_recipe(tmp_path / "bad.yaml")
@@ -100,5 +168,5 @@ def test_numbers_as_people_write_them(tmp_path):
     expected = {"learning_rate": 2e-5, "optim": "sgd", "save_strategy": "no"}
     assert load_recipe(tmp_path / "r.yaml").training == expected
     (tmp_path / "latin.yaml").write_bytes(b"training: {optim: \xe9}")
-    with pytest.raises(UsageError, match="not valid YAML"):
+    with pytest.raises(UsageError, match="is not UTF-8 .*; save it as UTF-8"):
         load_recipe(tmp_path / "latin.yaml")

@@ -213,8 +213,30 @@ def test_nothing_was_complete_yet(inputs, undisturbed, tmp_path, capsys):
     assert "checkpoint-2 is not complete: the run ended while it was saved; passed over" in said
     assert "has no complete checkpoint: beginning with the first step" in said
     assert_same(output, undisturbed)
-    with pytest.raises(InputNotFoundError, match="has no run that was begun; start without --resume"):
-        train_student(settings(inputs, tmp_path / "nothing", resume=True))
+    train_student(settings(inputs, tmp_path / "nothing", resume=True))
+    assert "beginning with the first step" in capsys.readouterr().err, "a script may always say --resume"
+    assert_same(tmp_path / "nothing", undisturbed)
+    (output / "run.json").unlink()
+    with pytest.raises(InputNotFoundError, match="has no run.json, so that what its run was begun with is not known"):
+        train_student(settings(inputs, output, resume=True))
+
+
+def test_a_damaged_run_json_is_refused(inputs, undisturbed, tmp_path):
+    output = tmp_path / "out"
+    shutil.copytree(undisturbed, output)
+    for content in ("{", "[]", '{"recipe": 5}'):
+        (output / "run.json").write_text(content)
+        with pytest.raises(DamagedCheckpointError, match="run.json is not what was written"):
+            train_student(settings(inputs, output, resume=True))
+
+
+def test_a_default_may_be_said(inputs, undisturbed, every_checkpoint, tmp_path, capsys):
+    output = tmp_path / "out"
+    shutil.copytree(every_checkpoint / "checkpoint-12", output / "checkpoint-12")
+    shutil.copy(every_checkpoint / "run.json", output)
+    train_student(settings(inputs, output, resume=True, seed=42, bf16=False, adam_beta1=0.9))
+    assert f"going on from {output}/checkpoint-12" in capsys.readouterr().err
+    assert_same(output, undisturbed)
 
 
 def test_a_damaged_checkpoint_is_refused(inputs, undisturbed, tmp_path):
@@ -243,7 +265,7 @@ def test_what_moves_no_weight_may_change_and_does(inputs, undisturbed, every_che
     train_student(settings(inputs, output, resume=True, **flags))
     assert_same(output, undisturbed)
     steps = [line.split("/")[0] for line in capsys.readouterr().err.splitlines() if ", sup " in line]
-    assert steps == ["step 8", "step 12"]
+    assert steps == ["step 8", "step 12", f"step {STEPS}"]
     assert {path.name for path in output.glob("checkpoint-*")} == {f"checkpoint-{n}" for n in (4, 5, 10, STEPS)}
     with pytest.raises(UsageError, match=r"recipe.training.learning_rate was 0.003 and is 0.1; .*Give the same"):
         train_student(settings(inputs, output, resume=True, learning_rate=0.1, weight_decay=0.5))

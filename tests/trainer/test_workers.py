@@ -1,7 +1,10 @@
 """`--workers 2`: Ray Train for real, gloo on the CPU, with a worker that is killed."""
 
+import contextlib
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -9,6 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
+import yaml
 
 from emkd.errors import DataFormatError, JobFailedError, OutputExistsError, UsageError
 from emkd.trainer import Recipe, TrainSettings, train_student, with_flags
@@ -22,11 +26,11 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning:ray.*"),  # of Ray's by Ray
 ]
 
-STEPS = 24  # so many that a worker can be killed in the middle
+STEPS = 64  # so many that a worker can be killed in the middle
 
 FLAGS = {
     "training.per_device_train_batch_size": 1, "training.max_steps": STEPS, "training.learning_rate": 3e-3,
-    "training.logging_steps": 1, "training.save_steps": 2, "student.vision_pool": 2, "window": 1,
+    "training.logging_steps": 4, "training.save_steps": 2, "student.vision_pool": 2, "window": 1,
 }  # fmt: skip
 
 
@@ -47,14 +51,14 @@ def weights(folder):
 
 def below():
     """Processes of Ray Train's workers below this one."""
-    found = []
-    for process in psutil.Process(os.getpid()).children(recursive=True):
-        try:
-            if any("RayTrainWorker" in part for part in process.cmdline()):
-                found.append(process)
-        except psutil.NoSuchProcess:
-            continue
-    return found
+    return [process for process in psutil.Process(os.getpid()).children(recursive=True) if is_worker(process)]
+
+
+def is_worker(process):
+    try:
+        return any("RayTrainWorker" in part for part in process.cmdline())
+    except psutil.NoSuchProcess:
+        return False
 
 
 class Killer(threading.Thread):
@@ -65,15 +69,17 @@ class Killer(threading.Thread):
         self.output, self.killed = output, False
 
     def run(self) -> None:
-        deadline = time.monotonic() + 200
+        deadline = time.monotonic() + 500
         workers: list[psutil.Process] = []
-        while len(workers) < 2 and time.monotonic() < deadline:  # long before the first step
-            workers = below()
+        looked = 0.0
         while not self.killed and time.monotonic() < deadline:
-            if list(self.output.glob("checkpoint-*/complete.json")):
-                workers[1].send_signal(signal.SIGKILL)
-                self.killed = True
-            time.sleep(0.002)
+            if time.monotonic() > looked + 1:  # a walk over all processes takes time that they need
+                workers, looked = below(), time.monotonic()
+            if len(workers) == 2 and list(self.output.glob("checkpoint-*/complete.json")):
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    workers[1].send_signal(signal.SIGKILL)
+                    self.killed = True
+            time.sleep(0.005)
 
 
 def test_a_killed_worker_changes_nothing(settings, tmp_path, capsys):
@@ -118,3 +124,30 @@ def test_no_progress_ends_it(settings, tmp_path, monkeypatch):
         JobFailedError, match=r"workers died twice without a new checkpoint in between: rank \d: .*Error"
     ):
         train_student(settings("out", flags=flags))
+
+
+def test_ctrl_c(settings, tmp_path):
+    """To the whole process group, as a terminal sends it: a message, exit code 130, no worker left, and --resume."""
+    chosen = settings("out")
+    recipe = tmp_path / "recipe.yaml"
+    content = {"student": {"vision_pool": 2}, "training": {"max_steps": 100_000, "save_steps": 5, "logging_steps": 5}}
+    recipe.write_text(yaml.safe_dump(content))
+    arguments = ["--student", chosen.student, "--data", chosen.data, "--cache", chosen.cache, "--recipe", str(recipe)]
+    command = [sys.executable, "-m", "emkd.cli", "train-student", *arguments, "--output", str(chosen.output)]
+    errors = tmp_path / "errors"
+    with errors.open("w") as stderr:
+        process = subprocess.Popen([*command, "--workers", "2"], stderr=stderr, start_new_session=True)
+    deadline = time.monotonic() + 200
+    while not list(chosen.output.glob("checkpoint-*/complete.json")):
+        assert process.poll() is None, errors.read_text()[-2000:]
+        assert time.monotonic() < deadline, errors.read_text()[-2000:]
+        time.sleep(0.05)
+    workers = [p for p in psutil.Process(process.pid).children(recursive=True) if is_worker(p)]
+    assert len(workers) == 2
+    os.killpg(process.pid, signal.SIGINT)
+    assert process.wait(timeout=60) == 130, errors.read_text()[-2000:]
+    said = errors.read_text()
+    assert "emkd: interrupted" in said
+    assert "Traceback" not in said
+    _, alive = psutil.wait_procs(workers, timeout=30)
+    assert not alive
