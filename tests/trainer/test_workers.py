@@ -116,14 +116,20 @@ def test_errors_of_ours_come_through_and_are_not_tried_again(settings, tmp_path,
     assert "a worker died" not in said
 
 
-def test_no_progress_ends_it(settings, tmp_path, monkeypatch):
-    """Something that is no error of ours, each time before any checkpoint."""
-    monkeypatch.setenv("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "1")
-    flags = {"training.optim": "adamw_anyprecision"}  # its package is not there: an ImportError in every rank
-    with pytest.raises(
-        JobFailedError, match=r"workers died twice without a new checkpoint in between: rank \d: .*Error"
-    ):
-        train_student(settings("out", flags=flags))
+def test_no_progress_ends_it(settings, monkeypatch):
+    """Each time the ranks tell of their fourth step, before there is any checkpoint, one of them is killed."""
+    killed = []
+
+    def tell(text):
+        if text.startswith("step 4/"):
+            (first, _) = below()
+            first.send_signal(signal.SIGKILL)
+            killed.append(first.pid)
+
+    monkeypatch.setattr("emkd.trainer.report.tell", tell)
+    with pytest.raises(JobFailedError, match=r"workers died twice without a new checkpoint in between: .*rank \d: .*"):
+        train_student(settings("out", flags={"training.max_steps": 10**6, "training.save_strategy": "no"}))
+    assert len(set(killed)) == 2
 
 
 def test_ctrl_c(settings, tmp_path):
