@@ -81,14 +81,18 @@ def open_cache(settings: TrainSettings) -> Cache | None:
     return cache
 
 
-def agree_about_pictures_and_text(cache: Cache | None, student: VisionLanguageModel) -> None:
-    """The teacher's chat template decides the text; both have to see the same part of a picture. Tells what differs
-    without being an obstacle. Raises GeometryMismatchError, and ModelError where there is no template at all."""
+def agree_about_pictures_and_text(cache: Cache | None, student: VisionLanguageModel, *, distils: bool) -> None:
+    """The teacher's chat template decides the text; to learn from it (`distils`), a student has to see the same part of
+    a picture. Tells what differs without being an obstacle.
+
+    Raises GeometryMismatchError, and ModelError where there is no template at all.
+    """
     if cache is not None:
         if adopt_template(student.processor, cache.manifest.tokenizer.chat_template):
             log("the student has another chat template, or none: it is trained, and saved, with the teacher's")
         theirs, ours = cache.manifest.image_processor.settings, image_processor_settings(student.processor)
-        check_field_of_view(theirs, ours)
+        if distils:
+            check_field_of_view(theirs, ours)
         differing = image_differences(theirs, ours)
         if differing:
             log(f"student and teacher prepare images differently ({', '.join(differing)}): they may see other pictures")

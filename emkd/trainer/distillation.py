@@ -271,9 +271,9 @@ class DistillationTrainer(Trainer):
                 rotate_checkpoints(str(self.output), limit, best, use_mtime=True)
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        folder = Path(output_dir) if output_dir else self.output
+        self.student.check_finite(folder)  # on all ranks, which have the same weights: none is left waiting
         if self.args.should_save:
-            folder = Path(output_dir) if output_dir else self.output
-            self.student.check_finite(folder)
             self.student.save(folder, resumable=folder != self.output)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:

@@ -113,7 +113,7 @@ def _train_one_rank(config: dict[str, Any]) -> dict[str, float]:
     from emkd.trainer.run import train_student
 
     report.send_to(config["lines"].put)
-    return train_student(replace(config["settings"], workers=1))
+    return train_student(replace(config["settings"], workers=1, address=None))  # this process is one of the workers
 
 
 @contextmanager

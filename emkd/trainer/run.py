@@ -47,7 +47,7 @@ def train_student(settings: TrainSettings) -> dict[str, float]:
     source = open_source(settings)
     set_seed(arguments.seed)
     student = load_student(settings)
-    agree_about_pictures_and_text(source.cache, student.vlm)
+    agree_about_pictures_and_text(source.cache, student.vlm, distils=settings.recipe.losses.weights.needs_cache)
     agree_with_first_run(settings, source.cache, source.selection, source.dataset, arguments.world_size)
     student.card = model_card(_facts(settings, source, student))
     trainer = _trainer(settings, source, student, arguments)
