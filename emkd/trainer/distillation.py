@@ -181,7 +181,7 @@ class DistillationTrainer(Trainer):
         named = {name: getattr(losses, name) for name in self.objective.weights.named}
         self.meter.add(named, losses.retained_mass)
         # Data parallelism averages gradients over ranks; the counts are already those of all ranks.
-        return losses.total(self.objective.weights) * self.accelerator.num_processes
+        return losses.total * self.accelerator.num_processes
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """Trainer's own, or with learning rates by module. Raises UsageError where something does not fit."""

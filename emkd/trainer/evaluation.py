@@ -1,13 +1,13 @@
 """How many answers a model gets right."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
 
 from emkd.errors import DataFormatError
 from emkd.trainer.losses import supervised
-from emkd.trainer.objective import predicting_mask
+from emkd.trainer.stream import StudentSample
 from emkd.vlm.forward import to_model
 
 
@@ -46,3 +46,11 @@ def evaluate_answers(
         raise DataFormatError(f"nothing to evaluate on: {skipped} rows, and none of them can be used")
     mean = float(add_up(torch.tensor([loss / total], dtype=torch.float32, device=model.device)))
     return {"accuracy": right / total, "loss": mean, "answer_tokens": total, "skipped_rows": skipped}
+
+
+def predicting_mask(inputs: dict[str, torch.Tensor], samples: Sequence[StudentSample]) -> torch.Tensor:
+    """[B, T] bool, True at the positions whose logits predict answer tokens: row by row, in order."""
+    mask = torch.zeros_like(inputs["input_ids"], dtype=torch.bool)
+    for row, sample in enumerate(samples):
+        mask[row, sample.encoded.predicting_positions.to(mask.device)] = True
+    return mask

@@ -5,6 +5,7 @@ Each returns a sum or a per-item value; `objective.py` divides by the counts of 
 Shape legend: n tokens, V ids of the vocabulary, k stored logits, L text tokens, P matched pairs, A answer tokens
 """
 
+from dataclasses import dataclass
 from typing import Literal, get_args
 
 import torch
@@ -68,3 +69,15 @@ def vlad(student_affinity: torch.Tensor, teacher_affinity: torch.Tensor) -> torc
 def supervised(student_logits: torch.Tensor, answer_ids: torch.Tensor) -> torch.Tensor:
     """Sum of the cross-entropy over answer tokens: logits [A, V] that predict `answer_ids` [A]."""
     return torch.nn.functional.cross_entropy(student_logits, answer_ids, reduction="sum")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Divergence:
+    """Placeholder of the lead; helper C writes this class."""
+
+    kind: str = "reverse_kl"
+    tail: Tail = "uniform"
+    temperature: float = 1.0
+
+    def __call__(self, student_logits: torch.Tensor, teacher: TruncatedLogits) -> torch.Tensor:
+        return reverse_kl(student_logits, teacher, self.tail)

@@ -14,12 +14,17 @@ from typing import Any
 
 import torch
 
-from emkd.trainer.losses import Tail, reverse_kl, supervised, vlad
-from emkd.trainer.matching import Matching, Pairs, count_pairs, match_sample
+from emkd.trainer.assignment import Solver
+from emkd.trainer.chunked import Part, head_losses
+from emkd.trainer.losses import Divergence
+from emkd.trainer.matching import Matching, Pairs, count_pairs, match
 from emkd.trainer.meter import Stopwatch
-from emkd.trainer.stream import StudentSample, TeacherSample
-from emkd.vlm.affinity import affinity
-from emkd.vlm.forward import keep_last_hidden_state, lm_logits
+from emkd.trainer.parts import States, answer_part, vision_part, vlad_sum
+from emkd.trainer.stream import StudentSample
+from emkd.vlm.forward import check_same_logits, keep_last_hidden_state, lm_logits
+from emkd.vlm.head import LMHead
+
+REVERSE_KL = Divergence()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,20 +73,20 @@ class Counts:
 
 @dataclass(frozen=True, kw_only=True)
 class Losses:
-    """Each loss of a micro-batch, already divided by its count over the optimizer step.
+    """Losses of a micro-batch, already divided by their counts over the optimizer step.
 
+    total:         the weighted sum, a scalar that goes backward once
+    sup, rld, vsd, vlad: each loss without its weight, for the log alone: they have no gradients, and are 0 where they
+                   have no weight
     retained_mass: [teacher's vision tokens of the micro-batch], for the log alone
     """
 
+    total: torch.Tensor
     sup: torch.Tensor
     rld: torch.Tensor
     vsd: torch.Tensor
     vlad: torch.Tensor
     retained_mass: torch.Tensor
-
-    def total(self, weights: Weights) -> torch.Tensor:
-        """The weighted sum, a scalar; a loss without a weight is left out."""
-        return torch.stack([weight * getattr(self, name) for name, weight in weights.named.items()]).sum()
 
 
 class Objective:
@@ -89,15 +94,24 @@ class Objective:
 
     n_tokens: V, ids that student and teacher share; the student's padding rows are cut
     seed:     decides random matching, nothing else
+    solver:   of assignments (assignment.py); it changes no result
 
     `stopwatch` runs while assignments are solved.
     """
 
     def __init__(
-        self, weights: Weights, n_tokens: int, tail: Tail = "uniform", matching: Matching = "logits", seed: int = 0
+        self,
+        weights: Weights,
+        n_tokens: int,
+        divergence: Divergence = REVERSE_KL,
+        matching: Matching = "logits",
+        seed: int = 0,
+        solver: Solver = "scipy",
     ) -> None:
-        self.weights, self.n_tokens, self.tail, self.matching, self.seed = weights, n_tokens, tail, matching, seed
+        self.weights, self.n_tokens, self.divergence = weights, n_tokens, divergence
+        self.matching, self.seed, self.solver = matching, seed, solver
         self.stopwatch = Stopwatch()
+        self._head_checked = False
 
     def count(self, samples: Sequence[StudentSample]) -> Counts:
         """Counts of a micro-batch, known before its forward pass."""
@@ -123,74 +137,67 @@ class Objective:
         Without samples (see `Collator`) all losses are 0, with gradients of 0. Models may run under autocast: logits
         and hidden states come in its dtype, all that is computed from them is float32.
         """
-        with keep_last_hidden_state(base) as kept, _some_gradient(base):
-            logits = model(**inputs, use_cache=False, logits_to_keep=predicting_mask(inputs, samples)).logits
-        with torch.autocast(logits.device.type, enabled=False):
-            sup, rld = self._answer_losses(logits.reshape(-1, logits.shape[-1])[:, : self.n_tokens].float(), samples)
-        vsd, affinities = sup.new_zeros(()), sup.new_zeros(())
-        masses = [sup.new_zeros(0)]
-        for states, sample in zip(kept[0][: len(samples)], samples, strict=True):
-            if self._n_pairs(sample):
-                own = self._vision_losses(base, states, sample)
-                vsd, affinities = vsd + own[0], affinities + own[1]
-                masses.append(own[2])
+        hidden, connection = self._hidden_states(model, base, inputs)
+        batch = [States.of(states, sample) for states, sample in zip(hidden, samples, strict=False)]
+        seen = [states for states in batch if self._n_pairs(states.sample)]
+        head = LMHead.of(base, self.n_tokens)
+        pairs = self.match(head, seen)
+        total, sums = head_losses(head, self._parts(batch, seen, pairs, counts, hidden[0, :0]))
+        none = total.new_zeros(())
+        affinities = vlad_sum(seen, pairs) / counts.vision_samples if seen and self.weights.gamma else none
         return Losses(
-            sup=sup / max(1, counts.answers),
-            rld=rld / max(1, counts.answers),
-            vsd=vsd / max(1, counts.pairs),
-            vlad=affinities / max(1, counts.vision_samples),
-            retained_mass=torch.cat(masses),
+            total=total + self.weights.gamma * affinities + connection,
+            sup=sums.get("sup", none) / max(1, counts.answers),
+            rld=sums.get("rld", none) / max(1, counts.answers),
+            vsd=sums.get("vsd", none) / max(1, counts.pairs),
+            vlad=affinities.detach(),
+            retained_mass=torch.cat([none[None][:0], *(s.teacher.vision.retained_mass() for s in seen)]),
         )
 
-    def _answer_losses(
-        self, logits: torch.Tensor, samples: Sequence[StudentSample]
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Sums over answer tokens of Sup and RLD, from logits [A of all samples, V] in the samples' order."""
-        ids = [sample.encoded.text_ids[sample.encoded.answer_positions] for sample in samples]
-        sup = supervised(logits, torch.cat([torch.zeros(0, dtype=torch.int64), *ids]).to(logits.device))
-        rld = logits.new_zeros(())
-        if self.weights.alpha == 1:
-            return sup, rld
-        sizes = [len(sample.encoded.answer_positions) for sample in samples]
-        for part, sample in zip(logits.split(sizes), samples, strict=True):
-            rld = rld + reverse_kl(part, self._teacher(sample).answer.to(logits.device), self.tail).sum()
-        return sup, rld
+    def _hidden_states(
+        self, model: Any, base: Any, inputs: dict[str, torch.Tensor]
+    ) -> tuple[torch.Tensor, torch.Tensor | float]:
+        """([B, T, d], what ties the loss to parameters that have no part in them, 0).
 
-    def _vision_losses(
-        self, base: Any, states: torch.Tensor, sample: StudentSample
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """(sum of VSD over pairs, VLAD, retained mass [Nt]) of one sample from its last hidden states [T, d]."""
-        teacher = self._teacher(sample).to(states.device)
-        vision = states[: sample.encoded.n_tokens][sample.encoded.vision_mask.to(states.device)]
-        logits = lm_logits(base, vision, self.n_tokens)
-        with torch.autocast(logits.device.type, enabled=False):
-            own, theirs = self.match(logits, sample.encoded.key, sample, teacher)
-            vsd = affinities = logits.new_zeros(())
-            if self.weights.beta:
-                vsd = reverse_kl(logits[own], teacher.vision.rows(theirs), self.tail).sum()
-            if self.weights.gamma:
-                text = states[sample.encoded.text_positions.to(states.device)]
-                affinities = vlad(affinity(text, vision[own]), teacher.affinity[:, theirs])
-            return vsd, affinities, teacher.vision.retained_mass()
+        The model computes no logits of its own, but for those that its head is checked with in the first batch.
+        """
+        keep = torch.zeros(0 if self._head_checked else 1, dtype=torch.int64, device=inputs["input_ids"].device)
+        with keep_last_hidden_state(base) as kept, _some_gradient(base):
+            logits = model(**inputs, use_cache=False, logits_to_keep=keep).logits
+        hidden = kept[0]
+        if not self._head_checked:
+            self._check_head(base, logits[:, 0], hidden[:, 0])
+        return hidden, 0.0 if hidden.requires_grad else logits[:, :0].float().sum()
 
-    def match(self, logits: torch.Tensor, key: str, sample: StudentSample, teacher: TeacherSample) -> Pairs:
-        """Pairs of one sample from the student's vision logits [Ns, V]."""
-        own, theirs = match_sample(
-            self.matching,
-            logits,
-            teacher.vision,
-            sample.encoded.images,
-            teacher.images,
-            f"{self.seed}/{key}",
-            self.stopwatch,
-        )
-        return own.to(logits.device), theirs.to(logits.device)
+    @torch.no_grad()
+    def _check_head(self, base: Any, logits: torch.Tensor, hidden: torch.Tensor) -> None:
+        """Logits [B, rows] of the model itself are those of its LM head on hidden states [B, d]. Raises ModelError."""
+        expected = logits[:, : self.n_tokens].float()
+        if bool(expected.isfinite().all()):  # else the training has diverged, and not this is what is wrong
+            check_same_logits(base, expected, lm_logits(base, hidden, self.n_tokens))
+            self._head_checked = True
 
-    @staticmethod
-    def _teacher(sample: StudentSample) -> TeacherSample:
-        if sample.teacher is None:
-            raise ValueError("a distillation loss needs the teacher's record, and this sample has none")
-        return sample.teacher
+    def _parts(
+        self,
+        batch: Sequence[States],
+        seen: Sequence[States],
+        pairs: Sequence[Pairs],
+        counts: Counts,
+        none: torch.Tensor,
+    ) -> list[Part]:
+        """What goes through the LM head. none: [0, d] hidden states"""
+        divisors = {"sup": counts.answers, "rld": counts.answers, "vsd": counts.pairs}
+        weights = {name: self.weights.named.get(name, 0) / max(1, n) for name, n in divisors.items()}
+        answers = {name: weights[name] for name in ("sup", "rld") if weights[name]}
+        parts = [answer_part(batch if answers else [], none, answers, self.divergence)]
+        if seen and weights["vsd"]:
+            parts.append(vision_part(seen, pairs, {"vsd": weights["vsd"]}, self.divergence))
+        return parts
+
+    def match(self, head: LMHead, seen: Sequence[States]) -> list[Pairs]:
+        """Pairs of each sample that has any, from its hidden states."""
+        tokens = [states.vision_tokens(self.seed) for states in seen]
+        return match(self.matching, tokens, head, self.solver, self.stopwatch)
 
 
 @contextmanager
@@ -212,11 +219,3 @@ def _some_gradient(base: Any) -> Iterator[None]:
         yield
     finally:
         handle.remove()
-
-
-def predicting_mask(inputs: dict[str, torch.Tensor], samples: Sequence[StudentSample]) -> torch.Tensor:
-    """[B, T] bool, True at the positions whose logits predict answer tokens: row by row, in order."""
-    mask = torch.zeros_like(inputs["input_ids"], dtype=torch.bool)
-    for row, sample in enumerate(samples):
-        mask[row, sample.encoded.predicting_positions.to(mask.device)] = True
-    return mask

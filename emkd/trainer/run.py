@@ -19,6 +19,7 @@ from emkd.trainer.card import CardFacts, model_card
 from emkd.trainer.checks import agree_about_pictures_and_text, agree_with_first_run, check_output
 from emkd.trainer.distillation import DistillationTrainer
 from emkd.trainer.evaluation import evaluate_answers
+from emkd.trainer.losses import Divergence
 from emkd.trainer.objective import Objective
 from emkd.trainer.recipe import LossRecipe
 from emkd.trainer.report import log
@@ -90,7 +91,7 @@ def _trainer(
 
 
 def _objective(losses: LossRecipe, n_tokens: int, seed: int) -> Objective:
-    return Objective(losses.weights, n_tokens, losses.tail, losses.matching, seed)
+    return Objective(losses.weights, n_tokens, Divergence(tail=losses.tail), losses.matching, seed)
 
 
 def _facts(settings: TrainSettings, source: Source, student: Student) -> CardFacts:

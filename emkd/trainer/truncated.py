@@ -3,6 +3,7 @@
 Shape legend: n tokens, k stored logits, V ids that teacher and student share (the tail is the rest of them)
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -111,4 +112,16 @@ def truncated(
         tail_mean=torch.zeros_like(tail_logsumexp) if tail_mean is None else tail_mean.float(),
         known=torch.ones_like(ids, dtype=torch.bool),
         vocabulary=vocabulary,
+    )
+
+
+def joined(parts: Sequence[TruncatedLogits]) -> TruncatedLogits:
+    """The tokens of all parts (at least one, with the same k and vocabulary), one after the other."""
+    return TruncatedLogits(
+        ids=torch.cat([part.ids for part in parts]),
+        logits=torch.cat([part.logits for part in parts]),
+        tail_logsumexp=torch.cat([part.tail_logsumexp for part in parts]),
+        tail_mean=torch.cat([part.tail_mean for part in parts]),
+        known=torch.cat([part.known for part in parts]),
+        vocabulary=parts[0].vocabulary,
     )

@@ -103,7 +103,11 @@ def check_head(model: Any, batch: dict[str, torch.Tensor], n_tokens: int) -> Non
     A family that does something behind its head (a softcap, a scale) would otherwise be cached wrongly.
     """
     expected = model(**batch, logits_to_keep=1, use_cache=False).logits[:, -1, :n_tokens].float()
-    found = lm_logits(model, last_hidden_state(model, batch)[:, -1], n_tokens)
+    check_same_logits(model, expected, lm_logits(model, last_hidden_state(model, batch)[:, -1], n_tokens))
+
+
+def check_same_logits(model: Any, expected: torch.Tensor, found: torch.Tensor) -> None:
+    """Raises ModelError unless the model's own logits are, but for rounding, those that its LM head gives."""
     worst = float((expected - found).abs().max())
     if not worst <= 1e-2 * max(1.0, float(expected.abs().max())):
         raise ModelError(

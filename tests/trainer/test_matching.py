@@ -3,7 +3,9 @@ import torch
 
 from emkd.errors import DataMismatchError, UsageError
 from emkd.storage.record import ImageSpan
-from emkd.trainer.matching import MATCHINGS, assign, count_pairs, match_sample, matching_cost
+from emkd.trainer.cost import assignment_cost
+from emkd.trainer.matching import MATCHINGS, VisionTokens, assign, count_pairs, match, matching_cost
+from emkd.vlm.head import LMHead
 from tests.trainer import naive
 
 V = 60
@@ -11,6 +13,16 @@ V = 60
 
 def tokens(seed: int, n: int) -> torch.Tensor:
     return 2 * torch.randn(n, V, generator=torch.Generator().manual_seed(seed))
+
+
+# Hidden states that are logits already.
+AS_THEY_ARE = LMHead(weight=torch.eye(V), bias=None, n_tokens=V)
+
+
+def match_sample(method, student_logits, teacher, own, theirs, seed):
+    sample = VisionTokens(hidden=student_logits, teacher=teacher, images=own, teacher_images=theirs, seed=seed)
+    (pairs,) = match(method, [sample], AS_THEY_ARE)
+    return pairs
 
 
 def span(start: int, count: int, grid: tuple[int, int] | None = None) -> ImageSpan:
@@ -33,11 +45,34 @@ def test_cost_with_ids_that_the_student_lacks():
     )
 
 
+@pytest.mark.parametrize(("n_student", "n_teacher"), [(7, 16), (16, 7)])
+@pytest.mark.parametrize("k", [8, V])
+def test_cost_from_hidden_states_orders_assignments_as_the_distance_does(n_student, n_teacher, k):
+    """Where every student token is matched a number for each of them may be left out; else nothing may."""
+    generator = torch.Generator().manual_seed(5)
+    head = LMHead(weight=torch.randn(V + 4, 6, generator=generator), bias=torch.randn(V + 4), n_tokens=V)
+    hidden, teacher = torch.randn(n_student, 6, generator=generator), naive.cut(tokens(2, n_teacher), k)
+    logits = (hidden.double() @ head.weight.double().T + head.bias.double())[:, :V]
+    difference = assignment_cost(hidden, head, teacher).double() - naive.cost(logits, teacher)
+    if n_student > n_teacher or k == V:
+        assert difference.abs().max() < 1e-4
+    else:
+        torch.testing.assert_close(difference, difference[:, :1].expand_as(difference), rtol=0, atol=1e-4)
+        assert difference.abs().min() > 1
+
+
 def test_cost_in_chunks_is_the_same(monkeypatch):
-    student, teacher = tokens(1, 7), naive.cut(tokens(2, 16), 8)
-    whole = matching_cost(student, teacher)
-    monkeypatch.setattr("emkd.trainer.matching.CHUNK", 1)
-    torch.testing.assert_close(matching_cost(student, teacher), whole)
+    head = LMHead(weight=tokens(4, V)[:, :12], bias=None, n_tokens=V)
+    for n_student, n_teacher in ((7, 16), (16, 7)):
+        hidden, teacher = tokens(1, n_student)[:, :12], naive.cut(tokens(2, n_teacher), 8)
+        whole = assignment_cost(hidden, head, teacher), matching_cost(tokens(1, n_student), teacher)
+        for name, value in (("cost.COPIED", {"cpu": 1}), ("cost.LOGITS", 1)):
+            monkeypatch.setattr(f"emkd.trainer.{name}", value)
+        monkeypatch.setattr("emkd.vlm.head.GATHERED", {"cpu": 1})
+        found = assignment_cost(hidden, head, teacher), matching_cost(tokens(1, n_student), teacher)
+        for one, other in zip(whole, found, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-4)
+        monkeypatch.undo()
 
 
 @pytest.mark.parametrize("k", [8, V])

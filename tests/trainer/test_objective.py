@@ -6,7 +6,9 @@ import pytest
 import torch
 
 from emkd.trainer.objective import Counts, Objective, Weights
+from emkd.trainer.parts import States
 from emkd.trainer.stream import Collator
+from emkd.vlm.head import LMHead
 from tests.trainer import naive
 from tests.trainer.test_exactness import NAMES, V, cached_losses, gradients, relative, student_and_batch
 
@@ -26,7 +28,7 @@ def test_text_only_rows_have_sup_and_rld_alone(student_batch):
     assert float(losses.sup.detach()) > 0
     assert float(losses.rld.detach()) > 0
     assert float(losses.vsd) == float(losses.vlad) == 0
-    assert all(g.isfinite().all() for g in gradients(student, losses.total(Weights())).values())
+    assert all(g.isfinite().all() for g in gradients(student, losses.total).values())
 
 
 def test_a_text_only_row_does_not_thin_the_vision_losses(student_batch):
@@ -49,7 +51,7 @@ def test_no_answer_tokens_leave_the_vision_losses(student_batch):
     assert float(found.sup.detach()) == float(found.rld.detach()) == 0
     assert relative(found.vsd, expected.vsd) < 1e-6
     assert relative(found.vlad, expected.vlad) < 1e-6
-    assert all(g.isfinite().all() for g in gradients(student, found.total(Weights())).values())
+    assert all(g.isfinite().all() for g in gradients(student, found.total).values())
 
 
 @pytest.mark.parametrize(
@@ -66,8 +68,8 @@ def test_micro_batches_add_up_to_the_step(student_batch, split):
     found = [objective(student.model, student.model, p["inputs"], p["samples"], counts) for p in parts]
     for name in NAMES:
         assert relative(sum(getattr(losses, name) for losses in found), getattr(whole, name)) < 1e-6
-    one = gradients(student, sum(losses.total(Weights()) for losses in found))
-    other = gradients(student, cached_losses(student, batch).total(Weights()))
+    one = gradients(student, sum(losses.total for losses in found))
+    other = gradients(student, cached_losses(student, batch).total)
     for name in other:
         assert float((one[name] - other[name]).norm()) <= 1e-5 * max(float(other[name].norm()), 1e-3), name
 
@@ -76,38 +78,37 @@ def test_losses_are_float32_under_bf16_autocast(student_batch):
     """From the bfloat16 logits and hidden states that the model gives, everything else in higher precision: compared
     with float64 from the very same numbers. (A cosine or a KL in bfloat16 would be off by 1e-3.)"""
     student, batch = student_batch
-    objective, heads, hiddens = Objective(Weights(), V), [], []
-    student.model.lm_head.register_forward_hook(lambda _m, _i, out: heads.append(out.detach()))
+    objective, hiddens, models_own = Objective(Weights(), V), [], []
+    student.model.lm_head.register_forward_hook(lambda _m, _i, out: models_own.append(out.detach()))
     student.model.model.register_forward_hook(lambda _m, _i, out: hiddens.append(out.last_hidden_state.detach()))
     counts = objective.count(batch["samples"])
     with torch.autocast("cpu", torch.bfloat16):
         found = objective(student.model, student.model, batch["inputs"], batch["samples"], counts)
-    assert heads[0].dtype == torch.bfloat16
+    assert models_own[0].dtype == torch.bfloat16
     assert {loss.dtype for loss in (found.sup, found.rld, found.vsd, found.vlad)} == {torch.float32}
-    expected = in_float64(objective, batch["samples"], heads, hiddens[0])
+    weight = student.model.lm_head.weight.detach()
+    expected = in_float64(objective, batch["samples"], weight, hiddens[0])
     for name in NAMES:
         assert relative(getattr(found, name), expected[name]) < 2e-6, name
-    assert all(g.isfinite().all() for g in gradients(student, found.total(Weights())).values())
+    assert all(g.isfinite().all() for g in gradients(student, found.total).values())
 
 
-def in_float64(objective, samples, heads, hidden):
-    """The losses from LM head outputs (answers of all samples, then vision tokens sample by sample) and [B, T, d]."""
-    answers = heads[0].reshape(-1, heads[0].shape[-1])[:, :V].double()
-    answers = answers.split([len(sample.encoded.answer_positions) for sample in samples])
-    vision = iter(heads[1:])
+def in_float64(objective, samples, weight, hidden):
+    """The losses from hidden states [B, T, d] and an LM head [rows, d], whose product alone is in bfloat16."""
+    heads = (hidden.bfloat16() @ weight.bfloat16().T)[..., :V].double()
+    head = LMHead(weight=weight.bfloat16(), bias=None, n_tokens=V)
     sums, n_answers, n_pairs, n_vision = dict.fromkeys(NAMES, torch.zeros(())), 0, 0, 0
-    for logits, states, sample in zip(answers, hidden.double(), samples, strict=True):
+    for logits, states, sample in zip(heads, hidden.double(), samples, strict=True):
         ids = sample.encoded.text_ids[sample.encoded.answer_positions]
-        sums["sup"] = sums["sup"] - logits.log_softmax(1).gather(1, ids[:, None]).sum()
-        sums["rld"] = sums["rld"] + naive.reverse_kl(logits, sample.teacher.answer, "uniform").sum()
+        answers = logits[sample.encoded.predicting_positions]
+        sums["sup"] = sums["sup"] - answers.log_softmax(1).gather(1, ids[:, None]).sum()
+        sums["rld"] = sums["rld"] + naive.reverse_kl(answers, sample.teacher.answer, "uniform").sum()
         n_answers += len(ids)
         if not sample.encoded.images:
             continue
-        own_logits = next(vision)[:, :V].float()
-        own, theirs = objective.match(own_logits, sample.encoded.key, sample, sample.teacher)
-        sums["vsd"] = (
-            sums["vsd"] + naive.reverse_kl(own_logits[own], sample.teacher.vision.rows(theirs), "uniform").sum()
-        )
+        seen = logits[: sample.encoded.n_tokens][sample.encoded.vision_mask]
+        ((own, theirs),) = objective.match(head, [States.of(states.bfloat16(), sample)])
+        sums["vsd"] = sums["vsd"] + naive.reverse_kl(seen[own], sample.teacher.vision.rows(theirs), "uniform").sum()
         unit = torch.nn.functional.normalize(states, dim=1)
         seen = unit[: sample.encoded.n_tokens][sample.encoded.vision_mask][own]
         difference = unit[sample.encoded.text_positions] @ seen.T - sample.teacher.affinity[:, theirs].double()
@@ -128,7 +129,7 @@ def test_a_batch_of_nothing_has_losses_and_gradients_of_zero(student_batch):
         for name, parameter in student.model.named_parameters():
             parameter.requires_grad_(learning in name)
         losses = Objective(Weights(), V)(student.model, student.model, nothing["inputs"], [], counts)
-        total = losses.total(Weights())
+        total = losses.total
         assert float(total.detach()) == 0
         found = gradients(student, total)
         assert found
@@ -146,8 +147,10 @@ def test_the_total_is_the_weighted_sum(student_batch):
     student, batch = student_batch
     losses = cached_losses(student, batch)
     expected = 0.5 * losses.sup + 0.5 * losses.rld + 0.25 * losses.vsd + 25 * losses.vlad
-    assert relative(losses.total(Weights()), expected) < 1e-6
-    assert float(losses.total(Weights(alpha=1, beta=0, gamma=0)).detach()) == float(losses.sup.detach())
+    assert relative(losses.total, expected) < 1e-6
+    alone = cached_losses(student, batch, Weights(alpha=1, beta=0, gamma=0))
+    assert float(alone.total.detach()) == pytest.approx(float(losses.sup), rel=1e-6)
+    assert float(alone.rld) == float(alone.vsd) == float(alone.vlad) == 0
 
 
 def test_repeated_and_missing_ids_are_told_apart_by_key(student_batch):
