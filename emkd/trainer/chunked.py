@@ -21,7 +21,7 @@ from torch.nn import functional
 from emkd.vlm.head import LMHead
 
 # Logits of a chunk.
-CHUNK = 1 << 25
+CHUNK = 1 << 24
 # Numbers of the weight's gradient that a chunk adds at a time.
 ADDED = 1 << 25
 

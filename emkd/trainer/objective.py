@@ -21,7 +21,7 @@ from emkd.trainer.matching import Matching, Pairs, count_pairs, match
 from emkd.trainer.meter import Stopwatch
 from emkd.trainer.parts import States, answer_part, vision_part, vlad_sum
 from emkd.trainer.stream import StudentSample
-from emkd.vlm.forward import check_same_logits, keep_last_hidden_state, lm_logits
+from emkd.vlm.forward import check_same_logits, keep_last_hidden_state
 from emkd.vlm.head import LMHead
 
 REVERSE_KL = Divergence()
@@ -166,15 +166,15 @@ class Objective:
             logits = model(**inputs, use_cache=False, logits_to_keep=keep).logits
         hidden = kept[0]
         if not self._head_checked:
-            self._check_head(base, logits[:, 0], hidden[:, 0])
+            self._check_head(base, logits[:, 0].detach(), hidden[:, 0].detach())
         return hidden, 0.0 if hidden.requires_grad else logits[:, :0].float().sum()
 
-    @torch.no_grad()
     def _check_head(self, base: Any, logits: torch.Tensor, hidden: torch.Tensor) -> None:
         """Logits [B, rows] of the model itself are those of its LM head on hidden states [B, d]. Raises ModelError."""
         expected = logits[:, : self.n_tokens].float()
         if bool(expected.isfinite().all()):  # else the training has diverged, and not this is what is wrong
-            check_same_logits(base, expected, lm_logits(base, hidden, self.n_tokens))
+            (found,) = LMHead.of(base, self.n_tokens).blocks(hidden, self.n_tokens)
+            check_same_logits(base, expected, found)
             self._head_checked = True
 
     def _parts(

@@ -13,7 +13,7 @@ from emkd.trainer.chunked import Part
 from emkd.trainer.losses import Divergence, supervised, vlad
 from emkd.trainer.matching import Pairs, VisionTokens
 from emkd.trainer.stream import StudentSample, TeacherSample
-from emkd.trainer.truncated import TruncatedLogits, joined
+from emkd.trainer.truncated import joined
 from emkd.vlm.affinity import affinity
 
 

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from emkd.errors import ModelError
 from emkd.trainer.objective import Counts, Objective, Weights
 from emkd.trainer.parts import States
 from emkd.trainer.stream import Collator
@@ -72,6 +73,38 @@ def test_micro_batches_add_up_to_the_step(student_batch, split):
     other = gradients(student, cached_losses(student, batch).total)
     for name in other:
         assert float((one[name] - other[name]).norm()) <= 1e-5 * max(float(other[name].norm()), 1e-3), name
+
+
+def test_no_logits_are_ever_held_whole(student_batch, monkeypatch):
+    """The model's own head is asked for one position of the first batch, to check it; ours for few tokens at a time."""
+    student, batch = student_batch
+    heads, products = [], []
+    student.model.lm_head.register_forward_hook(lambda _m, _i, out: heads.append(out.shape))
+    linear = torch.nn.functional.linear
+
+    def counted(hidden, weight, bias=None):
+        out = linear(hidden, weight, bias)
+        products.append(out.shape)
+        return out
+
+    monkeypatch.setattr("emkd.trainer.chunked.functional.linear", counted)
+    monkeypatch.setattr("emkd.trainer.chunked.CHUNK", 5 * V)
+    objective = Objective(Weights(), V)
+    counts = objective.count(batch["samples"])
+    for _ in range(2):
+        objective(student.model, student.model, batch["inputs"], batch["samples"], counts).total.backward()
+    assert heads == [(6, 1, 72), (6, 72), (6, 0, 72)]  # of 6 samples one position twice, and none
+    ours = [shape for shape in products if shape[-1] == V]
+    assert sum(shape[0] for shape in ours) == 2 * (counts.answers + 2 * counts.pairs)  # costs, as k = V, and losses
+    assert max(shape[0] for shape in ours) == 5
+
+
+def test_a_head_with_something_behind_it_is_refused(student_batch):
+    """Losses are computed from the LM head's weight: a softcap behind it would be left out of them."""
+    student, batch = student_batch
+    student.model.lm_head.register_forward_hook(lambda _m, _i, out: 3 * torch.tanh(out / 3))
+    with pytest.raises(ModelError, match="changes logits behind its head"):
+        cached_losses(student, batch)
 
 
 def test_losses_are_float32_under_bf16_autocast(student_batch):
