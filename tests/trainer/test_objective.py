@@ -95,6 +95,8 @@ def test_no_logits_are_ever_held_whole(student_batch, monkeypatch):
         objective(student.model, student.model, batch["inputs"], batch["samples"], counts).total.backward()
     assert heads == [(6, 1, 72), (6, 0, 72)]  # one position of 6 samples, and none
     ours = [shape for shape in products if shape[-1] == V]
+    check, *ours = ours
+    assert check[0] == 6
     assert sum(shape[0] for shape in ours) == 2 * (counts.answers + 2 * counts.pairs)  # costs, as k = V, and losses
     assert max(shape[0] for shape in ours) == 5
 
