@@ -21,9 +21,12 @@ RECIPE_FLAGS = {
     "alpha": "losses.alpha",
     "beta": "losses.beta",
     "gamma": "losses.gamma",
+    "divergence": "losses.divergence",
+    "temperature": "losses.temperature",
     "tail": "losses.tail",
     "matching": "losses.matching",
     "top_k": "losses.top_k",
+    "solver": "losses.solver",
     "vision_pool": "student.vision_pool",
     "freeze": "student.freeze",
     "epochs": "training.num_train_epochs",
@@ -33,6 +36,9 @@ RECIPE_FLAGS = {
     "seed": "training.seed",
     "max_skipped": "max_skipped",
 }
+
+# Flags of inspect that say nothing without --against-teacher.
+LIVE_FLAGS = ("data", "samples", "image_root", "attn_implementation", "revision", "trust_remote_code")
 
 app = typer.Typer(
     name="emkd",
@@ -120,11 +126,21 @@ def train_student(
     alpha: Annotated[float | None, typer.Option(help="Weight of Sup; 1 - alpha is RLD's. (default 0.5)")] = None,
     beta: Annotated[float | None, typer.Option(help="Weight of VSD. (default 0.25)")] = None,
     gamma: Annotated[float | None, typer.Option(help="Weight of VLAD. (default 25)")] = None,
+    divergence: Annotated[
+        str | None,
+        typer.Option(help="What VSD and RLD sum up: reverse_kl, forward_kl or jsd. (default reverse_kl)"),
+    ] = None,
+    temperature: Annotated[
+        float | None, typer.Option(help="Divides the logits of VSD and RLD; needs the tail uniform. (default 1)")
+    ] = None,
     tail: Annotated[
         str | None, typer.Option(help="What logits not stored look like: bucket or uniform. (default uniform)")
     ] = None,
     matching: Annotated[str | None, typer.Option(help="logits, pooled or random. (default logits)")] = None,
     top_k: Annotated[int | None, typer.Option(help="Use fewer stored logits than the cache has.")] = None,
+    solver: Annotated[
+        str | None, typer.Option(help="Of assignments: scipy, or cuda where there is a GPU. (default scipy)")
+    ] = None,
     vision_pool: Annotated[int | None, typer.Option(help="R: average R x R vision tokens into one.")] = None,
     freeze: Annotated[
         list[str] | None, typer.Option(help="Parameters whose names begin so do not learn; may be repeated.")
@@ -158,8 +174,6 @@ def train_student(
     A run that was stopped goes on with the same command and --resume, from its last checkpoint (training.save_steps).
     """
     given = dict(locals())
-    from transformers.utils import logging as transformers_logging
-
     from emkd.trainer import TrainSettings, load_recipe, train_student, with_flags
     from emkd.trainer.report import rank
 
@@ -180,8 +194,7 @@ def train_student(
         workers=workers,
         address=address,
     )
-    if not sys.stderr.isatty():
-        transformers_logging.disable_progress_bar()  # in a file, bars of every checkpoint bury the lines
+    _no_bars_in_files()
     metrics = train_student(settings)
     if rank():  # of several processes (torchrun) one says it
         return
@@ -189,14 +202,45 @@ def train_student(
     typer.echo(f"trained {output}: {shown}")
 
 
+def _no_bars_in_files() -> None:
+    """In a file, the bars of every checkpoint that is read bury the lines."""
+    from transformers.utils import logging
+
+    if not sys.stderr.isatty():
+        logging.disable_progress_bar()
+
+
 @app.command("inspect")
 def inspect(
     uri: Annotated[str, typer.Argument(help="The cache.")],
     sample: Annotated[str | None, typer.Option(help="One sample, by its key, its key's beginning, or its id.")] = None,
     verify: Annotated[bool, typer.Option("--verify", help="Read and check every byte.")] = False,
+    against_teacher: Annotated[
+        str | None, typer.Option(help="Compare samples with this live teacher: a folder or a name on the hub.")
+    ] = None,
+    data: Annotated[str | None, typer.Option(help="With --against-teacher: what the cache was made from.")] = None,
+    samples: Annotated[
+        int | None, typer.Option(min=1, help="With --against-teacher: how many, evenly spread. (default 8)")
+    ] = None,
+    image_root: ImageRoot = None,
+    attn_implementation: Annotated[
+        str | None, typer.Option(help="With --against-teacher: for instance eager. (default: as the cache was made)")
+    ] = None,
+    revision: Revision = None,
+    trust_remote_code: RemoteCode = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout, and nothing else.")] = False,
 ) -> None:
-    """Print what a cache holds: teacher, data, sizes, retained mass; or one of its samples."""
+    """Print what a cache holds: teacher, data, sizes, retained mass; or one of its samples.
+
+    With --against-teacher: compare some samples with what a live teacher answers now, and fail where it is another one.
+    """
+    given = dict(locals())
+    if against_teacher is not None:
+        _compare(given)
+        return
+    stray = [name for name in LIVE_FLAGS if given[name] not in (None, False)]
+    if stray:
+        raise UsageError(f"--{stray[0].replace('_', '-')} goes with --against-teacher MODEL, and that is missing")
     from emkd.inspection import inspect_cache, render
 
     report = inspect_cache(uri, sample=sample, verify_bytes=verify)
@@ -206,6 +250,28 @@ def inspect(
         render(report)
     if report.get("damaged"):
         raise typer.Exit(1)
+
+
+def _compare(given: dict[str, Any]) -> None:
+    """`emkd inspect --against-teacher`."""
+    if given["data"] is None:
+        raise UsageError("--against-teacher needs the data, to read samples anew: say where with --data DATA")
+    if given["sample"] is not None or given["verify"]:
+        raise UsageError(
+            "--against-teacher picks samples itself and reads what it compares: call it without --sample and --verify"
+        )
+    from emkd.inspection.against_teacher import LiveSettings, check_agreement, compare_with_teacher
+    from emkd.inspection.render_comparison import render_comparison
+
+    _no_bars_in_files()
+    given["samples"] = given["samples"] or 8
+    settings = LiveSettings(**{name: given[name] for name in LiveSettings.__dataclass_fields__})
+    report = compare_with_teacher(given["uri"], settings, lambda line: typer.echo(line, err=True))
+    if given["as_json"]:
+        typer.echo(json.dumps(report, ensure_ascii=False))
+    else:
+        render_comparison(report)
+    check_agreement(report)
 
 
 @app.command("demo")

@@ -16,12 +16,17 @@ from emkd.trainer.recipe import Recipe
 from emkd.vlm.pooling import MODEL_TYPE
 
 METHOD = "[EM-KD](https://arxiv.org/abs/2511.21106)"
+DIVERGENCES = {
+    "reverse_kl": "reverse KL divergence",
+    "forward_kl": "forward KL divergence",
+    "jsd": "Jensen-Shannon divergence",
+}
 LOSSES = {
     "sup": ("Sup", "cross-entropy on the answers' tokens"),
-    "rld": ("RLD", "response logit distillation: reverse KL divergence from the teacher's logits of the answers"),
+    "rld": ("RLD", "response logit distillation: {} from the teacher's logits of the answers"),
     "vsd": (
         "VSD",
-        "vision semantic distillation: reverse KL divergence between the LM head's logits on matched vision tokens",
+        "vision semantic distillation: {} between the LM head's logits on matched vision tokens",
     ),
     "vlad": (
         "VLAD",
@@ -148,12 +153,15 @@ def _teacher(facts: CardFacts) -> str:
 
 
 def _losses(facts: CardFacts) -> str:
-    named = facts.recipe.losses.weights.named
-    rows = [f"| {LOSSES[name][0]} | {weight:g} | {LOSSES[name][1]} |" for name, weight in named.items()]
+    losses = facts.recipe.losses
+    divergence = DIVERGENCES[losses.divergence]
+    if losses.temperature != 1:
+        divergence += f" at temperature {losses.temperature:g}"
+    named = [(*LOSSES[name], weight) for name, weight in losses.weights.named.items()]
+    rows = [f"| {name} | {weight:g} | {what.format(divergence)} |" for name, what, weight in named]
     table = "\n".join(["| loss | weight | what it is |", "|---|---|---|", *rows])
     read = ""
     if facts.manifest is not None:
-        losses = facts.recipe.losses
         read = f"\n\nTail of cut logits: {losses.tail}. Matching of vision tokens: {losses.matching}."
     return f"## Losses\n\nAs {METHOD} (arXiv 2511.21106) defines them:\n\n{table}{read}"
 

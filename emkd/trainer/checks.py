@@ -11,6 +11,7 @@ from emkd.samples.render import adopt_template, writes_end_token
 from emkd.storage.cache import Cache
 from emkd.trainer.arguments import same_in_effect
 from emkd.trainer.checkpoints import checkpoints, last_complete
+from emkd.trainer.recipe import make_recipe
 from emkd.trainer.report import log, rank
 from emkd.trainer.selection import Selection
 from emkd.trainer.settings import TrainSettings
@@ -138,7 +139,8 @@ def agree_with_first_run(
 def _read(path: Path) -> dict[str, Any]:
     try:
         before: dict[str, Any] = json.loads(path.read_text())
-        return {**before, "recipe": _deciding(before["recipe"])}
+        recipe = make_recipe(before["recipe"], str(path))  # what there was not yet when it was written has its default
+        return {**before, "recipe": _deciding(recipe.model_dump(mode="json"))}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DamagedCheckpointError(
             f"{path} is not what was written ({error}). Put it back from a copy, or name a checkpoint of the folder "
@@ -157,7 +159,8 @@ def _deciding(recipe: dict[str, Any]) -> dict[str, Any]:
     """Without what moves no weight. Of the checkpoints that there are, one may be chosen as the best."""
     free = FREE - ({"save_steps", "save_strategy"} if recipe["training"].get("load_best_model_at_end") else set())
     training = {name: value for name, value in same_in_effect(recipe["training"]).items() if name not in free}
-    return {**recipe, "training": training}
+    losses = {name: value for name, value in recipe["losses"].items() if name != "solver"}
+    return {**recipe, "losses": losses, "training": training}
 
 
 def _differences(before: dict[str, Any], now: dict[str, Any], prefix: str = "") -> list[str]:

@@ -1,6 +1,6 @@
 """Recipes: everything that decides a training run but the paths, as a YAML file or from the command line.
 
-    losses:    {alpha: 0.5, beta: 0.25, gamma: 25, tail: uniform, matching: logits, top_k: null}
+    losses:    {alpha: 0.5, beta: 0.25, gamma: 25, divergence: reverse_kl, tail: uniform, matching: logits, ...}
     student:   {vision_pool: 2, freeze: [model.vision_tower]}
     training:  {learning_rate: 2.0e-3, max_steps: 150, ...}     any field of transformers.TrainingArguments
 
@@ -15,7 +15,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from emkd.errors import InputNotFoundError, UsageError
 from emkd.trainer.arguments import TYPES, known_arguments, nearest
-from emkd.trainer.losses import Tail
+from emkd.trainer.assignment import Solver
+from emkd.trainer.losses import Divergence, Kind, Tail
 from emkd.trainer.matching import Matching
 from emkd.trainer.objective import Weights
 
@@ -40,19 +41,33 @@ Prefix = Annotated[str, Field(min_length=1)]
 class LossRecipe(_Section):
     """Weights of the paper (arXiv 2511.21106), and how a cut teacher is read.
 
-    top_k: logits of a vision token that are used; null is all that are stored
+    divergence, temperature: what VSD and RLD are sums of (see losses.py)
+    top_k:  logits of a vision token that are used; null is all that are stored
+    solver: of assignments (see assignment.py); no result depends on it
     """
 
     alpha: float = Field(default=0.5, ge=0, le=1)
     beta: float = Field(default=0.25, ge=0)
     gamma: float = Field(default=25.0, ge=0)
+    divergence: Kind = "reverse_kl"
+    temperature: float = Field(default=1.0, gt=0)
     tail: Tail = "uniform"
     matching: Matching = "logits"
     top_k: int | None = Field(default=None, ge=1)
+    solver: Solver = "scipy"
+
+    @model_validator(mode="after")
+    def _temperature_has_a_tail(self) -> "LossRecipe":
+        self.distance  # noqa: B018  raises ValueError
+        return self
 
     @property
     def weights(self) -> Weights:
         return Weights(alpha=self.alpha, beta=self.beta, gamma=self.gamma)
+
+    @property
+    def distance(self) -> Divergence:
+        return Divergence(kind=self.divergence, tail=self.tail, temperature=self.temperature)
 
 
 class LoraRecipe(_Section):

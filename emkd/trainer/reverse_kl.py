@@ -37,7 +37,7 @@ def reverse_kl(student_logits: torch.Tensor, teacher: TruncatedLogits, tail: Tai
 class _ReverseKL(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, logits: torch.Tensor, teacher: TruncatedLogits, tail: Tail) -> torch.Tensor:
-        log_t, log_t_tail = _log_probabilities(teacher)
+        log_t, log_t_tail = log_probabilities(teacher)
         log_p = logits - logits.logsumexp(dim=1, keepdim=True)
         log_p_stored = log_p.gather(1, teacher.ids)
         p_stored = log_p_stored.exp().masked_fill(~teacher.known, 0)
@@ -47,7 +47,7 @@ class _ReverseKL(torch.autograd.Function):
         _zero_stored(p, teacher)
         if not teacher.whole:
             mass = p.sum(dim=1)
-            n_tail = teacher.vocabulary - teacher.known.sum(dim=1)
+            n_tail = teacher.n_tail
             level = (log_t_tail - n_tail.log() if tail == "uniform" else log_t_tail).masked_fill(n_tail == 0, 0)
             own = torch.einsum("nv,nv->n", p, log_p) if tail == "uniform" else torch.xlogy(mass, mass)
             kl += own - mass * level
@@ -71,7 +71,7 @@ class _ReverseKL(torch.autograd.Function):
         return gradient.mul_(scale[:, None]), None, None
 
 
-def _log_probabilities(teacher: TruncatedLogits) -> tuple[torch.Tensor, torch.Tensor]:
+def log_probabilities(teacher: TruncatedLogits) -> tuple[torch.Tensor, torch.Tensor]:
     """(log t [n, k], log m_t [n]) of the teacher at temperature 1."""
     stored = teacher.logits.masked_fill(~teacher.known, -torch.inf).logsumexp(dim=1)
     log_z = torch.logaddexp(stored, teacher.tail_logsumexp)

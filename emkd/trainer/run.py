@@ -15,11 +15,11 @@ from transformers import TrainingArguments, set_seed
 from emkd.errors import EmkdError, UsageError
 from emkd.samples.dataset import Dataset
 from emkd.trainer.arguments import training_arguments
+from emkd.trainer.assignment import check_solver
 from emkd.trainer.card import CardFacts, model_card
 from emkd.trainer.checks import agree_about_pictures_and_text, agree_with_first_run, check_output
 from emkd.trainer.distillation import DistillationTrainer
 from emkd.trainer.evaluation import evaluate_answers
-from emkd.trainer.losses import Divergence
 from emkd.trainer.objective import Objective
 from emkd.trainer.recipe import LossRecipe
 from emkd.trainer.report import log
@@ -72,7 +72,7 @@ def _trainer(
     given: dict[str, Any] = dict(
         student=student,
         args=arguments,
-        objective=_objective(recipe.losses, source.n_tokens(student.vlm), arguments.seed),
+        objective=_objective(recipe.losses, source.n_tokens(student.vlm), arguments),
         train_dataset=source.samples(student.vlm, recipe.losses.top_k),
         shard_sizes=source.shard_sizes,
         window=recipe.window,
@@ -90,8 +90,9 @@ def _trainer(
     return trainer
 
 
-def _objective(losses: LossRecipe, n_tokens: int, seed: int) -> Objective:
-    return Objective(losses.weights, n_tokens, Divergence(tail=losses.tail), losses.matching, seed)
+def _objective(losses: LossRecipe, n_tokens: int, arguments: TrainingArguments) -> Objective:
+    check_solver(losses.solver, arguments.device)
+    return Objective(losses.weights, n_tokens, losses.distance, losses.matching, arguments.seed, losses.solver)
 
 
 def _facts(settings: TrainSettings, source: Source, student: Student) -> CardFacts:
@@ -119,7 +120,9 @@ def _first_line(settings: TrainSettings, student: Student, arguments: TrainingAr
     losses = settings.recipe.losses
     weights = f"alpha {losses.alpha:g}, beta {losses.beta:g}, gamma {losses.gamma:g}"
     distils = losses.weights.needs_cache
-    reading = f", tail {losses.tail}, matching {losses.matching}" if distils else ""
+    reading = f", {losses.divergence}, tail {losses.tail}, matching {losses.matching}" if distils else ""
+    if distils and losses.temperature != 1:
+        reading += f", temperature {losses.temperature:g}"
     computed = f"{student.model.dtype}{', computed in bfloat16' if arguments.bf16 else ''}"
     length = f"{arguments.max_steps} steps" if arguments.max_steps > 0 else f"{arguments.num_train_epochs:g} epochs"
     rates = "".join(f", {rate:g} below {name}" for name, rate in settings.recipe.student.learning_rates.items())

@@ -37,6 +37,16 @@ class TruncatedLogits:
         """True where nothing is cut: every logit of the vocabulary is stored."""
         return self.k == self.vocabulary and bool(self.known.all())
 
+    @property
+    def n_tail(self) -> torch.Tensor:
+        """[n] ids outside of the stored ones."""
+        return self.vocabulary - self.known.sum(dim=1)
+
+    def stored_mask(self) -> torch.Tensor:
+        """[n, V] bool, True at the stored ids."""
+        counts = torch.zeros(len(self.ids), self.vocabulary, dtype=torch.uint8, device=self.ids.device)
+        return counts.scatter_add_(1, self.ids, self.known.to(torch.uint8)) > 0
+
     def retained_mass(self) -> torch.Tensor:
         """[n] share of the teacher's probability that the stored logits (of ids that the student has) hold."""
         stored = self.logits.masked_fill(~self.known, -torch.inf).logsumexp(dim=1)
@@ -78,6 +88,18 @@ class TruncatedLogits:
             tail_logsumexp=torch.logaddexp(self.tail_logsumexp, dropped.logsumexp(dim=1)),
             tail_mean=total / (n_tail + n_dropped).clamp(min=1),
             known=self.known[:, :k],
+            vocabulary=self.vocabulary,
+        )
+
+    def at_temperature(self, temperature: float) -> "TruncatedLogits":
+        """The same of logits divided by `temperature`, if all logits of a tail are equal (their mass evenly spread)."""
+        size = self.n_tail.clamp(min=1).log()
+        return TruncatedLogits(
+            ids=self.ids,
+            logits=self.logits / temperature,
+            tail_logsumexp=(self.tail_logsumexp - size) / temperature + size,
+            tail_mean=self.tail_mean / temperature,
+            known=self.known,
             vocabulary=self.vocabulary,
         )
 

@@ -36,6 +36,10 @@ def probabilities(teacher: TruncatedLogits) -> tuple[torch.Tensor, torch.Tensor,
 
 
 def reverse_kl(student: torch.Tensor, teacher: TruncatedLogits, tail: str) -> torch.Tensor:
+    return divergence("reverse_kl", student, teacher, tail)
+
+
+def divergence(kind: str, student: torch.Tensor, teacher: TruncatedLogits, tail: str) -> torch.Tensor:
     """[n] by summing over ids (uniform) or over the stored ids and one class for the rest (bucket)."""
     s = student.double().softmax(1)
     stored, p, mass = probabilities(teacher)
@@ -49,8 +53,17 @@ def reverse_kl(student: torch.Tensor, teacher: TruncatedLogits, tail: str) -> to
             else:
                 even = (mass[row] / (~inside).sum()).expand(int((~inside).sum()))
                 ours, theirs = torch.cat([ours, s[row][~inside]]), torch.cat([theirs, even])
-        total[row] = (torch.xlogy(ours, ours) - torch.xlogy(ours, theirs)).sum()
+        middle = (ours + theirs) / 2
+        total[row] = {
+            "reverse_kl": lambda a, b, _: kl(a, b),
+            "forward_kl": lambda a, b, _: kl(b, a),
+            "jsd": lambda a, b, m: (kl(a, m) + kl(b, m)) / 2,
+        }[kind](ours, theirs, middle)
     return total
+
+
+def kl(p: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
+    return (torch.xlogy(p, p) - torch.xlogy(p, q)).sum()
 
 
 def cost(student: torch.Tensor, teacher: TruncatedLogits) -> torch.Tensor:

@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 import typer
 import yaml
 from transformers import TrainingArguments
@@ -37,6 +38,13 @@ def test_a_file_and_flags_over_it(tmp_path):
         ({"training": {"auto_find_batch_size": True}}, "its size is fixed"),
         ({"losses": {"alpha": 2}}, "losses.alpha: .*less than or equal to 1, got 2"),
         ({"losses": {"tail": "fat"}}, "losses.tail: .*'bucket' or 'uniform', got 'fat'"),
+        ({"losses": {"divergence": "tv"}}, "losses.divergence: .*'reverse_kl', 'forward_kl' or 'jsd', got 'tv'"),
+        ({"losses": {"solver": "lapjv"}}, "losses.solver: .*'scipy' or 'cuda', got 'lapjv'"),
+        ({"losses": {"temperature": 0}}, "losses.temperature: .*greater than 0, got 0"),
+        (
+            {"losses": {"temperature": 2, "tail": "bucket"}},
+            "temperature 2 needs the tail uniform: a cache has the mass",
+        ),
         ([1], "the recipe: must be a mapping of names to values"),
         ({"training": {"label_smoothing_factor": 0.1}}, "smoothing is none of them"),
         ({"training": {"group_by_length": True}}, "samples come shard by shard"),
@@ -170,3 +178,51 @@ def test_numbers_as_people_write_them(tmp_path):
     (tmp_path / "latin.yaml").write_bytes(b"training: {optim: \xe9}")
     with pytest.raises(UsageError, match="is not UTF-8 .*; save it as UTF-8"):
         load_recipe(tmp_path / "latin.yaml")
+
+
+def test_a_divergence_reaches_the_objective(student_path, data_path, cache_path, tmp_path, capsys):
+    """Each with another loss after the same first step, said in the first line and on the card."""
+    from emkd.trainer import TrainSettings, train_student
+
+    losses = {}
+    for name, chosen in {
+        "reverse": {},
+        "forward": {"divergence": "forward_kl"},
+        "jsd": {"divergence": "jsd"},
+        "warm": {"divergence": "forward_kl", "temperature": 2.0},
+    }.items():
+        recipe = make_recipe({"losses": chosen, "training": {"max_steps": 1, "logging_steps": 1}}, "test")
+        train_student(
+            TrainSettings(
+                student=str(student_path),
+                data=str(data_path),
+                cache=str(cache_path),
+                output=tmp_path / name,
+                recipe=recipe,
+            )
+        )
+        said = capsys.readouterr().err
+        line = dict(part.split(" ", 1) for part in said.split("step 1/1: ")[1].splitlines()[0].split(", "))
+        losses[name] = {part: float(line[part]) for part in ("sup", "rld", "vsd", "vlad")}
+        assert f", {recipe.losses.divergence}, tail uniform" in said
+        assert ("temperature 2" in said) == (name == "warm")
+        card = (tmp_path / name / "README.md").read_text()
+        assert {"reverse": "reverse KL", "forward": "forward KL", "jsd": "Jensen-Shannon", "warm": "forward KL"}[
+            name
+        ] in card
+        assert ("at temperature 2" in card) == (name == "warm")
+    assert len({values["rld"] for values in losses.values()}) == len({values["vsd"] for values in losses.values()}) == 4
+    assert len({(values["sup"], values["vlad"]) for values in losses.values()}) == 1
+
+
+def test_the_cuda_solver_is_refused_here(student_path, data_path, cache_path, tmp_path):
+    from emkd.trainer import TrainSettings, train_student
+
+    recipe = make_recipe({"losses": {"solver": "cuda"}}, "test")
+    settings = TrainSettings(
+        student=str(student_path), data=str(data_path), cache=str(cache_path), output=tmp_path / "o", recipe=recipe
+    )
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    with pytest.raises(UsageError, match="solver cuda needs an NVIDIA GPU"):
+        train_student(settings)

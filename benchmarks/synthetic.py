@@ -1,0 +1,74 @@
+"""Logits that look like those of vision tokens of a large model, made from nothing: ../docs/method.md says what for.
+
+An LM head W [V, d] ~ N(0, 1) with a bias of -log(rank + 20), where ids are ranked by id x LogNormal(0, 1): a Zipfian
+vocabulary whose small ids are frequent ones. Hidden states of an image are white noise on its grid of tokens, blurred
+by a Gaussian of 2 tokens to 80% of their variance with 20% of white noise, RMS-normed: neighbours are alike. Logits
+are 3.5 · sharpness · W h / √d + bias with a smooth sharpness of 0.6 to 1.6, rounded to bfloat16.
+
+Shape legend: n tokens, d hidden size, V ids, k largest logits
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from scipy.ndimage import gaussian_filter
+
+from emkd.pipeline.topk import top_k
+from emkd.trainer.truncated import TruncatedLogits, truncated
+from emkd.vlm.head import LMHead
+
+BLUR = 2.0
+SHARPNESS = (0.6, 1.6)
+SCALE = 3.5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Synthetic:
+    """A teacher's LM head and the hidden states [n, d] of its vision tokens, sharpness and scale in them already."""
+
+    hidden: torch.Tensor
+    head: LMHead
+
+    def logits(self, rows: slice = slice(None)) -> torch.Tensor:
+        """[n, V] float32, rounded to bfloat16."""
+        (found,) = self.head.blocks(self.hidden[rows], self.head.n_tokens)
+        return found.bfloat16().float()
+
+    def cut(self, k: int, chunk: int = 64) -> TruncatedLogits:
+        """What a cache has of all tokens: top-k and tail, `chunk` tokens at a time."""
+        parts = [top_k(self.logits(slice(i, i + chunk)), k) for i in range(0, len(self.hidden), chunk)]
+        fields = [torch.cat([getattr(p, name) for p in parts]) for name in ("ids", "logits", "tail_logsumexp")]
+        return truncated(*fields, self.head.n_tokens, torch.cat([p.tail_mean for p in parts]))
+
+
+def lm_head(vocabulary: int, d: int, rng: np.random.Generator) -> LMHead:
+    order = np.argsort(np.arange(1, vocabulary + 1) * rng.lognormal(0.0, 1.0, vocabulary))
+    rank = np.empty(vocabulary, np.int64)
+    rank[order] = np.arange(vocabulary)
+    weight = torch.from_numpy(rng.standard_normal((vocabulary, d), dtype=np.float32))
+    return LMHead(weight=weight, bias=torch.from_numpy(-np.log(rank + 20.0)).float(), n_tokens=vocabulary)
+
+
+def vision_states(grid: tuple[int, int], d: int, rng: np.random.Generator) -> torch.Tensor:
+    """[rows x columns, d] of one image, of RMS 1."""
+    smooth = gaussian_filter(rng.standard_normal((*grid, d)), sigma=(BLUR, BLUR, 0))
+    mixed = np.sqrt(0.8) * smooth / smooth.std() + np.sqrt(0.2) * rng.standard_normal(smooth.shape)
+    states = torch.from_numpy(mixed.reshape(-1, d)).float()
+    return states / states.pow(2).mean(dim=1, keepdim=True).sqrt()
+
+
+def sharpness(grid: tuple[int, int], rng: np.random.Generator) -> torch.Tensor:
+    """[rows x columns, 1] between the two of SHARPNESS, smooth over the grid."""
+    field = gaussian_filter(rng.standard_normal(grid), sigma=BLUR).reshape(-1, 1)
+    low, high = SHARPNESS
+    unit = (field - field.min()) / (field.max() - field.min())
+    return torch.from_numpy(low + (high - low) * unit).float()
+
+
+def synthetic(vocabulary: int, grids: list[tuple[int, int]], d: int = 256, seed: int = 0) -> Synthetic:
+    """A teacher's vision tokens: those of one grid (a tile or an image) after the other."""
+    rng = np.random.default_rng(seed)
+    head = lm_head(vocabulary, d, rng)
+    tiles = [vision_states(grid, d, rng) * sharpness(grid, rng) for grid in grids]
+    return Synthetic(hidden=torch.cat(tiles) * SCALE / d**0.5, head=head)
