@@ -5,7 +5,7 @@ import platform
 import subprocess
 import sys
 from datetime import UTC, datetime
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +28,16 @@ def provenance() -> dict[str, Any]:
             "system": platform.platform(terse=True),
             "threads": os.environ.get("OMP_NUM_THREADS", "unset"),
         },
-        "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
+        "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
     }
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "not installed"
 
 
 def _git(*arguments: str) -> str:

@@ -8,6 +8,17 @@ Nothing here is needed to distil models of your own: the room exists so that the
 minutes, with data that scikit-learn carries along and no download.
 """
 
-from emkd.demo.run import run_demo
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from emkd.demo.run import run_demo as run_demo
 
 __all__ = ["run_demo"]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "run_demo":  # needs Ray, which scenes and models do not
+        from emkd.demo.run import run_demo
+
+        return run_demo
+    raise AttributeError(f"module 'emkd.demo' has no attribute {name!r}")

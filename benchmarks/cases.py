@@ -1,0 +1,199 @@
+"""What steps are measured with: pairs of teacher and student, a batch of rows for them, and its cache.
+
+    demo        the demonstration's sizes and scenes, with random weights
+    cpu-larger  a random pair, V = 32,000; 576 vision tokens in the teacher, 144 in the student
+    gpu         random weights of real shapes: a student of 0.5B, a teacher of 7B, V = 151,936; 729 and 144
+    tiny        a pair to try the script with, seconds on one core
+
+In `gpu` the teacher sees 384 pixels in patches of 14, 27 x 27 = 729. No window of 2 divides 27, so the student sees
+336, 24 x 24 averaged by 2 x 2 to 144.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import torch
+from random_llava import Shape, Text, Tower, random_model, write_noise
+
+from emkd.demo import models as demo
+from emkd.demo.scenes import write_scenes
+from emkd.demo.variants import RECIPE
+from emkd.pipeline.capture import Teacher
+from emkd.pipeline.worker import capture_settings
+from emkd.samples.dataset import Dataset
+from emkd.storage.create import create_cache
+from emkd.storage.digest import sha256_hex
+from emkd.storage.index import commit_shard
+from emkd.storage.manifest import ImageProcessorIdentity, Manifest, TeacherIdentity, TokenizerIdentity
+from emkd.storage.plan import DatasetFile, DatasetIdentity, ShardPlan
+from emkd.storage.precision import AffinityPrecision, LogitsPrecision
+from emkd.storage.seal import seal
+from emkd.storage.shard import write_shard
+from emkd.trainer.modules import freeze
+from emkd.vlm.loading import VisionLanguageModel
+from emkd.vlm.pooling import pooled
+
+ROWS_NAME, CACHE_NAME = "rows.parquet", "cache"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """A pair and a batch.
+
+    teacher, student: make one on a device; the student as it trains, pooled and with the right parts frozen
+    write_rows:       writes the batch, as Parquet
+    top_k:            of vision and of answer tokens, 0 for all
+    autocast:         whether the student computes in bfloat16
+    rounds:           of each variant; the dense one, which takes long, has `dense_rounds`
+    memory_runs:      processes that each variant's memory is measured in
+    """
+
+    teacher: Callable[[str], VisionLanguageModel]
+    student: Callable[[str], VisionLanguageModel]
+    write_rows: Callable[[Path], object]
+    top_k: int
+    rounds: int
+    dense_rounds: int
+    memory_runs: int = 1
+    autocast: bool = False
+    precision: LogitsPrecision = "bfloat16"
+    affinity_precision: AffinityPrecision = "int8"
+
+    def uncut(self) -> "Case":
+        """The same with every logit stored, and all of it in float32."""
+        return replace(self, top_k=0, precision="float32", affinity_precision="float32")
+
+
+def demo_teacher(device: str) -> VisionLanguageModel:
+    model = demo.new_teacher(0).to(device)
+    return VisionLanguageModel(path=Path("demo"), model=model, processor=demo.new_processor(), n_tokens=len(demo.WORDS))
+
+
+def demo_student(device: str) -> VisionLanguageModel:
+    """A copy of the teacher, pooled and with a frozen tower, as the recipe has it."""
+    vlm = demo_teacher(device)
+    vlm.model = pooled(vlm.model, vlm.processor, RECIPE["student"]["vision_pool"])
+    freeze(vlm.model, RECIPE["student"]["freeze"])
+    return vlm
+
+
+def random_case(
+    teacher: Shape,
+    student: Shape,
+    *,
+    batch: int,
+    words: tuple[int, int],
+    top_k: int = 64,
+    rounds: int,
+    dense_rounds: int,
+) -> Case:
+    """A pair with random weights, all of the student learning. words: see `write_noise`"""
+    side, n_tokens = teacher.tower.side, teacher.n_tokens
+    return Case(
+        teacher=partial(random_model, teacher, 1),
+        student=partial(random_model, student, 2),
+        write_rows=partial(write_noise, n=batch, n_tokens=n_tokens, side=side, words=words),
+        top_k=top_k,
+        autocast=teacher.dtype == torch.bfloat16,
+        rounds=rounds,
+        dense_rounds=dense_rounds,
+    )
+
+
+def tiny(dtype: torch.dtype) -> Case:
+    """With what `gpu` has and `cpu-larger` has not: padding rows, a tied head, and autocast where dtype is bfloat16."""
+    tower = Tower(hidden=32, layers=2, heads=2, intermediate=48, side=20, patch=5)
+    teacher = Text(hidden=32, layers=2, heads=2, key_value_heads=1, intermediate=64, rows=104)
+    return random_case(
+        Shape(text=teacher, tower=tower, n_tokens=100, dtype=dtype),
+        Shape(text=replace(teacher, hidden=24, rows=100, tied=True), tower=tower, n_tokens=100, pool=2),
+        batch=2,
+        words=(4, 8),
+        top_k=8,
+        rounds=2,
+        dense_rounds=1,
+    )
+
+
+def _cpu_larger() -> Case:
+    tower = Tower(hidden=192, layers=4, heads=4, intermediate=768, side=120, patch=5)
+    teacher = Text(hidden=512, layers=8, heads=8, key_value_heads=2, intermediate=1408, rows=32_000)
+    student = Text(hidden=256, layers=6, heads=4, key_value_heads=2, intermediate=704, rows=32_000)
+    return random_case(
+        Shape(text=teacher, tower=tower, n_tokens=32_000),
+        Shape(text=student, tower=tower, n_tokens=32_000, pool=2),
+        batch=2,
+        words=(50, 100),
+        rounds=5,
+        dense_rounds=3,
+    )
+
+
+def _gpu() -> Case:
+    tower = Tower(hidden=1152, layers=27, heads=16, intermediate=4304, side=384, patch=14)
+    teacher = Text(hidden=3584, layers=28, heads=28, key_value_heads=4, intermediate=18_944, rows=152_064)
+    student = Text(hidden=896, layers=24, heads=14, key_value_heads=2, intermediate=4864, rows=151_936, tied=True)
+    return random_case(
+        Shape(text=teacher, tower=tower, n_tokens=151_936, dtype=torch.bfloat16),
+        Shape(text=student, tower=replace(tower, side=336), n_tokens=151_936, pool=2),
+        batch=8,
+        words=(50, 100),
+        rounds=7,
+        dense_rounds=5,
+    )
+
+
+CASES: dict[str, Case] = {
+    "demo": Case(
+        teacher=demo_teacher,
+        student=demo_student,
+        write_rows=partial(
+            write_scenes, n=RECIPE["training"]["per_device_train_batch_size"], pool="train", seed=1, wrong_answers=0.25
+        ),
+        top_k=8,
+        rounds=15,
+        dense_rounds=15,
+        memory_runs=2,
+    ),
+    "cpu-larger": _cpu_larger(),
+    "gpu": _gpu(),
+    "tiny": tiny(torch.bfloat16),
+}
+
+
+def write_cache(case: Case, folder: Path, teacher: VisionLanguageModel) -> Manifest:
+    """The teacher's records of the folder's rows, as a sealed cache of one shard."""
+    dataset = Dataset(str(folder / ROWS_NAME))
+    tokenizer = teacher.processor.tokenizer.backend_tokenizer.to_str().encode()
+    manifest = _manifest(case, dataset, teacher, sha256_hex(tokenizer))
+    files = create_cache(folder / CACHE_NAME, manifest, tokenizer)
+    rows = Teacher(teacher, capture_settings(manifest)).capture(dataset, manifest.rows(0))
+    skipped = [f"row {row.hint.row}: {row.reason}: {row.detail}" for row in rows if row.record is None]
+    if skipped:
+        raise RuntimeError(f"{len(skipped)} of the batch's {len(rows)} rows cannot be used: {skipped[0]}")
+    commit_shard(files, write_shard(files, 0, "bench", rows, manifest))
+    seal(files)
+    return manifest
+
+
+def _manifest(case: Case, dataset: Dataset, teacher: VisionLanguageModel, tokenizer_sha256: str) -> Manifest:
+    files = tuple(DatasetFile(name=f.name, n_rows=f.n_rows, n_bytes=f.n_bytes) for f in dataset.files)
+    top_k = min(case.top_k or teacher.n_tokens, teacher.n_tokens)
+    return Manifest(
+        teacher=TeacherIdentity(name="none", weights_sha256="00" * 32, dtype="none", architecture="llava"),
+        image_processor=ImageProcessorIdentity(class_name="none", sha256="00" * 32, settings={}),
+        tokenizer=TokenizerIdentity(
+            sha256=tokenizer_sha256,
+            n_tokens=teacher.n_tokens,
+            lm_head_rows=teacher.model.get_output_embeddings().weight.shape[0],
+        ),
+        top_k=top_k,
+        answer_top_k=top_k,
+        logits_precision=case.precision,
+        affinity_precision=case.affinity_precision,
+        batch_tokens=1 << 16,
+        dataset=DatasetIdentity(fingerprint=dataset.fingerprint, n_rows=dataset.n_rows, files=files),
+        plan=ShardPlan.of(n_rows=dataset.n_rows, rows_per_shard=dataset.n_rows),
+    )
