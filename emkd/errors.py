@@ -14,6 +14,7 @@
     │   ├── CacheIncompleteError                    the cache is not sealed
     │   ├── CacheVersionError                       written by a newer emkd
     │   ├── SampleNotFoundError (KeyError)          no such sample
+    │   ├── TeacherMismatchError (ValueError)       a live teacher does not answer as the cache says
     │   ├── DamagedCacheError   (OSError)           a stored object is missing, cut short or changed
     │   └── CacheWriteError     (OSError)           a full disk, a place that may not be written
     ├── JobFailedError      (RuntimeError)       the teacher's job, or training on several workers, could not finish
@@ -87,6 +88,10 @@ class SampleNotFoundError(CacheError, KeyError):
 
     def __str__(self) -> str:  # KeyError would print the repr of the message
         return str(self.args[0])
+
+
+class TeacherMismatchError(CacheError, ValueError):
+    """A live teacher reads or answers a cached sample in another way than the cache says."""
 
 
 class DamagedCacheError(CacheError, OSError):

@@ -180,7 +180,7 @@ def test_help_names_every_option_that_is_fixed(call):
         "--dry-run --max-skipped --extend --repair --clean --for-student",
         "train-student": "--student --data --cache --output --recipe --alpha --beta --gamma --tail --vision-pool "
         "--eval-data --epochs --max-steps --batch-size --learning-rate --resume",
-        "inspect": "--sample --verify --json",
+        "inspect": "--sample --verify --json --against-teacher --data --samples",
         "demo": "--out --seeds --ablate",
     }
     for command, options in fixed.items():

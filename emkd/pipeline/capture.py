@@ -46,6 +46,27 @@ class CaptureSettings:
     chunk_logits: int = 1 << 26
 
 
+@dataclass(frozen=True, kw_only=True)
+class States:
+    """Last hidden states of one sample, in the teacher's dtype and on its device.
+
+    vision: [Nt, d];  text: [L, d];  predicting: [A, d] at the positions that predict answer tokens
+    """
+
+    vision: torch.Tensor
+    text: torch.Tensor
+    predicting: torch.Tensor
+
+    @classmethod
+    def of(cls, item: Encoded, hidden: torch.Tensor) -> "States":
+        """hidden: [T, d] of the sample, padding included"""
+        return cls(
+            vision=hidden[: item.n_tokens][item.vision_mask.to(hidden.device)],
+            text=hidden[item.text_positions.to(hidden.device)],
+            predicting=hidden[item.predicting_positions.to(hidden.device)],
+        )
+
+
 class Teacher:
     """A loaded teacher that turns rows of a dataset into records."""
 
@@ -115,30 +136,38 @@ class Teacher:
                 first = self._capture_batch(batch[:half], halvings + 1)
                 return first + self._capture_batch(batch[half:], halvings + 1)
             ((hint, item),) = batch
-            results = [_skipped(hint, item.key, _does_not_fit(item))]
+            results = [_skipped(hint, item.key, does_not_fit(item))]
         return [replace(result, halvings=halvings) for result in results]
 
     @torch.inference_mode()
     def _forward(self, batch: Sequence[Row]) -> list[CapturedRow]:
         """One pass of the teacher. What it takes of the device is free again once it returns or its error is gone."""
-        inputs = to_model(collate([item for _, item in batch], self.pad_token_id), self.vlm.model)
-        hidden = last_hidden_state(self.vlm.model, inputs)
-        _check_shape(inputs["input_ids"], hidden)
+        hidden = self._hidden([item for _, item in batch])
         results = []
         for (hint, item), states in zip(batch, hidden, strict=True):
             try:
-                results.append(CapturedRow(hint=hint, key=item.key, record=self._record(item, states)))
+                record = self._record(item, States.of(item, states))
+                results.append(CapturedRow(hint=hint, key=item.key, record=record))
             except SampleError as error:
                 results.append(_skipped(hint, item.key, error))
         return results
 
-    def _record(self, item: Encoded, states: torch.Tensor) -> Record:
-        """states: [T, d], the sample's last hidden states, padding included."""
-        vision = states[: item.n_tokens][item.vision_mask.to(states.device)]
-        text = states[item.text_positions.to(states.device)]
-        top = self._top_k(vision, self.settings.top_k)
-        answer = self._top_k(states[item.predicting_positions.to(states.device)], self.settings.answer_top_k)
-        cosine = affinity(text, vision)
+    @torch.inference_mode()
+    def states(self, item: Encoded) -> States:
+        """Of one sample by itself, before anything is cut or rounded."""
+        return States.of(item, self._hidden([item])[0])
+
+    def _hidden(self, items: Sequence[Encoded]) -> torch.Tensor:
+        """[B, T, d] of one pass of the teacher."""
+        inputs = to_model(collate(items, self.pad_token_id), self.vlm.model)
+        hidden = last_hidden_state(self.vlm.model, inputs)
+        _check_shape(inputs["input_ids"], hidden)
+        return hidden
+
+    def _record(self, item: Encoded, states: States) -> Record:
+        top = self._top_k(states.vision, self.settings.top_k)
+        answer = self._top_k(states.predicting, self.settings.answer_top_k)
+        cosine = affinity(states.text, states.vision)
         _check_finite("the affinities", cosine)
         return Record(
             key=item.key,
@@ -156,14 +185,18 @@ class Teacher:
         )
 
     def _top_k(self, hidden: torch.Tensor, k: int) -> TopK:
-        chunk = max(1, self.settings.chunk_logits // self.vlm.n_tokens)
         stored = STORED_DTYPES[self.settings.logits_precision]
-        top = top_k_in_chunks(hidden, self._finite_logits, k, stored, chunk)
+        top = top_k_in_chunks(hidden, self.logits, k, stored, self.chunk)
         _check_finite("logits rounded to the cache's precision", top.logits)
         return top
 
-    def _finite_logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """float32 logits [n, V]; what is not finite has no order and no top-k."""
+    @property
+    def chunk(self) -> int:
+        """Tokens whose logits exist at a time."""
+        return max(1, self.settings.chunk_logits // self.vlm.n_tokens)
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """float32 logits [n, V] of hidden states [n, d]. SampleError: what is not finite has no order and no top-k."""
         logits = lm_logits(self.vlm.model, hidden, self.vlm.n_tokens)
         _check_finite("the teacher's logits", logits)
         return logits
@@ -178,7 +211,8 @@ def _check_shape(ids: torch.Tensor, hidden: torch.Tensor) -> None:
         )
 
 
-def _does_not_fit(item: Encoded) -> SampleError:
+def does_not_fit(item: Encoded) -> SampleError:
+    """A sample that is too large for the memory by itself."""
     return SampleError(
         "out-of-memory",
         f"{item.n_tokens} tokens ({item.n_vision} of vision) do not fit the device's memory even alone; take a device "
