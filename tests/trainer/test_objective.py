@@ -11,7 +11,15 @@ from emkd.trainer.parts import States
 from emkd.trainer.stream import Collator
 from emkd.vlm.head import LMHead
 from tests.trainer import naive
-from tests.trainer.test_exactness import NAMES, V, cached_losses, compare_gradients, gradients, relative, student_and_batch
+from tests.trainer.test_exactness import (
+    NAMES,
+    V,
+    cached_losses,
+    compare_gradients,
+    gradients,
+    relative,
+    student_and_batch,
+)
 
 
 @pytest.fixture
