@@ -2,11 +2,13 @@
 
     demo        the demonstration's sizes and scenes, with random weights
     cpu-larger  a random pair, V = 32,000; 576 vision tokens in the teacher, 144 in the student
+    cpu-real    a student of real shapes (0.5B, its tower of 0.4B frozen) and records of real sizes, V = 151,936; the
+                teacher that makes them is a small one, so it is not measured with a teacher in memory
     gpu         random weights of real shapes: a student of 0.5B, a teacher of 7B, V = 151,936; 729 and 144
     tiny        a pair to try the script with, seconds on one core
 
-In `gpu` the teacher sees 384 pixels in patches of 14, 27 x 27 = 729. No window of 2 divides 27, so the student sees
-336, 24 x 24 averaged by 2 x 2 to 144.
+In cpu-real and gpu the teacher sees 384 pixels in patches of 14, 27 x 27 = 729. No window of 2 divides 27, so the student
+sees 336, 24 x 24 averaged by 2 x 2 to 144.
 """
 
 from collections.abc import Callable
@@ -48,6 +50,7 @@ class Case:
     autocast:         whether the student computes in bfloat16
     rounds:           of each variant; the dense one, which takes long, has `dense_rounds`
     memory_runs:      processes that each variant's memory is measured in
+    variants:         what is measured (variants.py)
     """
 
     teacher: Callable[[str], VisionLanguageModel]
@@ -57,6 +60,7 @@ class Case:
     rounds: int
     dense_rounds: int
     memory_runs: int = 1
+    variants: tuple[str, ...] = ("sft", "cache", "dense", "live")
     autocast: bool = False
     precision: LogitsPrecision = "bfloat16"
     affinity_precision: AffinityPrecision = "int8"
@@ -131,13 +135,41 @@ def _cpu_larger() -> Case:
     )
 
 
+# SigLIP-so400m, and a language model of 0.5B, as real checkpoints have them.
+REAL_TOWER = Tower(hidden=1152, layers=27, heads=16, intermediate=4304, side=384, patch=14)
+REAL_STUDENT = Shape(
+    text=Text(hidden=896, layers=24, heads=14, key_value_heads=2, intermediate=4864, rows=151_936, tied=True),
+    tower=replace(REAL_TOWER, side=336),
+    n_tokens=151_936,
+    pool=2,
+)
+
+
+def _frozen_tower(device: str) -> VisionLanguageModel:
+    vlm = random_model(REAL_STUDENT, 2, device)
+    freeze(vlm.model, ["model.vision_tower"])
+    return vlm
+
+
+def _cpu_real() -> Case:
+    tower = Tower(hidden=32, layers=1, heads=2, intermediate=64, side=384, patch=14)
+    text = Text(hidden=64, layers=1, heads=2, key_value_heads=1, intermediate=128, rows=151_936)
+    case = random_case(
+        Shape(text=text, tower=tower, n_tokens=151_936),
+        REAL_STUDENT,
+        batch=2,
+        words=(50, 100),
+        rounds=3,
+        dense_rounds=0,
+    )
+    return replace(case, student=_frozen_tower, variants=("sft", "cache"))
+
+
 def _gpu() -> Case:
-    tower = Tower(hidden=1152, layers=27, heads=16, intermediate=4304, side=384, patch=14)
     teacher = Text(hidden=3584, layers=28, heads=28, key_value_heads=4, intermediate=18_944, rows=152_064)
-    student = Text(hidden=896, layers=24, heads=14, key_value_heads=2, intermediate=4864, rows=151_936, tied=True)
     return random_case(
-        Shape(text=teacher, tower=tower, n_tokens=151_936, dtype=torch.bfloat16),
-        Shape(text=student, tower=replace(tower, side=336), n_tokens=151_936, pool=2),
+        Shape(text=teacher, tower=REAL_TOWER, n_tokens=151_936, dtype=torch.bfloat16),
+        REAL_STUDENT,
         batch=8,
         words=(50, 100),
         rounds=7,
@@ -158,6 +190,7 @@ CASES: dict[str, Case] = {
         memory_runs=2,
     ),
     "cpu-larger": _cpu_larger(),
+    "cpu-real": _cpu_real(),
     "gpu": _gpu(),
     "tiny": tiny(torch.bfloat16),
 }

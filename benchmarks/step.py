@@ -1,6 +1,6 @@
 """Time and memory of an optimizer step: fine-tuning, EM-KD from a cache, EM-KD with the teacher in memory.
 
-    python benchmarks/step.py                      # demo, cpu-larger, and gpu where there is one
+    python benchmarks/step.py                      # demo, cpu-larger, cpu-real, and gpu where there is one
     python benchmarks/step.py --cases tiny --output step.json
 
 Four variants take steps in turn, on the same student and the same batch (cases.py):
@@ -74,10 +74,10 @@ def agreement(case: Case, device: str = "cpu") -> dict[str, float]:
 
 def times(case: Case, folder: Path, device: str) -> dict[str, list[Run]]:
     """Raw repeats of all variants, in turn; the first round of each is dropped."""
-    steps = Steps(case, folder, device, VARIANTS)
-    found: dict[str, list[Run]] = {variant: [] for variant in VARIANTS}
+    steps = Steps(case, folder, device, case.variants)
+    found: dict[str, list[Run]] = {variant: [] for variant in case.variants}
     for number in range(case.rounds + 1):
-        for variant in VARIANTS:
+        for variant in case.variants:
             if variant == "dense" and number > case.dense_rounds:
                 continue
             run = steps.timed(variant)
@@ -128,15 +128,15 @@ def measure_case(name: str, device: str) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="emkd-step-") as scratch:
         folder = Path(scratch)
         prepare(case, folder, device)
-        peaks: dict[str, list[int]] = {variant: [] for variant in VARIANTS}
+        peaks: dict[str, list[int]] = {variant: [] for variant in case.variants}
         for _ in range(case.memory_runs):
-            for variant in VARIANTS:
+            for variant in case.variants:
                 peaks[variant].append(memory(variant, name, folder, device))
         runs = times(case, folder, device)
     middle = {
         variant: {key: median(run[key] for run in runs[variant]) for key in runs[variant][0]}
         | {"peak_mib": median(peaks[variant]) / MIB}
-        for variant in VARIANTS
+        for variant in case.variants
     }
     return {
         "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
@@ -148,15 +148,16 @@ def measure_case(name: str, device: str) -> dict[str, Any]:
 
 
 def ratios(middle: dict[str, Run]) -> Run:
-    """Of the seconds of a step, and of peak memory."""
-    found = {name: middle[a]["step_s"] / middle[b]["step_s"] for name, (a, b) in RATIOS.items()}
-    return found | {f"memory {name}": middle[a]["peak_mib"] / middle[b]["peak_mib"] for name, (a, b) in RATIOS.items()}
+    """Of the seconds of a step, and of peak memory, where both variants were measured."""
+    pairs = {name: pair for name, pair in RATIOS.items() if set(pair) <= middle.keys()}
+    found = {name: middle[a]["step_s"] / middle[b]["step_s"] for name, (a, b) in pairs.items()}
+    return found | {f"memory {name}": middle[a]["peak_mib"] / middle[b]["peak_mib"] for name, (a, b) in pairs.items()}
 
 
 def measure(names: list[str] | None = None) -> dict[str, Any]:
     """All cases, or some. `gpu` is "not measured" where there is none."""
     found: dict[str, Any] = {"agreement_at_full_vocabulary": agreement(CASES["demo"]), "cases": {}, "step_ratio": {}}
-    for name in names or ["demo", "cpu-larger", "gpu"]:
+    for name in names or ["demo", "cpu-larger", "cpu-real", "gpu"]:
         if name == "gpu" and not torch.cuda.is_available():
             found["cases"][name] = found["step_ratio"][name] = NOT_MEASURED
             continue
@@ -179,7 +180,7 @@ def show(result: dict[str, Any]) -> str:
             )
     lines += ["", "ratio | " + " | ".join(result["step_ratio"]), "---" + "|---" * len(result["step_ratio"])]
     for ratio in (*RATIOS, *(f"memory {name}" for name in RATIOS)):
-        cells = [one if one == NOT_MEASURED else f"{one[ratio]:.2f}" for one in result["step_ratio"].values()]
+        cells = [f"{one[ratio]:.2f}" if ratio in one else NOT_MEASURED for one in result["step_ratio"].values()]
         lines.append(" | ".join([ratio, *cells]))
     return "\n".join(lines)
 
