@@ -7,8 +7,8 @@
     gpu         random weights of real shapes: a student of 0.5B, a teacher of 7B, V = 151,936; 729 and 144
     tiny        a pair to try the script with, seconds on one core
 
-In cpu-real and gpu the teacher sees 384 pixels in patches of 14, 27 x 27 = 729. No window of 2 divides 27, so the student
-sees 336, 24 x 24 averaged by 2 x 2 to 144.
+In cpu-real and gpu the teacher sees 384 pixels in patches of 14: 27 x 27 = 729. No window of 2 divides 27, so the
+student sees 336, 24 x 24 averaged by 2 x 2 to 144.
 """
 
 from collections.abc import Callable

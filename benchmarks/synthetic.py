@@ -5,6 +5,10 @@ vocabulary whose small ids are frequent ones. Hidden states of an image are whit
 by a Gaussian of 2 tokens to 80% of their variance with 20% of white noise, RMS-normed: neighbours are alike. Logits
 are 3.5 · sharpness · W h / √d + bias with a smooth sharpness of 0.6 to 1.6, rounded to bfloat16.
 
+Tokens that predict answers are white noise without neighbours, of a sharpness between 1 and 3: from undecided to
+certain (half of them give their first choice less than 0.5, one in ten more than 0.9). Text tokens are a vision token
+and white noise in equal parts, so that each is near to a part of the picture.
+
 Shape legend: n tokens, d hidden size, V ids, k largest logits
 """
 
@@ -20,12 +24,13 @@ from emkd.vlm.head import LMHead
 
 BLUR = 2.0
 SHARPNESS = (0.6, 1.6)
+ANSWER_SHARPNESS = (1.0, 3.0)
 SCALE = 3.5
 
 
 @dataclass(frozen=True, kw_only=True)
 class Synthetic:
-    """A teacher's LM head and the hidden states [n, d] of its vision tokens, sharpness and scale in them already."""
+    """A teacher's LM head and hidden states [n, d] of some tokens of it, sharpness and scale in them already."""
 
     hidden: torch.Tensor
     head: LMHead
@@ -55,7 +60,7 @@ def vision_states(grid: tuple[int, int], d: int, rng: np.random.Generator) -> to
     smooth = gaussian_filter(rng.standard_normal((*grid, d)), sigma=(BLUR, BLUR, 0))
     mixed = np.sqrt(0.8) * smooth / smooth.std() + np.sqrt(0.2) * rng.standard_normal(smooth.shape)
     states = torch.from_numpy(mixed.reshape(-1, d)).float()
-    return states / states.pow(2).mean(dim=1, keepdim=True).sqrt()
+    return _unit(states)
 
 
 def sharpness(grid: tuple[int, int], rng: np.random.Generator) -> torch.Tensor:
@@ -72,3 +77,27 @@ def synthetic(vocabulary: int, grids: list[tuple[int, int]], d: int = 256, seed:
     head = lm_head(vocabulary, d, rng)
     tiles = [vision_states(grid, d, rng) * sharpness(grid, rng) for grid in grids]
     return Synthetic(hidden=torch.cat(tiles) * SCALE / d**0.5, head=head)
+
+
+def answers(teacher: Synthetic, n: int, seed: int = 1) -> Synthetic:
+    """n tokens of the same teacher that predict answers."""
+    rng = np.random.default_rng(seed)
+    d = teacher.head.weight.shape[1]
+    sharp = torch.from_numpy(rng.uniform(*ANSWER_SHARPNESS, (n, 1))).float()
+    return Synthetic(hidden=_unit(_white(n, d, rng)) * sharp * SCALE / d**0.5, head=teacher.head)
+
+
+def text_states(teacher: Synthetic, n: int, seed: int = 2) -> torch.Tensor:
+    """[n, d] text tokens around the vision tokens of a teacher; only their directions matter."""
+    rng = np.random.default_rng(seed)
+    seen = teacher.hidden[torch.from_numpy(rng.integers(0, len(teacher.hidden), n))]
+    return _unit(_unit(seen) + _white(n, seen.shape[1], rng))
+
+
+def _white(n: int, d: int, rng: np.random.Generator) -> torch.Tensor:
+    return torch.from_numpy(rng.standard_normal((n, d), dtype=np.float32))
+
+
+def _unit(states: torch.Tensor) -> torch.Tensor:
+    """Of RMS 1."""
+    return states / states.pow(2).mean(dim=1, keepdim=True).sqrt()

@@ -121,7 +121,7 @@ def test_ratios_and_what_is_not_measured(step: ModuleType, monkeypatch: pytest.M
     }
     shown = step.show(found).splitlines()
     assert "gpu | not measured | | | |" in shown
-    assert "cache/sft | 2.00 | 2.00 | not measured" in shown
+    assert "cache/sft | 2.00 | 2.00 | 2.00 | not measured" in shown
 
 
 def test_the_real_shapes(step: ModuleType) -> None:

@@ -1,7 +1,11 @@
-"""What a cache holds, for people and for scripts; imports neither torch, transformers nor Ray.
+"""What a cache holds, for people and for scripts; imported, this room brings neither torch, transformers nor Ray.
 
 Reading order: damage.py (opening, or what stands in its way), summary.py (the whole cache), sample.py (one of
 its samples; heatmap.py has the numbers of its affinity), render.py and render_sample.py (on a terminal).
+
+What needs torch and a teacher is imported only when a comparison is asked for: against_teacher.py (the whole of it),
+live.py (the teacher, and rows as it reads them), differences.py and tolerance.py (numbers, and what they may be),
+cache_fidelity.py, fidelity.py and stand_in.py (what cutting the teacher does), render_comparison.py.
 """
 
 from pathlib import Path

@@ -5,6 +5,7 @@ Each returns a sum or a per-item value; `objective.py` divides by the counts of 
 Shape legend: n tokens, V ids of the vocabulary, k stored logits, L text tokens, P matched pairs, A answer tokens
 """
 
+import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -102,7 +103,7 @@ def jsd(student_logits: torch.Tensor, teacher: TruncatedLogits, tail: Tail) -> t
 
 
 def _jsd_terms(log_p: torch.Tensor, log_t: torch.Tensor) -> torch.Tensor:
-    log_m = torch.logaddexp(log_p, log_t) - torch.log(torch.tensor(2.0))
+    log_m = torch.logaddexp(log_p, log_t) - math.log(2)
     return 0.5 * (log_p.exp() * (log_p - log_m) + log_t.exp() * (log_t - log_m))
 
 

@@ -94,7 +94,7 @@ class Objective:
 
     n_tokens: V, ids that student and teacher share; the student's padding rows are cut
     seed:     decides random matching, nothing else
-    solver:   of assignments (assignment.py); it changes no result
+    solver:   of assignments (assignment.py); each finds one of least total cost
 
     `stopwatch` runs while assignments are solved.
     """

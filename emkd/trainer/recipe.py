@@ -43,7 +43,7 @@ class LossRecipe(_Section):
 
     divergence, temperature: what VSD and RLD are sums of (see losses.py)
     top_k:  logits of a vision token that are used; null is all that are stored
-    solver: of assignments (see assignment.py); no result depends on it
+    solver: of assignments (see assignment.py); each finds one of least total cost
     """
 
     alpha: float = Field(default=0.5, ge=0, le=1)

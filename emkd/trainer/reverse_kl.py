@@ -72,10 +72,15 @@ class _ReverseKL(torch.autograd.Function):
 
 
 def log_probabilities(teacher: TruncatedLogits) -> tuple[torch.Tensor, torch.Tensor]:
-    """(log t [n, k], log m_t [n]) of the teacher at temperature 1."""
+    """(log t [n, k], log m_t [n]) of the teacher, as its logits are (at temperature 1, unless they were divided).
+
+    Where all ids of the student are stored, mass of ids that it lacks has no place among them: t̂ is the teacher's
+    distribution over those that there are.
+    """
     stored = teacher.logits.masked_fill(~teacher.known, -torch.inf).logsumexp(dim=1)
-    log_z = torch.logaddexp(stored, teacher.tail_logsumexp)
-    return teacher.logits - log_z[:, None], teacher.tail_logsumexp - log_z
+    tail = teacher.tail_logsumexp.masked_fill(teacher.n_tail == 0, -torch.inf)
+    log_z = torch.logaddexp(stored, tail)
+    return teacher.logits - log_z[:, None], tail - log_z
 
 
 def _zero_stored(p: torch.Tensor, teacher: TruncatedLogits) -> None:

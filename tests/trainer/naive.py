@@ -21,7 +21,7 @@ def cut(logits: torch.Tensor, k: int) -> TruncatedLogits:
 
 
 def probabilities(teacher: TruncatedLogits) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """(stored [n, V] bool, p of the stored ids [n, V], tail mass [n]), float64."""
+    """(stored [n, V] bool, p of the stored ids [n, V], tail mass [n]), float64; of all ids that the student has."""
     n, vocabulary = teacher.ids.shape[0], teacher.vocabulary
     stored = torch.zeros(n, vocabulary, dtype=torch.bool)
     weight = torch.zeros(n, vocabulary, dtype=torch.float64)
@@ -30,7 +30,7 @@ def probabilities(teacher: TruncatedLogits) -> tuple[torch.Tensor, torch.Tensor,
             if known:
                 stored[row, token] = True
                 weight[row, token] = logit.double().exp()
-    tail = teacher.tail_logsumexp.double().exp()
+    tail = torch.where(stored.all(1), 0, teacher.tail_logsumexp.double().exp())
     whole = weight.sum(1) + tail
     return stored, weight / whole[:, None], tail / whole
 

@@ -1,7 +1,9 @@
 """Assignments have the least total cost, whichever way they are solved, and belong to their own image."""
 
 import importlib.util
+import sys
 from itertools import permutations
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -115,6 +117,26 @@ def test_the_cuda_solver_is_refused_where_it_would_run_on_the_cpu():
     check_solver("scipy", torch.device("cpu"))
     with pytest.raises(UsageError, match="needs an NVIDIA GPU .* runs on cpu; leave the solver at scipy"):
         check_solver("cuda", torch.device("cpu"))
+
+
+@pytest.mark.parametrize("missing", ["torch_linear_assignment", "triton"])
+def test_the_cuda_solver_is_refused_without_its_packages(monkeypatch, missing):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setitem(sys.modules, "triton", ModuleType("triton"))
+    check_solver("cuda", torch.device("cuda"))
+    monkeypatch.setitem(sys.modules, missing, None)
+    with pytest.raises(UsageError, match=rf"{missing}.*pip install 'emkd\[cuda-assignment\]', or leave"):
+        check_solver("cuda", torch.device("cuda"))
+
+
+@pytest.mark.parametrize(("capability", "cuda"), [((7, 5), "13.0"), ((9, 0), None)])
+def test_the_cuda_solver_is_refused_on_other_gpus(monkeypatch, capability, cuda):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "Other GPU")
+    monkeypatch.setattr(torch.version, "cuda", cuda)
+    with pytest.raises(UsageError, match="compute capability 8.0 or newer, and this runs on Other GPU"):
+        check_solver("cuda", torch.device("cuda"))
 
 
 def test_the_package_is_there_where_it_is_tested():

@@ -343,10 +343,30 @@ def test_resuming_another_run_is_refused(settings, tmp_path):
     for flags, differing in (
         ({"student.vision_pool": 1}, "recipe.student.vision_pool was 2 and is 1"),
         ({"losses.alpha": 0.9}, "recipe.losses.alpha was 0.5 and is 0.9"),
+        ({"losses.divergence": "jsd"}, "recipe.losses.divergence was reverse_kl and is jsd"),
+        ({"losses.temperature": 2.0}, "recipe.losses.temperature was 1.0 and is 2.0"),
         ({"training.seed": 7}, "recipe.training.seed was None and is 7"),
     ):
         with pytest.raises(UsageError, match=f"--resume: this call is not what .*: {differing}. Give the same"):
             train_student(settings(with_flags(recipe, flags), resume=True))
+
+
+def test_settings_that_are_newer_than_a_run_do_not_end_it(settings, tmp_path, capsys):
+    """They have their defaults; and how assignments are solved is none that decides a run."""
+    recipe = with_flags(BASE, {"training.save_strategy": "steps", "training.save_steps": 2})
+    train_student(settings(recipe))
+    path = tmp_path / "out" / "run.json"
+    before = json.loads(path.read_text())
+    assert "solver" not in before["recipe"]["losses"]
+    del before["recipe"]["losses"]["divergence"], before["recipe"]["losses"]["temperature"]
+    path.write_text(json.dumps(before))
+    train_student(settings(recipe, resume=True))
+    assert f"going on from {tmp_path / 'out' / 'checkpoint-4'}" in capsys.readouterr().err
+    with pytest.raises(UsageError, match="--resume: .*recipe.losses.divergence was reverse_kl and is jsd"):
+        train_student(settings(with_flags(recipe, {"losses.divergence": "jsd"}), resume=True))
+    if not torch.cuda.is_available():
+        with pytest.raises(UsageError, match="solver cuda needs an NVIDIA GPU"):  # and not that it is another run
+            train_student(settings(with_flags(recipe, {"losses.solver": "cuda"}), resume=True))
 
 
 def test_bad_rows_to_evaluate_on_are_counted_and_cost_nothing(settings, tmp_path):

@@ -1,0 +1,184 @@
+"""A cache compared with a live teacher on a few of its samples: `emkd inspect URI --against-teacher MODEL`.
+
+    cache + data --select, pick--> samples --read--> tokens --Teacher.states--> hidden states
+        --Differences----> live against stored numbers    --tolerance--> agrees or not
+        --cache_fidelity-> what cutting the teacher to k logits changes, where it agrees
+
+The live side goes through the code of the job (pipeline/capture.py) up to the hidden states; nothing of it is cut or
+rounded. Logits exist a few tokens at a time. Imports torch and transformers: `emkd inspect` opens this room only when a
+teacher is named.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from emkd.errors import SampleError, SampleNotFoundError, TeacherMismatchError
+from emkd.inspection.cache_fidelity import IMAGES, LiveSample, cache_fidelity
+from emkd.inspection.damage import open_for_inspection
+from emkd.inspection.differences import Difference, Differences
+from emkd.inspection.live import LiveSettings, check_lm_head, likeness, load_teacher, made_by, pick, read
+from emkd.inspection.tolerance import Tolerance, tolerance
+from emkd.pipeline.capture import States, Teacher, does_not_fit
+from emkd.pipeline.memory import unless_out_of_memory
+from emkd.samples.dataset import Dataset
+from emkd.samples.encode import Encoded
+from emkd.storage.cache import Cache
+from emkd.storage.record import Record
+from emkd.trainer.selection import select
+
+Log = Callable[[str], None]
+VERSIONS = ("torch", "transformers")
+TINY = 1e-300  # instead of a tolerance of 0, of a cache whose logits are all 0
+
+
+def compare_with_teacher(uri: str | Path, settings: LiveSettings, log: Log) -> dict[str, Any]:
+    """A report as plain values:
+
+        teacher, revision, device, dtype, attention: what was run;  made_by: the cache's teacher, in words
+        same:        see `likeness`;  versions: {package: [when the cache was made, now]}
+        samples:     {asked, compared, with_images, of}; "of": samples that cache and data share
+        differences: {quantity: {n, mean, largest, beyond: {mean, largest}, tolerated: {mean, largest}, worst, agrees}};
+                     quantities as in `TokenDifferences`, worst the number of a sample
+        agrees:      whether all of them do; `check_agreement` makes an error of one that does not
+        fidelity:    see `cache_fidelity`, or {missing: reason}
+
+    Raises InputNotFoundError, UsageError, DataMismatchError, TokenizerMismatchError, ModelError, CacheError,
+    TeacherMismatchError (other tokens or images, before any number is compared), SampleError.
+    """
+    cache = open_for_inspection(uri)
+    if cache.n_samples == 0:
+        raise SampleNotFoundError(f"{uri} has no sample yet: there is nothing to compare a teacher with")
+    dataset = Dataset(settings.data, settings.image_root)
+    selection = select(cache, dataset, log)
+    chosen = pick(cache, selection, settings.samples)
+    teacher = load_teacher(cache, settings)
+    found, kept = _compare_all(cache, dataset, teacher, chosen, log)
+    differences = _all_judged(found, cache.manifest.teacher.dtype)
+    agrees = all(entry["agrees"] for entry in differences.values())
+    return {
+        "uri": str(uri),
+        **_what_was_run(cache, teacher, settings),
+        "samples": {
+            "asked": settings.samples,
+            "compared": len(chosen),
+            "with_images": sum(cache.sample_info(number).n_vision > 0 for number, _ in chosen),
+            "of": len(set(selection.numbers.tolist())),
+        },
+        "differences": differences,
+        "agrees": agrees,
+        "fidelity": _fidelity(teacher, kept, log) if agrees else {"missing": "this teacher is not that of the cache"},
+    }
+
+
+def _compare_all(
+    cache: Cache, dataset: Dataset, teacher: Teacher, chosen: Sequence[tuple[int, int]], log: Log
+) -> tuple[Differences, list[LiveSample]]:
+    """The differences of all chosen (sample, row), and the first few samples with images."""
+    found = Differences(precision=cache.manifest.logits_precision, affinity_precision=cache.manifest.affinity_precision)
+    kept: list[LiveSample] = []
+    for place, (number, row) in enumerate(chosen):
+        log(f"sample {place + 1} of {len(chosen)}: row {row}")
+        record = cache.record(number)
+        encoded = read(teacher, dataset, row, record)
+        try:
+            states = unless_out_of_memory(partial(_compare, teacher, encoded, record, number, found, place == 0))
+            if states is None:
+                raise does_not_fit(encoded)
+        except SampleError as error:
+            raise SampleError(error.reason, f"row {row} of {dataset.data}: {error.detail}") from error
+        if len(kept) < IMAGES and record.images:
+            kept.append(LiveSample(number=number, states=states, record=record))
+    return found, kept
+
+
+def _compare(
+    teacher: Teacher, encoded: Encoded, record: Record, number: int, found: Differences, first: bool
+) -> States:
+    if first:
+        check_lm_head(teacher, encoded)
+    states = teacher.states(encoded)
+    found.add(states, record, teacher.logits, teacher.chunk, number)
+    return states
+
+
+def _fidelity(teacher: Teacher, samples: Sequence[LiveSample], log: Log) -> dict[str, Any]:
+    if not samples:
+        return {"missing": "no sample that was compared has an image"}
+    log(f"what the stored logits do to matching and losses, on {len(samples)} images")
+    found = unless_out_of_memory(lambda: cache_fidelity(teacher, samples))
+    return {"missing": "dense logits of an image do not fit the memory"} if found is None else found
+
+
+def _what_was_run(cache: Cache, teacher: Teacher, settings: LiveSettings) -> dict[str, Any]:
+    then = cache.manifest.created_by
+    return {
+        "teacher": settings.against_teacher,
+        "revision": settings.revision,
+        "device": str(teacher.vlm.device),
+        "dtype": cache.manifest.teacher.dtype,
+        "attention": teacher.vlm.model.config._attn_implementation,
+        "made_by": made_by(cache),
+        "same": likeness(cache, teacher),
+        "versions": {name: [then.get(name), version(name)] for name in VERSIONS},
+    }
+
+
+def _all_judged(found: Differences, dtype: str) -> dict[str, Any]:
+    return {name: judged(difference, tolerance(name, dtype, found.scale(name))) for name, difference in found.named()}
+
+
+def judged(difference: Difference, tolerated: Tolerance) -> dict[str, Any]:
+    """An entry of `differences`. Mean and largest both decide."""
+    beyond = {"mean": difference.mean_beyond, "largest": difference.beyond}
+    return {
+        "n": difference.n,
+        "mean": difference.mean,
+        "largest": difference.largest,
+        "beyond": beyond,
+        "tolerated": asdict(tolerated),
+        "worst": difference.worst,
+        "agrees": beyond["mean"] <= tolerated.mean and beyond["largest"] <= tolerated.largest,
+    }
+
+
+def check_agreement(report: dict[str, Any]) -> None:
+    """Raises TeacherMismatchError unless the differences of a report are within what is tolerated."""
+    wrong = {name: entry for name, entry in report["differences"].items() if not entry["agrees"]}
+    if not wrong:
+        return
+    name, entry = max(wrong.items(), key=lambda item: _excess(item[1]))
+    more = f"; {len(wrong) - 1} more of {len(report['differences'])} quantities do" if len(wrong) > 1 else ""
+    raise TeacherMismatchError(
+        f"{report['teacher']} does not answer as {report['uri']} says: beyond what the disk rounds, "
+        f"{name.replace('_', ' ')} differ by {_pair(entry['beyond'])}, and {report['dtype']} explains "
+        f"{_pair(entry['tolerated'])}{more}. {_way_out(report)}"
+    )
+
+
+def _excess(entry: dict[str, Any]) -> float:
+    """How many times what is tolerated."""
+    return max(entry["beyond"][name] / max(entry["tolerated"][name], TINY) for name in ("mean", "largest"))
+
+
+def _pair(values: dict[str, float]) -> str:
+    return f"{values['mean']:.2g} on average and {values['largest']:.2g} at most"
+
+
+def _way_out(report: dict[str, Any]) -> str:
+    same = report["same"]
+    if not same["weights"]:
+        return (
+            f"It has other weights: the cache was made by {report['made_by']}. Name that one, with its --revision, or "
+            "make the cache anew with this one"
+        )
+    other = [f"its image processor ({', '.join(same['image_processor'])})"] if same["image_processor"] else []
+    other += [f"{name} {then} then, {now} now" for name, (then, now) in report["versions"].items() if then != now]
+    changed = f" Not as then: {'; '.join(other)}." if other else ""
+    return (
+        f"Its weights are those that made the cache, {report['made_by']}; this run has {report['attention']} attention "
+        f"on {report['device']}.{changed} Make that as it was then (--attn-implementation), or make the cache anew"
+    )

@@ -1,0 +1,214 @@
+"""By how much a live teacher differs from what a cache holds of the same sample.
+
+What the disk rounds is known, value by value: half a unit in the last place of a stored logit, 1/254 of an affinity in
+8 bits. A difference up to that is none; what is left is *beyond rounding*, and is what tolerance.py judges.
+
+Shape legend: n tokens, k stored logits, V ids, L text tokens, Nt vision tokens
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from emkd.errors import SampleError
+from emkd.pipeline.capture import NOT_FINITE, States
+from emkd.storage.precision import AffinityPrecision, LogitsPrecision
+from emkd.storage.record import Record
+from emkd.vlm.affinity import affinity
+
+# Bits of the significand, the leading one included, and the smallest exponent (of torch.frexp) of normal numbers.
+SIGNIFICAND = {"bfloat16": (8, -125), "float16": (11, -13)}
+# Largest rounding error of an affinity on disk.
+AFFINITY_ROUNDING = {"int8": 1 / 254, "float16": 2.0**-12, "float32": 0.0}
+
+
+@dataclass
+class Difference:
+    """Absolute differences of one quantity over all samples, as they come.
+
+    largest, total: |live - stored|;  beyond, total_beyond: what of it the disk's rounding does not explain
+    worst: the sample, by its number in the cache, with the largest one beyond rounding (or largest at all)
+    """
+
+    n: int = 0
+    largest: float = 0.0
+    total: float = 0.0
+    beyond: float = 0.0
+    total_beyond: float = 0.0
+    worst: int | None = None
+
+    @property
+    def mean(self) -> float:
+        return self.total / max(1, self.n)
+
+    @property
+    def mean_beyond(self) -> float:
+        return self.total_beyond / max(1, self.n)
+
+    def add(self, difference: torch.Tensor, rounding: torch.Tensor | float, sample: int) -> None:
+        """difference: absolute values;  rounding: the part of them that the disk explains, at most. Raises SampleError
+        where one is no number."""
+        if not difference.numel():
+            return
+        if not bool(difference.isfinite().all()):
+            raise SampleError(NOT_FINITE, "what the live teacher answers differs from the cache by no finite number")
+        beyond = (difference - rounding).clamp(min=0)
+        largest, largest_beyond = float(difference.max()), float(beyond.max())
+        if self.worst is None or (largest_beyond, largest) > (self.beyond, self.largest):
+            self.worst = sample
+        self.n += difference.numel()
+        self.largest, self.beyond = max(self.largest, largest), max(self.beyond, largest_beyond)
+        self.total += float(difference.sum(dtype=torch.float64))
+        self.total_beyond += float(beyond.sum(dtype=torch.float64))
+
+
+@dataclass
+class Scale:
+    """Root mean square of numbers as they come: what logits are measured against. The cache's own numbers, because a
+    wrong teacher with large logits must not widen what it is allowed."""
+
+    n: int = 0
+    total: float = 0.0
+
+    def add(self, values: torch.Tensor) -> None:
+        self.n += values.numel()
+        self.total += float(values.double().square().sum())
+
+    @property
+    def value(self) -> float:
+        return float((self.total / max(1, self.n)) ** 0.5)
+
+
+@dataclass
+class TokenDifferences:
+    """Of one kind of tokens, vision or answer.
+
+    logits:         live logits at the stored ids
+    order:          by how much a live logit that is not stored exceeds the smallest stored one of its token, 0 where
+                    none does: whether the stored ids are the k largest
+    tail_logsumexp, tail_mean: of the live logits that are not stored (answers have no mean; none where k = V)
+    scale:          of the stored logits;  tail_scale: of the level of the others
+    """
+
+    logits: Difference = field(default_factory=Difference)
+    order: Difference = field(default_factory=Difference)
+    tail_logsumexp: Difference = field(default_factory=Difference)
+    tail_mean: Difference = field(default_factory=Difference)
+    scale: Scale = field(default_factory=Scale)
+    tail_scale: Scale = field(default_factory=Scale)
+
+    def named(self) -> Iterator[tuple[str, Difference]]:
+        for name in ("logits", "order", "tail_logsumexp", "tail_mean"):
+            yield name, getattr(self, name)
+
+    def add(self, live: torch.Tensor, stored: "StoredTokens", precision: LogitsPrecision, sample: int) -> None:
+        """live: float32 logits [n, V] of the tokens that `stored` has"""
+        rounding = half_unit(stored.logits, precision)
+        self.logits.add((live.gather(1, stored.ids) - stored.logits).abs(), rounding, sample)
+        self.scale.add(stored.logits)
+        n_tail = live.shape[1] - stored.ids.shape[1]
+        if not n_tail:
+            return
+        rest = live.scatter(1, stored.ids, -torch.inf)
+        self.order.add((rest.amax(1) - stored.logits[:, -1]).clamp(min=0), rounding[:, -1], sample)
+        self.tail_logsumexp.add((rest.logsumexp(1) - stored.tail_logsumexp).abs(), 0.0, sample)
+        level = stored.tail_logsumexp - torch.tensor(n_tail).log()
+        if stored.tail_mean is not None:
+            level = stored.tail_mean
+            mean = live.scatter(1, stored.ids, 0.0).sum(1) / n_tail
+            self.tail_mean.add((mean - level).abs(), 0.0, sample)
+        self.tail_scale.add(level)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredTokens:
+    """ids, logits: [n, k];  tail_logsumexp, tail_mean: [n], the latter None where none is stored"""
+
+    ids: torch.Tensor
+    logits: torch.Tensor
+    tail_logsumexp: torch.Tensor
+    tail_mean: torch.Tensor | None
+
+    @classmethod
+    def vision(cls, record: Record, device: torch.device) -> "StoredTokens":
+        return cls(
+            ids=torch.from_numpy(record.vision_ids).long().to(device),
+            logits=torch.from_numpy(record.vision_logits).to(device),
+            tail_logsumexp=torch.from_numpy(record.vision_tail_logsumexp).to(device),
+            tail_mean=torch.from_numpy(record.vision_tail_mean).to(device),
+        )
+
+    @classmethod
+    def answer(cls, record: Record, device: torch.device) -> "StoredTokens":
+        return cls(
+            ids=torch.from_numpy(record.answer_ids).long().to(device),
+            logits=torch.from_numpy(record.answer_logits).to(device),
+            tail_logsumexp=torch.from_numpy(record.answer_tail_logsumexp).to(device),
+            tail_mean=None,
+        )
+
+    def rows(self, start: int, stop: int) -> "StoredTokens":
+        part = slice(start, stop)
+        mean = None if self.tail_mean is None else self.tail_mean[part]
+        return StoredTokens(
+            ids=self.ids[part],
+            logits=self.logits[part],
+            tail_logsumexp=self.tail_logsumexp[part],
+            tail_mean=mean,
+        )
+
+
+@dataclass
+class Differences:
+    """Of all quantities, over the samples that were added. precision, affinity_precision: what the cache stores"""
+
+    precision: LogitsPrecision
+    affinity_precision: AffinityPrecision
+    vision: TokenDifferences = field(default_factory=TokenDifferences)
+    answer: TokenDifferences = field(default_factory=TokenDifferences)
+    affinity: Difference = field(default_factory=Difference)
+
+    @torch.inference_mode()
+    def add(
+        self, states: States, record: Record, logits: Callable[[torch.Tensor], torch.Tensor], chunk: int, sample: int
+    ) -> None:
+        """One sample. logits: [n, d] -> float32 [n, V];  chunk: tokens whose logits exist at a time"""
+        device = states.vision.device
+        kinds: Any = (
+            (self.vision, states.vision, StoredTokens.vision(record, device)),
+            (self.answer, states.predicting, StoredTokens.answer(record, device)),
+        )
+        for found, hidden, stored in kinds:
+            for start in range(0, len(hidden), chunk):
+                rows = hidden[start : start + chunk]
+                found.add(logits(rows), stored.rows(start, start + chunk), self.precision, sample)
+        live = affinity(states.text, states.vision)
+        kept = torch.from_numpy(record.affinity).to(device)
+        self.affinity.add((live - kept).abs(), AFFINITY_ROUNDING[self.affinity_precision], sample)
+
+    def scale(self, name: str) -> float:
+        """What a quantity of `named` is measured against."""
+        if name == "affinity":
+            return 1.0
+        tokens = self.vision if name.startswith("vision") else self.answer
+        return max(tokens.scale.value, tokens.tail_scale.value)
+
+    def named(self) -> Iterator[tuple[str, Difference]]:
+        """Those that there is anything of: "vision_logits", ..., "answer_tail_logsumexp", "affinity"."""
+        for kind in ("vision", "answer"):
+            for name, difference in getattr(self, kind).named():
+                if difference.n:
+                    yield f"{kind}_{name}", difference
+        if self.affinity.n:
+            yield "affinity", self.affinity
+
+
+def half_unit(stored: torch.Tensor, precision: LogitsPrecision) -> torch.Tensor:
+    """Half a unit in the last place of each stored logit: what rounding to nearest may have moved it by."""
+    if precision == "float32":
+        return torch.zeros_like(stored)
+    bits, smallest = SIGNIFICAND[precision]
+    exponent = torch.frexp(stored).exponent.masked_fill(stored == 0, smallest).clamp(min=smallest)
+    return torch.ldexp(torch.ones_like(stored), exponent - bits - 1)

@@ -1,0 +1,257 @@
+"""What cutting the teacher's logits to k of V does to the matching and to the losses, given what was cut.
+
+    student's and teacher's View of an image --Dense.of--> distances and their optimum, once
+        --against(cut)--> Fidelity: regret of the assignment, and for each loss its error and its gradient's
+
+Fidelities of several images add up: the parts of a ratio are summed, not the ratios. The dense side is what EM-KD
+(arXiv 2511.21106) does with the teacher in memory, written as plainly as possible, float64 but for distances and
+affinities; the cut side is the code that trains. What a cut does depends on the student, so there has to be one:
+stand_in.py makes one where there is none.
+
+Shape legend: Ns, Nt vision tokens of one image in student and teacher, n tokens, d hidden size, V ids, L text tokens,
+A answer tokens
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, get_args
+
+import torch
+
+from emkd.trainer.losses import Tail, reverse_kl, vlad
+from emkd.trainer.matching import Pairs, assign, matching_cost
+from emkd.trainer.truncated import TruncatedLogits
+from emkd.vlm.affinity import affinity
+
+TAILS: tuple[Tail, ...] = get_args(Tail)
+# Logits that are looked at at a time: float64 makes several copies of them.
+CHUNK = 1 << 22
+
+
+@dataclass(frozen=True, kw_only=True)
+class Assignment:
+    """Total dense distances of assignments, summed over images: the one found from the cut teacher, the best one there
+    is, and a random one in expectation."""
+
+    found: float
+    best: float
+    random: float
+
+    def __add__(self, other: "Assignment") -> "Assignment":
+        return Assignment(
+            found=self.found + other.found, best=self.best + other.best, random=self.random + other.random
+        )
+
+    @property
+    def regret(self) -> float:
+        """How far from the best (0) towards a random one (1) the found one is; 0 where all are equally good."""
+        return 0.0 if self.found == self.best else (self.found - self.best) / (self.random - self.best)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """A loss and its gradient from the cut teacher beside those from the dense one, summed over tokens.
+
+    n: what is summed, tokens (VSD, RLD) or images (VLAD);  cut, dense: the losses;  dot, cut_squared, dense_squared:
+    inner products of the gradients
+    """
+
+    n: int
+    cut: float
+    dense: float
+    dot: float
+    cut_squared: float
+    dense_squared: float
+
+    @classmethod
+    def of(cls, n: int, cut: tuple[float, torch.Tensor], dense: tuple[float, torch.Tensor]) -> "Comparison":
+        """From (loss, gradient) of each side; gradients of one shape."""
+        ours, theirs = cut[1].double().flatten(), dense[1].double().flatten()
+        return cls(
+            n=n,
+            cut=cut[0],
+            dense=dense[0],
+            dot=float(ours @ theirs),
+            cut_squared=float(ours @ ours),
+            dense_squared=float(theirs @ theirs),
+        )
+
+    def __add__(self, other: "Comparison") -> "Comparison":
+        return Comparison(**{name: value + getattr(other, name) for name, value in vars(self).items()})
+
+    @property
+    def loss_error(self) -> float:
+        """(cut - dense) / dense: negative where the cut loss is too small. NaN for a loss of 0."""
+        return (self.cut - self.dense) / self.dense if self.dense else float("nan")
+
+    @property
+    def gradient_cosine(self) -> float:
+        """NaN where one of the gradients is 0."""
+        norms = (self.cut_squared * self.dense_squared) ** 0.5
+        return self.dot / norms if norms else float("nan")
+
+    @property
+    def gradient_norm_ratio(self) -> float:
+        """|cut| / |dense|. NaN for a dense gradient of 0."""
+        return float((self.cut_squared / self.dense_squared) ** 0.5) if self.dense_squared else float("nan")
+
+    def as_dict(self) -> dict[str, float]:
+        """loss: the dense one's mean. NaN where `n` is 0 or a loss vanishes."""
+        return {
+            "loss": self.dense / self.n if self.n else float("nan"),
+            "loss_error": self.loss_error,
+            "gradient_cosine": self.gradient_cosine,
+            "gradient_norm_ratio": self.gradient_norm_ratio,
+        }
+
+
+@torch.no_grad()
+def dense_cost(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
+    """[Ns, Nt] Manhattan distances of dense logits [Ns, V] and [Nt, V]. Slow: 40 s for 144 x 729 of 151,936."""
+    return torch.cdist(student.float(), teacher.float(), p=1)
+
+
+def _judged(cost: torch.Tensor, best: Pairs, found: Pairs) -> Assignment:
+    exact = cost.double()
+    n_pairs = min(cost.shape)
+    random = float(exact.mean()) * n_pairs if n_pairs else 0.0
+    return Assignment(found=float(exact[found].sum()), best=float(exact[best].sum()), random=random)
+
+
+def regret(
+    student: torch.Tensor, teacher: torch.Tensor, cut: TruncatedLogits, cost: torch.Tensor | None = None
+) -> float:
+    """Of one image's logits [Ns, V] and [Nt, V]; cost: `dense_cost` of them where it is known already."""
+    exact = dense_cost(student, teacher) if cost is None else cost
+    return _judged(exact, assign(exact), assign(matching_cost(student, cut))).regret
+
+
+def kl_comparison(student: torch.Tensor, teacher: torch.Tensor, cut: TruncatedLogits) -> dict[Tail, Comparison]:
+    """By tail: the reverse KL of logits [n, V], summed over tokens, and its gradient for the student's logits."""
+    found = dict.fromkeys(TAILS, Comparison(n=0, cut=0.0, dense=0.0, dot=0.0, cut_squared=0.0, dense_squared=0.0))
+    size = max(1, CHUNK // student.shape[1])
+    for start in range(0, len(student), size):
+        rows = slice(start, start + size)
+        own = student[rows].float()
+        dense = _with_gradient(_dense_kl, own.double(), teacher[rows].double())
+        for tail in TAILS:
+            found[tail] += Comparison.of(len(own), _with_gradient(reverse_kl, own, cut.rows(rows), tail), dense)
+    return found
+
+
+def _dense_kl(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
+    log_s, log_t = student.log_softmax(dim=1), teacher.log_softmax(dim=1)
+    return (log_s.exp() * (log_s - log_t)).sum(dim=1)
+
+
+def _with_gradient(
+    loss: Callable[..., torch.Tensor], logits: torch.Tensor, *against: Any
+) -> tuple[float, torch.Tensor]:
+    """(sum of a loss over tokens, its gradient for the logits)"""
+    with torch.enable_grad():
+        leaf = logits.detach().clone().requires_grad_()  # a copy: it may come from inference mode
+        value = loss(leaf, *against).sum()
+        (gradient,) = torch.autograd.grad(value, leaf)
+    return float(value.detach()), gradient
+
+
+def vlad_comparison(
+    text: torch.Tensor,
+    vision: torch.Tensor,
+    teacher: torch.Tensor,
+    best: Pairs,
+    found: Pairs,
+    stored: torch.Tensor | None = None,
+) -> Comparison:
+    """VLAD of one image at the pairs found from the cut teacher, beside that at the best pairs.
+
+    text: the student's [L, d];  vision: [Ns, d];  teacher: affinity [L, Nt];  stored: the same as a cache has it, where
+    rounding belongs to the cut. The gradient is that for the student's hidden states.
+    """
+    cut = _vlad_with_gradient(text, vision, teacher if stored is None else stored, found)
+    return Comparison.of(1, cut, _vlad_with_gradient(text, vision, teacher, best))
+
+
+def _vlad_with_gradient(
+    text: torch.Tensor, vision: torch.Tensor, teacher: torch.Tensor, pairs: Pairs
+) -> tuple[float, torch.Tensor]:
+    own, theirs = pairs
+    with torch.enable_grad():
+        leaves = [states.detach().float().clone().requires_grad_() for states in (text, vision)]
+        value = vlad(affinity(leaves[0], leaves[1][own]), teacher[:, theirs])
+        gradients = torch.autograd.grad(value, leaves)
+    return float(value.detach()), torch.cat(gradients)
+
+
+@dataclass(frozen=True, kw_only=True)
+class View:
+    """What one model makes of one image and of the text around it, with nothing cut.
+
+    vision: hidden states [N, d];  text: [L, d];  vision_logits: [N, V];  answer_logits: [A, V], those that predict
+    answer tokens (none, where another image of the sample has them already)
+    """
+
+    vision: torch.Tensor
+    text: torch.Tensor
+    vision_logits: torch.Tensor
+    answer_logits: torch.Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fidelity:
+    """What a cut does, summed over images. vsd, rld: by tail"""
+
+    assignment: Assignment
+    vsd: dict[Tail, Comparison]
+    rld: dict[Tail, Comparison]
+    vlad: Comparison
+
+    def __add__(self, other: "Fidelity") -> "Fidelity":
+        return Fidelity(
+            assignment=self.assignment + other.assignment,
+            vsd={tail: found + other.vsd[tail] for tail, found in self.vsd.items()},
+            rld={tail: found + other.rld[tail] for tail, found in self.rld.items()},
+            vlad=self.vlad + other.vlad,
+        )
+
+    def as_dict(self) -> dict[str, Any]:
+        """{regret, vsd: {tail: figures}, rld: {tail: figures}, vlad: figures}, figures as `Comparison.as_dict`"""
+        return {
+            "regret": self.assignment.regret,
+            "vsd": {tail: found.as_dict() for tail, found in self.vsd.items()},
+            "rld": {tail: found.as_dict() for tail, found in self.rld.items()},
+            "vlad": self.vlad.as_dict(),
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dense:
+    """One image with nothing cut. cost: [Ns, Nt];  best: pairs of the assignment of least cost"""
+
+    student: View
+    teacher: View
+    cost: torch.Tensor
+    best: Pairs
+
+    @classmethod
+    def of(cls, student: View, teacher: View) -> "Dense":
+        cost = dense_cost(student.vision_logits, teacher.vision_logits)
+        return cls(student=student, teacher=teacher, cost=cost, best=assign(cost))
+
+    def against(
+        self, vision: TruncatedLogits, answer: TruncatedLogits, stored_affinity: torch.Tensor | None = None
+    ) -> Fidelity:
+        """vision: t̂ of the Nt tokens;  answer: of the A predictions;  stored_affinity: see `vlad_comparison`
+
+        VSD is compared at the best pairs on both sides, so that it is the loss that is compared. VLAD has no other
+        error than that of the pairs, and that of rounding.
+        """
+        found = assign(matching_cost(self.student.vision_logits, vision))
+        own, theirs = self.best
+        affinities = affinity(self.teacher.text, self.teacher.vision)
+        return Fidelity(
+            assignment=_judged(self.cost, self.best, found),
+            vsd=kl_comparison(self.student.vision_logits[own], self.teacher.vision_logits[theirs], vision.rows(theirs)),
+            rld=kl_comparison(self.student.answer_logits, self.teacher.answer_logits, answer),
+            vlad=vlad_comparison(self.student.text, self.student.vision, affinities, self.best, found, stored_affinity),
+        )

@@ -1,0 +1,124 @@
+"""A comparison with a live teacher on a terminal. No torch here."""
+
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from emkd.inspection.render_sample import printable
+
+DISTANCES = ("near", "far")
+LOSSES = (("vsd", "bucket"), ("vsd", "uniform"), ("rld", "bucket"), ("rld", "uniform"), ("vlad", ""))
+NOT_SAME = {
+    "weights": "weights",
+    "tokenizer": "tokenizer.json (every id means the same)",
+    "chat_template": "chat template",
+}
+
+
+def render_comparison(report: dict[str, Any], console: Console | None = None) -> None:
+    """Prints a report of `compare_with_teacher`."""
+    console = console or Console(highlight=False, emoji=False, soft_wrap=True)
+    facts = Table.grid(padding=(0, 2))
+    facts.add_column(no_wrap=True)
+    facts.add_column(overflow="fold")
+    for name, text in _facts(report):
+        facts.add_row(f"[bold]{name}[/bold]", escape(printable(text)))
+    console.print(facts)
+    console.print()
+    console.print(_differences(report["differences"]))
+    console.print()
+    if report["agrees"]:
+        console.print(f"agrees: {report['dtype']} explains all of it", soft_wrap=True)
+        _fidelity(report["fidelity"], console)
+    else:
+        wrong = {name: entry for name, entry in report["differences"].items() if not entry["agrees"]}
+        worst = next(iter(wrong))
+        text = f"{len(wrong)} of {len(report['differences'])} quantities; {_words(worst)} differ most in sample"
+        console.print(f"DOES NOT AGREE: {text} {wrong[worst]['worst']}", style="bold red", soft_wrap=True)
+
+
+def _facts(report: dict[str, Any]) -> list[tuple[str, str]]:
+    samples = report["samples"]
+    few = f" (all that cache and data share; {samples['asked']:,} were asked for)"
+    shared = few if samples["asked"] > samples["compared"] else f" of {samples['of']:,} that cache and data share"
+    other = [text for name, text in NOT_SAME.items() if not report["same"][name]]
+    other += [f"image processor ({', '.join(names)})"] if (names := report["same"]["image_processor"]) else []
+    other += [
+        f"{name} ({then or 'unknown'}, now {now})" for name, (then, now) in report["versions"].items() if then != now
+    ]
+    revision = f" {report['revision']}" if report["revision"] else ""
+    run = f"{report['dtype']}, {report['attention']} attention, on {report['device']}"
+    return [
+        ("cache", report["uri"]),
+        ("made by", report["made_by"]),
+        ("teacher", f"{report['teacher']}{revision} ({run})"),
+        (
+            "differing",
+            "; ".join(other) or "nothing: weights, tokenizer, chat template and image processor are the same",
+        ),
+        ("samples", f"{samples['compared']:,}{shared}, {samples['with_images']:,} with images"),
+    ]
+
+
+def _differences(entries: dict[str, Any]) -> Table:
+    """Mean and largest of each: as they are, beyond what the disk rounds, and what of that is tolerated."""
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
+    table.add_column("\nlive against cache", no_wrap=True)
+    for head in ("difference\nmean", "\nlargest", "beyond disk\nmean", "\nlargest", "tolerated\nmean", "\nlargest"):
+        table.add_column(head, justify="right", no_wrap=True)
+    for name, entry in entries.items():
+        values = [entry["mean"], entry["largest"], *entry["beyond"].values(), *entry["tolerated"].values()]
+        style = None if entry["agrees"] else "bold red"
+        table.add_row(_words(name), *(f"{value:.2g}" for value in values), style=style)
+    return table
+
+
+def _fidelity(found: dict[str, Any], console: Console) -> None:
+    """What cutting the teacher does, with a student made up from it at two distances."""
+    console.print()
+    if "missing" in found:
+        console.print(
+            f"what the stored logits do to matching and losses: not computed, {found['missing']}", soft_wrap=True
+        )
+        return
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
+    table.add_column("stored logits\nagainst all of them", no_wrap=True)
+    for name in DISTANCES:
+        for head in (f"{name}\nloss error", "gradient\ncosine", "\nnorm"):
+            table.add_column(head, justify="right", no_wrap=True)
+    for loss, tail in LOSSES:
+        table.add_row(
+            loss.upper() + (f", {tail} tail" if tail else ""),
+            *(cell for name in DISTANCES for cell in _cells(found[name][loss][tail] if tail else found[name][loss])),
+        )
+    console.print(table)
+    for line in _computed_on(found):
+        console.print(line, soft_wrap=True)
+
+
+def _cells(comparison: dict[str, float | None]) -> list[str]:
+    error, cosine, norm = (comparison[name] for name in ("loss_error", "gradient_cosine", "gradient_norm_ratio"))
+    return [
+        "-" if error is None else f"{error:+.2%}",
+        "-" if cosine is None else f"{cosine:.4f}",
+        "-" if norm is None else f"{norm:.3f}",
+    ]
+
+
+def _computed_on(found: dict[str, Any]) -> list[str]:
+    images = found["images"]
+    regrets = ", ".join(f"{name} {found[name]['regret']:.4f}" for name in DISTANCES)
+    noise = ", ".join(f"{name} {found[name]['noise']}" for name in DISTANCES)
+    seen = ", ".join(f"{i['sample']} ({i['teacher_tokens']:,} of {i['of']:,} vision tokens)" for i in images)
+    return [
+        f"\nRegret of the assignment (0 the best, 1 random): {regrets}.",
+        f"Computed on the first image of sample {seen} and {sum(i['answers'] for i in images):,} answer tokens.",
+        f"The students are made up: this teacher's hidden states, with noise ({noise}); of vision tokens",
+        f"the means of neighbours, {', '.join(str(i['student_tokens']) for i in images)} of them.",
+    ]
+
+
+def _words(name: str) -> str:
+    return name.replace("_", " ")
