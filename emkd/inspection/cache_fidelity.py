@@ -19,9 +19,10 @@ import torch
 
 from emkd.inspection.fidelity import Dense, Fidelity, View
 from emkd.inspection.stand_in import DISTANCES, NOISE, Distance, synthetic_student
-from emkd.pipeline.capture import States, Teacher
+from emkd.pipeline.capture import Teacher
 from emkd.storage.record import Record
 from emkd.trainer.stream import TeacherLimits
+from emkd.vlm.states import States
 
 IMAGES = 4  # samples whose first image is looked at
 POOLED = 4  # vision tokens of the teacher for one of the student

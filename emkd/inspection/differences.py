@@ -13,10 +13,11 @@ from typing import Any
 import torch
 
 from emkd.errors import SampleError
-from emkd.pipeline.capture import NOT_FINITE, States
+from emkd.pipeline.capture import NOT_FINITE
 from emkd.storage.precision import AffinityPrecision, LogitsPrecision
 from emkd.storage.record import Record
 from emkd.vlm.affinity import affinity
+from emkd.vlm.states import States
 
 # Bits of the significand, the leading one included, and the smallest exponent (of torch.frexp) of normal numbers.
 SIGNIFICAND = {"bfloat16": (8, -125), "float16": (11, -13)}

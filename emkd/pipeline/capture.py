@@ -22,6 +22,7 @@ from emkd.storage.record import CapturedRow, Record, RowHint
 from emkd.vlm.affinity import affinity
 from emkd.vlm.forward import collate, last_hidden_state, lm_logits, to_model
 from emkd.vlm.loading import VisionLanguageModel
+from emkd.vlm.states import States
 
 STORED_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
@@ -44,27 +45,6 @@ class CaptureSettings:
     batch_tokens: int
     max_length: int | None
     chunk_logits: int = 1 << 26
-
-
-@dataclass(frozen=True, kw_only=True)
-class States:
-    """Last hidden states of one sample, in the teacher's dtype and on its device.
-
-    vision: [Nt, d];  text: [L, d];  predicting: [A, d] at the positions that predict answer tokens
-    """
-
-    vision: torch.Tensor
-    text: torch.Tensor
-    predicting: torch.Tensor
-
-    @classmethod
-    def of(cls, item: Encoded, hidden: torch.Tensor) -> "States":
-        """hidden: [T, d] of the sample, padding included"""
-        return cls(
-            vision=hidden[: item.n_tokens][item.vision_mask.to(hidden.device)],
-            text=hidden[item.text_positions.to(hidden.device)],
-            predicting=hidden[item.predicting_positions.to(hidden.device)],
-        )
 
 
 class Teacher:

@@ -19,7 +19,7 @@ from emkd.trainer.chunked import Part, head_losses
 from emkd.trainer.losses import Divergence
 from emkd.trainer.matching import Matching, Pairs, count_pairs, match
 from emkd.trainer.meter import Stopwatch
-from emkd.trainer.parts import States, answer_part, vision_part, vlad_sum
+from emkd.trainer.parts import StudentStates, answer_part, vision_part, vlad_sum
 from emkd.trainer.stream import StudentSample
 from emkd.vlm.forward import check_same_logits, keep_last_hidden_state
 from emkd.vlm.head import LMHead
@@ -138,8 +138,8 @@ class Objective:
         and hidden states come in its dtype, all that is computed from them is float32.
         """
         hidden, connection = self._hidden_states(model, base, inputs)
-        batch = [States.of(states, sample) for states, sample in zip(hidden, samples, strict=False)]
-        seen = [states for states in batch if self._n_pairs(states.sample)]
+        batch = [StudentStates.of(sample, states) for sample, states in zip(samples, hidden, strict=False)]
+        seen = [one for one in batch if self._n_pairs(one.sample)]
         head = LMHead.of(base, self.n_tokens)
         pairs = self.match(head, seen)
         total, sums = head_losses(head, self._parts(batch, seen, pairs, counts, hidden[0, :0]))
@@ -179,8 +179,8 @@ class Objective:
 
     def _parts(
         self,
-        batch: Sequence[States],
-        seen: Sequence[States],
+        batch: Sequence[StudentStates],
+        seen: Sequence[StudentStates],
         pairs: Sequence[Pairs],
         counts: Counts,
         none: torch.Tensor,
@@ -194,9 +194,9 @@ class Objective:
             parts.append(vision_part(seen, pairs, {"vsd": weights["vsd"]}, self.divergence))
         return parts
 
-    def match(self, head: LMHead, seen: Sequence[States]) -> list[Pairs]:
+    def match(self, head: LMHead, seen: Sequence[StudentStates]) -> list[Pairs]:
         """Pairs of each sample that has any, from its hidden states."""
-        tokens = [states.vision_tokens(self.seed) for states in seen]
+        tokens = [one.vision_tokens(self.seed) for one in seen]
         return match(self.matching, tokens, head, self.solver, self.stopwatch)
 
 

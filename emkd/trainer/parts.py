@@ -15,23 +15,22 @@ from emkd.trainer.matching import Pairs, VisionTokens
 from emkd.trainer.stream import StudentSample, TeacherSample
 from emkd.trainer.truncated import joined
 from emkd.vlm.affinity import affinity
+from emkd.vlm.states import States
 
 
 @dataclass(frozen=True, kw_only=True)
-class States:
-    """The student's last hidden states of one sample, and the teacher's record on the same device.
-
-    hidden: [T, d], padding included
-    """
+class StudentStates:
+    """The student's last hidden states of one sample, and the teacher's record on the same device."""
 
     sample: StudentSample
-    hidden: torch.Tensor
+    states: States
     record: TeacherSample | None
 
     @classmethod
-    def of(cls, hidden: torch.Tensor, sample: StudentSample) -> "States":
+    def of(cls, sample: StudentSample, hidden: torch.Tensor) -> "StudentStates":
+        """hidden: [T, d] of the sample, padding included"""
         record = None if sample.teacher is None else sample.teacher.to(hidden.device)
-        return cls(sample=sample, hidden=hidden, record=record)
+        return cls(sample=sample, states=States.of(sample.encoded, hidden), record=record)
 
     @property
     def teacher(self) -> TeacherSample:
@@ -39,23 +38,10 @@ class States:
             raise ValueError("a distillation loss needs the teacher's record, and this sample has none")
         return self.record
 
-    def predicting(self) -> torch.Tensor:
-        """[A, d] at the positions that predict answer tokens."""
-        return self.hidden[self.sample.encoded.predicting_positions.to(self.hidden.device)]
-
-    def text(self) -> torch.Tensor:
-        """[L, d]"""
-        return self.hidden[self.sample.encoded.text_positions.to(self.hidden.device)]
-
-    def vision(self) -> torch.Tensor:
-        """[Ns, d]"""
-        encoded = self.sample.encoded
-        return self.hidden[: encoded.n_tokens][encoded.vision_mask.to(self.hidden.device)]
-
     def vision_tokens(self, seed: int) -> VisionTokens:
         """What they are matched by."""
         return VisionTokens(
-            hidden=self.vision().detach(),
+            hidden=self.states.vision.detach(),
             teacher=self.teacher.vision,
             images=self.sample.encoded.images,
             teacher_images=self.teacher.images,
@@ -64,15 +50,15 @@ class States:
 
 
 def answer_part(
-    batch: Sequence[States], nothing: torch.Tensor, weights: dict[str, float], divergence: Divergence
+    batch: Sequence[StudentStates], nothing: torch.Tensor, weights: dict[str, float], divergence: Divergence
 ) -> Part:
     """Sup and RLD, whichever has a weight, of all answer tokens of a batch.
 
     nothing: [0, d] hidden states, what there is of a batch without answers
     """
-    ids = [states.sample.encoded.text_ids[states.sample.encoded.answer_positions] for states in batch]
+    ids = [one.sample.encoded.text_ids[one.sample.encoded.answer_positions] for one in batch]
     targets = torch.cat([torch.zeros(0, dtype=torch.int64), *ids]).to(nothing.device)
-    teacher = joined([states.teacher.answer for states in batch]) if batch and "rld" in weights else None
+    teacher = joined([one.teacher.answer for one in batch]) if batch and "rld" in weights else None
 
     def losses(logits: torch.Tensor, rows: slice) -> dict[str, torch.Tensor]:
         found = {"sup": supervised(logits, targets[rows])} if "sup" in weights else {}
@@ -80,27 +66,27 @@ def answer_part(
             found["rld"] = divergence(logits, teacher.rows(rows)).sum()
         return found
 
-    hidden = torch.cat([nothing, *(states.predicting() for states in batch)])
+    hidden = torch.cat([nothing, *(one.states.predicting for one in batch)])
     return Part(hidden=hidden, losses=losses, weights=weights)
 
 
 def vision_part(
-    seen: Sequence[States], pairs: Sequence[Pairs], weights: dict[str, float], divergence: Divergence
+    seen: Sequence[StudentStates], pairs: Sequence[Pairs], weights: dict[str, float], divergence: Divergence
 ) -> Part:
     """VSD of all matched pairs of the samples that have any (at least one)."""
-    teacher = joined([states.teacher.vision.rows(theirs) for states, (_, theirs) in zip(seen, pairs, strict=True)])
+    teacher = joined([one.teacher.vision.rows(theirs) for one, (_, theirs) in zip(seen, pairs, strict=True)])
 
     def losses(logits: torch.Tensor, rows: slice) -> dict[str, torch.Tensor]:
         return {"vsd": divergence(logits, teacher.rows(rows)).sum()}
 
-    hidden = torch.cat([states.vision()[own] for states, (own, _) in zip(seen, pairs, strict=True)])
+    hidden = torch.cat([one.states.vision[own] for one, (own, _) in zip(seen, pairs, strict=True)])
     return Part(hidden=hidden, losses=losses, weights=weights)
 
 
-def vlad_sum(seen: Sequence[States], pairs: Sequence[Pairs]) -> torch.Tensor:
+def vlad_sum(seen: Sequence[StudentStates], pairs: Sequence[Pairs]) -> torch.Tensor:
     """VLAD summed over the samples that have pairs (at least one), a scalar with gradients."""
     found = [
-        vlad(affinity(states.text(), states.vision()[own]), states.teacher.affinity[:, theirs])
-        for states, (own, theirs) in zip(seen, pairs, strict=True)
+        vlad(affinity(one.states.text, one.states.vision[own]), one.teacher.affinity[:, theirs])
+        for one, (own, theirs) in zip(seen, pairs, strict=True)
     ]
     return torch.stack(found).sum()

@@ -11,7 +11,7 @@ from emkd.storage.cache import Cache
 from emkd.trainer.losses import Divergence
 from emkd.trainer.matching import matching_cost
 from emkd.trainer.objective import Losses, Objective, Weights
-from emkd.trainer.parts import States
+from emkd.trainer.parts import StudentStates
 from emkd.trainer.stream import Collator, StudentSamples, TeacherLimits
 from emkd.vlm import load
 from emkd.vlm.forward import last_hidden_state, lm_logits
@@ -129,10 +129,12 @@ def test_total_cost_of_the_assignment_equals_the_dense_one(
     hidden = last_hidden_state(student.model, batch["inputs"])
     cost = 0.0
     for states, sample in zip(hidden, batch["samples"], strict=True):
-        own = States.of(states, sample)
+        own = StudentStates.of(sample, states)
         ((i, j),) = objective.match(LMHead.of(student.model, V), [own])
         if len(i):
-            cost += float(matching_cost(lm_logits(student.model, own.vision(), V), sample.teacher.vision)[i, j].sum())
+            cost += float(
+                matching_cost(lm_logits(student.model, own.states.vision, V), sample.teacher.vision)[i, j].sum()
+            )
     assert abs(cost - float(expected)) <= 1e-5 * float(expected)
 
 

@@ -7,7 +7,7 @@ import torch
 
 from emkd.errors import ModelError
 from emkd.trainer.objective import Counts, Objective, Weights
-from emkd.trainer.parts import States
+from emkd.trainer.parts import StudentStates
 from emkd.trainer.stream import Collator
 from emkd.vlm.head import LMHead
 from tests.trainer import naive
@@ -149,7 +149,7 @@ def in_float64(objective, samples, weight, hidden):
         if not sample.encoded.images:
             continue
         seen = logits[: sample.encoded.n_tokens][sample.encoded.vision_mask]
-        ((own, theirs),) = objective.match(head, [States.of(states.bfloat16(), sample)])
+        ((own, theirs),) = objective.match(head, [StudentStates.of(sample, states.bfloat16())])
         sums["vsd"] = sums["vsd"] + naive.reverse_kl(seen[own], sample.teacher.vision.rows(theirs), "uniform").sum()
         unit = torch.nn.functional.normalize(states, dim=1)
         seen = unit[: sample.encoded.n_tokens][sample.encoded.vision_mask][own]
