@@ -316,8 +316,8 @@ def main(arguments: list[str] | None = None) -> None:
         _leave(f"{error.format_message()} (see --help)", error.exit_code)
     if result == INTERRUPTED:  # typer turns Ctrl-C into this exit code
         _leave(
-            "interrupted; what was committed or saved stays. Run the same command again to go on (train-student: with "
-            "--resume)",
+            "interrupted; what was committed or saved stays. cache-teacher goes on with the same command, "
+            "train-student with --resume; the others begin again",
             INTERRUPTED,
         )
     sys.exit(result if isinstance(result, int) else 0)

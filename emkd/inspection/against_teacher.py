@@ -40,10 +40,12 @@ def compare_with_teacher(uri: str | Path, settings: LiveSettings, log: Log) -> d
     """A report as plain values:
 
         teacher, revision, device, dtype, attention: what was run;  made_by: the cache's teacher, in words
-        same:        see `likeness`;  versions: {package: [when the cache was made, now]}
+        sealed:      whether the cache is
+        same, image_processor_differs_in: see `likeness`;  versions: {package: [when the cache was made, now]}
         samples:     {asked, compared, with_images, of}; "of": samples that cache and data share
         differences: {quantity: {n, mean, largest, beyond: {mean, largest}, tolerated: {mean, largest}, worst, agrees}};
                      quantities as in `TokenDifferences`, worst the number of a sample
+        worst:       the quantity that exceeds what is tolerated most, None where all agree
         agrees:      whether all of them do; `check_agreement` makes an error of one that does not
         fidelity:    see `cache_fidelity`, or {missing: reason}
 
@@ -59,9 +61,11 @@ def compare_with_teacher(uri: str | Path, settings: LiveSettings, log: Log) -> d
     teacher = load_teacher(cache, settings)
     found, kept = _compare_all(cache, dataset, teacher, chosen, log)
     differences = _all_judged(found, cache.manifest.teacher.dtype)
-    agrees = all(entry["agrees"] for entry in differences.values())
+    wrong = {name: entry for name, entry in differences.items() if not entry["agrees"]}
+    agrees = not wrong
     return {
         "uri": str(uri),
+        "sealed": cache.sealed,
         **_what_was_run(cache, teacher, settings),
         "samples": {
             "asked": settings.samples,
@@ -70,6 +74,7 @@ def compare_with_teacher(uri: str | Path, settings: LiveSettings, log: Log) -> d
             "of": len(set(selection.numbers.tolist())),
         },
         "differences": differences,
+        "worst": max(wrong, key=lambda name: _excess(wrong[name]), default=None),
         "agrees": agrees,
         "fidelity": _fidelity(teacher, kept, log) if agrees else {"missing": "this teacher is not that of the cache"},
     }
@@ -123,7 +128,7 @@ def _what_was_run(cache: Cache, teacher: Teacher, settings: LiveSettings) -> dic
         "dtype": cache.manifest.teacher.dtype,
         "attention": teacher.vlm.model.config._attn_implementation,
         "made_by": made_by(cache),
-        "same": likeness(cache, teacher),
+        **likeness(cache, teacher),
         "versions": {name: [then.get(name), version(name)] for name in VERSIONS},
     }
 
@@ -148,15 +153,15 @@ def judged(difference: Difference, tolerated: Tolerance) -> dict[str, Any]:
 
 def check_agreement(report: dict[str, Any]) -> None:
     """Raises TeacherMismatchError unless the differences of a report are within what is tolerated."""
-    wrong = {name: entry for name, entry in report["differences"].items() if not entry["agrees"]}
-    if not wrong:
+    if report["agrees"]:
         return
-    name, entry = max(wrong.items(), key=lambda item: _excess(item[1]))
-    more = f"; {len(wrong) - 1} more of {len(report['differences'])} quantities do" if len(wrong) > 1 else ""
+    name, entries = report["worst"], report["differences"]
+    n_others = sum(not entry["agrees"] for entry in entries.values()) - 1
+    more = f" ({n_others} more of {len(entries)} quantities differ by more, too)" if n_others else ""
     raise TeacherMismatchError(
-        f"{report['teacher']} does not answer as {report['uri']} says: beyond what the disk rounds, "
-        f"{name.replace('_', ' ')} differ by {_pair(entry['beyond'])}, and {report['dtype']} explains "
-        f"{_pair(entry['tolerated'])}{more}. {_way_out(report)}"
+        f"{report['teacher']} does not answer as {report['uri']} says: beyond what the disk rounds, the difference of "
+        f"{name.replace('_', ' ')} is {_pair(entries[name]['beyond'])}, and a teacher in {report['dtype']} may differ "
+        f"by {_pair(entries[name]['tolerated'])}{more}. {_way_out(report)}"
     )
 
 
@@ -176,7 +181,8 @@ def _way_out(report: dict[str, Any]) -> str:
             f"It has other weights: the cache was made by {report['made_by']}. Name that one, with its --revision, or "
             "make the cache anew with this one"
         )
-    other = [f"its image processor ({', '.join(same['image_processor'])})"] if same["image_processor"] else []
+    pixels = report["image_processor_differs_in"]
+    other = [f"its image processor ({', '.join(pixels)})"] if pixels else []
     other += [f"{name} {then} then, {now} now" for name, (then, now) in report["versions"].items() if then != now]
     changed = f" Not as then: {'; '.join(other)}." if other else ""
     return (

@@ -91,18 +91,18 @@ def made_by(cache: Cache) -> str:
 def likeness(cache: Cache, teacher: Teacher) -> dict[str, Any]:
     """Whether files and settings are those that the cache was made with; none of it decides, numbers do.
 
-    weights, tokenizer, chat_template: bool;  image_processor: names of the settings that differ
+    same: {weights, tokenizer, chat_template: bool};  image_processor_differs_in: names of settings
     """
     manifest, processor = cache.manifest, teacher.vlm.processor
     pixels = image_differences(manifest.image_processor.settings, image_processor_settings(processor))
     tokenizer = sha256_of(json.loads(tokenizer_json(teacher.vlm.path)))
     template = manifest.tokenizer.chat_template_sha256
-    return {
+    same = {
         "weights": weights_sha256(teacher.vlm.path) == manifest.teacher.weights_sha256,
         "tokenizer": tokenizer == manifest.tokenizer.sha256,
         "chat_template": template is None or template == sha256_of(processor.chat_template),
-        "image_processor": pixels,
     }
+    return {"same": same, "image_processor_differs_in": pixels}
 
 
 def pick(cache: Cache, selection: Selection, wanted: int) -> list[tuple[int, int]]:

@@ -12,7 +12,7 @@ import yaml
 
 from emkd import __version__
 from emkd.storage.manifest import Manifest
-from emkd.trainer.recipe import Recipe
+from emkd.trainer.recipe import LossRecipe, Recipe
 from emkd.vlm.pooling import MODEL_TYPE
 
 METHOD = "[EM-KD](https://arxiv.org/abs/2511.21106)"
@@ -163,7 +163,17 @@ def _losses(facts: CardFacts) -> str:
     read = ""
     if facts.manifest is not None:
         read = f"\n\nTail of cut logits: {losses.tail}. Matching of vision tokens: {losses.matching}."
-    return f"## Losses\n\nAs {METHOD} (arXiv 2511.21106) defines them:\n\n{table}{read}"
+    return f"## Losses\n\n{_definition(losses)}:\n\n{table}{read}"
+
+
+def _definition(losses: LossRecipe) -> str:
+    """Whose losses these are, without claiming for the method what it is not."""
+    if not losses.weights.needs_cache:
+        return "Of the labels alone"
+    papers = LossRecipe()
+    divergence = (losses.divergence, losses.temperature) == (papers.divergence, papers.temperature)
+    other = "" if divergence else ", but for their divergence, which is the reverse KL at temperature 1 there"
+    return f"As {METHOD} (arXiv 2511.21106) defines them{other}"
 
 
 def _recipe(facts: CardFacts) -> str:

@@ -45,6 +45,7 @@ def train_student(settings: TrainSettings) -> dict[str, float]:
         return train_on_workers(settings)
     checkpoint = check_output(settings)
     arguments = training_arguments(settings.output, settings.recipe.training, settings.eval_data is not None)
+    check_solver(settings.recipe.losses.solver, arguments.device)
     source = open_source(settings)
     set_seed(arguments.seed)
     student = load_student(settings)
@@ -91,7 +92,6 @@ def _trainer(
 
 
 def _objective(losses: LossRecipe, n_tokens: int, arguments: TrainingArguments) -> Objective:
-    check_solver(losses.solver, arguments.device)
     return Objective(losses.weights, n_tokens, losses.distance, losses.matching, arguments.seed, losses.solver)
 
 

@@ -193,7 +193,9 @@ def test_a_good_cache_agrees(caches, teacher_path, data_path, kind, attention):
     assert report["agrees"]
     assert report["attention"] == (attention or "sdpa")
     assert report["dtype"] == KINDS[kind]["dtype"]
-    assert report["same"] == {"weights": True, "tokenizer": True, "chat_template": True, "image_processor": []}
+    assert report["same"] == {"weights": True, "tokenizer": True, "chat_template": True}
+    assert report["image_processor_differs_in"] == []
+    assert report["worst"] is None
     check_agreement(report)
     assert all(entry["beyond"]["mean"] <= 0.5 * entry["tolerated"]["mean"] for entry in report["differences"].values())
 
@@ -209,7 +211,9 @@ def test_another_teacher_does_not(caches, other_path, data_path, kind):
     report = compare(caches[kind], other_path, data_path)
     assert not report["agrees"]
     assert not report["same"]["weights"]
-    with pytest.raises(TeacherMismatchError, match=f"differ by .* on average .* {KINDS[kind]['dtype']} explains"):
+    with pytest.raises(
+        TeacherMismatchError, match=f"difference of .* on average .* a teacher in {KINDS[kind]['dtype']} may differ by"
+    ):
         check_agreement(report)
 
 
@@ -281,7 +285,7 @@ def test_a_cache_that_is_not_sealed(caches, teacher_path, data_path, tmp_path):
     (cache / "seal.json").unlink()
     (cache / "index" / "000001.parquet").unlink()
     report = compare(cache, teacher_path, data_path)
-    assert (report["agrees"], report["samples"]["of"]) == (True, 4)
+    assert (report["agrees"], report["sealed"], report["samples"]["of"]) == (True, False, 4)
 
 
 # What stands in the way
@@ -322,7 +326,7 @@ def test_an_image_processor_that_changed_is_told(caches, data_path, tmp_path):
     processor.image_processor.image_mean = [0.1] * 3
     processor.save_pretrained(model)
     report = compare(caches["float32"], model, data_path)
-    assert (report["same"]["weights"], report["same"]["image_processor"]) == (True, ["image_mean"])
+    assert (report["same"]["weights"], report["image_processor_differs_in"]) == (True, ["image_mean"])
     with pytest.raises(
         TeacherMismatchError, match=r"Its weights are those .*Not as then: its image processor \(image_mean\)"
     ):
@@ -363,7 +367,7 @@ def test_what_is_printed(caches, teacher_path, other_path, data_path, capfd, mon
     monkeypatch.setenv("COLUMNS", "80")
     code, out, err = inspect(capfd, caches["bfloat16"], "--against-teacher", teacher_path, "--data", data_path)
     assert code == 0
-    assert "agrees: bfloat16 explains all of it" in out
+    assert "agrees: all of it is within what a teacher in bfloat16 may differ by" in out
     assert re.search(r"samples +6 \(all that cache and data share; 8 were asked for\), 5 with images", out)
     table = out[out.index("live against cache") :].split("\n\n")[0].splitlines()
     assert [line.split()[:2] for line in table[1:3]] == [["vision", "logits"], ["vision", "order"]]
@@ -376,6 +380,23 @@ def test_what_is_printed(caches, teacher_path, other_path, data_path, capfd, mon
     assert "DOES NOT AGREE: 8 of 8 quantities" in out
     assert "2 of 6 that cache and data share" in out
     assert re.search("emkd: .* does not answer as .* says: .* It has other weights: the cache was made by teacher", err)
+
+
+def test_a_narrow_terminal_cuts_no_number(caches, teacher_path, data_path, capfd, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "40")
+    code, out, _ = inspect(capfd, caches["bfloat16"], "--against-teacher", teacher_path, "--data", data_path)
+    assert code == 0
+    assert "…" not in out
+    assert re.search(r"^vision tail logsumexp( +[-+.e0-9]+){6} +yes *$", out, re.MULTILINE)
+    assert re.search(r"^VSD, uniform tail( +[-+.%0-9]+){6} *$", out, re.MULTILINE)
+
+
+def test_table_verdict_and_error_name_the_same_quantity(caches, other_path, data_path, capfd):
+    code, out, err = inspect(capfd, caches["float32"], "--against-teacher", other_path, "--data", data_path)
+    assert code == 1
+    (named,) = re.findall(r"8 of 8 quantities, ([a-z ]+) most, in sample \d", out)
+    assert f"the difference of {named} is" in err
+    assert re.search(rf"^{named} .* NO *$", out, re.MULTILINE)
 
 
 def test_json_also_where_it_fails(caches, teacher_path, other_path, data_path, capfd):

@@ -103,6 +103,17 @@ def test_losses_and_their_weights(facts):
     assert "| VSD |" not in model_card(replace(facts, recipe=recipe(losses={"beta": 0.0})))
 
 
+def test_the_paper_has_one_divergence(facts, alone):
+    """What is trained with another one is not what the paper defines, and plain fine-tuning is none of it."""
+    defines = "As [EM-KD](https://arxiv.org/abs/2511.21106) (arXiv 2511.21106) defines them"
+    assert f"{defines}:" in model_card(facts)
+    for losses in ({"divergence": "jsd"}, {"temperature": 2.0}):
+        text = model_card(replace(facts, recipe=recipe(losses=losses)))
+        assert f"{defines}, but for their divergence, which is the reverse KL at temperature 1 there:" in text
+    assert "Of the labels alone:" in model_card(alone)
+    assert defines not in model_card(alone)
+
+
 def test_the_student(facts, alone):
     text = model_card(facts)
     for part in (
