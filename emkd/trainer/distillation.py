@@ -176,7 +176,7 @@ class DistillationTrainer(Trainer):
     ) -> torch.Tensor:
         """The micro-batch's share of the step's total loss, a scalar."""
         counts = num_items_in_batch or self.objective.count(inputs["samples"])
-        with self.accelerator.autocast():  # the LM head on vision tokens, too, which is outside of the model's forward
+        with self.accelerator.autocast():  # the LM head, too, which is outside of the model's forward
             losses = self.objective(model, self.student.model, inputs["inputs"], inputs["samples"], counts)
         named = {name: getattr(losses, name) for name in self.objective.weights.named}
         self.meter.add(named, losses.retained_mass)

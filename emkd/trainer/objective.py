@@ -5,6 +5,10 @@
 Sup and RLD are sums over answer tokens divided by their number, VSD a sum over matched pairs divided by theirs,
 VLAD the mean over samples that have vision tokens: each over the optimizer step, so that neither accumulation
 nor the number of ranks nor a text-only row changes the gradient.
+
+The model is called for its hidden states alone:
+
+    hidden states --match--> pairs;  answers and pairs --Part--> through the LM head, chunk by chunk;  VLAD by itself
 """
 
 from collections.abc import Iterable, Iterator, Sequence

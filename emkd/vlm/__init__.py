@@ -1,8 +1,8 @@
 """A vision-language model as EM-KD sees it. Both teacher and student use this room; Ray is never imported.
 
 Reading order: loading.py (a checkpoint becomes a VisionLanguageModel), identity.py (what a cache records of
-it), forward.py (batches, hidden states, logits), affinity.py,
-pooling.py (a student that averages its vision tokens).
+it), forward.py (batches, hidden states, logits), states.py (hidden states by what they are for), head.py (the LM head
+by itself), affinity.py, pooling.py (a student that averages its vision tokens).
 """
 
 from emkd.vlm.loading import VisionLanguageModel, load
