@@ -5,13 +5,14 @@ import re
 import shlex
 import shutil
 from pathlib import Path
-from statistics import mean
+from statistics import mean, median
 
 import pytest
 import yaml
 
 from emkd.cli import main
 from emkd.demo.report import REGIME
+from emkd.trainer.recipe import Recipe
 
 ROOT = Path(__file__).parent.parent
 BLOCKS = re.findall(r"```sh\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
@@ -73,3 +74,63 @@ def test_each_at_its_own_best_is_said():
     sft, emkd = (f"{100 * best[name]:.1f}%" for name in ("sft", "emkd"))
     assert f"SFT at its own best recipe reaches {sft} and EM-KD {emkd}" in (ROOT / "README.md").read_text()
     assert f"{emkd} there, and {sft} for SFT at its own best" in " ".join(REGIME.split())
+
+
+def results(name):
+    return json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text())
+
+
+def test_what_it_costs_is_what_was_measured():
+    """Each row of both tables, written from the results files."""
+    readme, found = (ROOT / "README.md").read_text(), results("matching")
+    cost, memory = found["cost"]["against_dense"], found["memory"]["median"]
+    seconds = cost["seconds"]
+    head, rest = (1e3 * median(run[part] for run in seconds["ours"]) for part in ("lm_head", "rest"))
+    whole = 1e3 * median(seconds["lm_head_all_ids"])
+    plain, chunked = memory["plain"], memory["chunked"]
+    steps = results("step")["step_ratio"]
+
+    def ratio(case, name):
+        return f"{steps[case][name]:.2f}" if name in steps[case] else "not measured"
+
+    for row in (
+        f"| cost matrix of a tile, 144 x 729 tokens | {median(seconds['cdist']):.1f} s | {rest:.0f} ms | {cost['cost_speedup']:,.0f} times faster |",
+        f"| the LM head for it | {whole:.0f} ms | {head:.0f} ms | {cost['different_ids']:,} of 151,936 ids |",
+        f"| VSD of 2,880 tokens, peak memory | {plain['peak_mib']:,.0f} MiB | {chunked['peak_mib']:,.0f} MiB | {found['peak_memory_ratio']:.2f} of it |",
+        f"| the same, time | {plain['seconds']:.0f} s | {chunked['seconds']:.0f} s | {found['memory']['time_ratio']:.2f} of it |",
+        *(
+            f"| {text} | {ratio(case, 'cache/sft')} | {ratio(case, 'memory cache/sft')} | {ratio(case, 'dense teacher/cache')} | {ratio(case, 'teacher with our losses/cache')} |"
+            for case, text in (
+                ("demo", "the demonstration's models"),
+                ("cpu-larger", "a larger random pair, V = 32,000"),
+                ("cpu-real", "a student of 0.5B, V = 151,936"),
+                ("gpu", "that student and a teacher of 7B, on a GPU"),
+            )
+        ),
+    ):
+        assert row in readme, row
+    assert found["machine"]["threads"] == "1"
+
+
+def test_the_choice_of_the_tail_is_what_was_measured():
+    """Each row of docs/method.md's table of cuts, and the rule's figures."""
+    page, found = (ROOT / "docs" / "method.md").read_text(), results("matching")["fidelity"]
+
+    def percent(number):
+        return f"{100 * number:+.0f}%".replace("-", "−")
+
+    for entry in found["synthetic"]:
+        cosines = [
+            " / ".join(f"{entry[loss][tail]['gradient_cosine']:.2f}" for tail in ("bucket", "uniform"))
+            for loss in ("vsd", "rld")
+        ]
+        errors = [
+            " / ".join(percent(entry[loss][tail]["loss_error"]) for tail in ("bucket", "uniform"))
+            for loss in ("vsd", "rld")
+        ]
+        row = f"| {entry['student']} | {entry['k']} | {entry['regret']:.2f} | {' | '.join(cosines + errors)} |"
+        assert row in page, row
+    assert found["choice"]["tail"] == Recipe().losses.tail
+    for loss in ("vsd", "rld"):
+        bucket, uniform = (found["choice"]["gradient_cosine"][tail][loss] for tail in ("bucket", "uniform"))
+        assert f"{uniform:.2f}\nagainst {bucket:.2f}" in page or f"{uniform:.2f} against {bucket:.2f}" in page
