@@ -5,7 +5,8 @@
 DEMO_OUT is a folder that `emkd demo` made: its teacher is cut at k = 2, 4, 8, 16 and all 31, on validation scenes, for
 the student before its training and after it. The same at k = 8 to 128 on synthetic logits of 151,936 ids
 (synthetic.py), 144 student and 729 teacher tokens, with synthetic students near and far
-(emkd/inspection/stand_in.py), means over SEEDS. emkd/inspection/fidelity.py says what each figure is.
+(emkd/inspection/stand_in.py), of one draw (--seeds takes means over several).
+emkd/inspection/fidelity.py says what each figure is.
 
 Prints tables. The rule by which the default tail is chosen: the higher cosine of the gradient, averaged over both
 distances and over VSD and RLD, on the synthetic logits at k = 64.

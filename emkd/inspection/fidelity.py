@@ -5,7 +5,8 @@
 
 Fidelities of several images add up: the parts of a ratio are summed, not the ratios. The dense side is what EM-KD
 (arXiv 2511.21106) does with the teacher in memory, written as plainly as possible, float64 but for distances and
-affinities; the cut side is the code that trains. What a cut does depends on the student, so there has to be one:
+affinities; the cut side is the code that trains, but that training leaves out of the distances what moves no
+assignment (trainer/cost.py). What a cut does depends on the student, so there has to be one:
 stand_in.py makes one where there is none.
 
 Shape legend: Ns, Nt vision tokens of one image in student and teacher, n tokens, d hidden size, V ids, L text tokens,

@@ -48,7 +48,7 @@ def assignment_cost(hidden: torch.Tensor, head: LMHead, teacher: TruncatedLogits
         if level is not None and len(hidden) > len(teacher.ids):
             cost += _distance_to_level(some, head, level)[:, None]
         parts.append(cost)
-    return torch.cat(parts) if parts else torch.zeros(0, len(teacher.ids), device=hidden.device)
+    return torch.cat(parts)
 
 
 def _stored_ids(teacher: TruncatedLogits) -> tuple[torch.Tensor, torch.Tensor]:
@@ -74,7 +74,7 @@ def _stored_terms(
     size = max(1, COPIED["cpu" if columns.device.type == "cpu" else "other"] // max(1, k * n_student))
     for start in range(0, n_teacher, size):
         rows = slice(start, start + size)
-        copied = columns.index_select(0, place[rows].flatten()).view(-1, k, n_student)
+        copied = columns.index_select(0, place[rows].flatten()).view(len(place[rows]), k, n_student)
         torch.sum(copied.sub_(logits[rows, :, None]).abs_(), dim=1, out=out[rows])
     if level is not None:
         out -= functional.embedding_bag(place, (columns - level).abs_(), mode="sum")

@@ -41,7 +41,7 @@ class Divergence:
     temperature: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.kind not in KINDS or self.tail not in TAILS or not self.temperature > 0:
+        if self.kind not in KINDS or self.tail not in TAILS or not 0 < self.temperature < math.inf:
             raise ValueError(f"divergence {self.kind!r}, tail {self.tail!r}, temperature {self.temperature}")
         if self.tail == "bucket" and self.temperature != 1:
             raise ValueError(

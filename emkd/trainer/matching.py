@@ -16,7 +16,7 @@ import torch
 
 from emkd.errors import DataMismatchError, UsageError
 from emkd.storage.record import ImageSpan
-from emkd.trainer.assignment import Solver, assign, solve
+from emkd.trainer.assignment import Pairs, Solver, assign, solve
 from emkd.trainer.cost import assignment_cost, matching_cost
 from emkd.trainer.meter import Stopwatch
 from emkd.trainer.truncated import TruncatedLogits
@@ -26,8 +26,6 @@ __all__ = ["MATCHINGS", "Matching", "Pairs", "VisionTokens", "assign", "count_pa
 
 Matching = Literal["logits", "pooled", "random"]
 MATCHINGS: tuple[str, ...] = get_args(Matching)
-
-Pairs = tuple[torch.Tensor, torch.Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)

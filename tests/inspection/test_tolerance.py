@@ -59,7 +59,7 @@ def test_the_scale_is_a_root_mean_square_over_all_parts():
     [
         ([0.1, 0.1, 0.1], 0.0, True),
         ([0.3, 0.0, 0.0], 0.0, True),
-        ([0.6, 0.0, 0.0], 0.0, False),  # the largest
+        ([0.54, 0.0, 0.0], 0.0, False),  # the largest
         ([0.2, 0.2, 0.2], 0.0, False),  # the mean
         ([0.6, 0.2, 0.2], 0.15, True),  # what is left of them beyond rounding
         ([0.6, 0.2, 0.2], 0.05, False),

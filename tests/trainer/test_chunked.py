@@ -10,7 +10,7 @@ from emkd.vlm.head import LMHead
 from tests.trainer import naive
 
 V, ROWS, D = 60, 64, 12
-WEIGHTS = {"sup": 0.5 / 3, "rld": 0.5 / 3, "vsd": 0.25 / 7}
+WEIGHTS = {"sup": 0.3 / 3, "rld": 0.7 / 3, "vsd": 0.25 / 7}
 
 
 def numbers(seed: int, *shape: int) -> torch.Tensor:
