@@ -87,8 +87,8 @@ def log_probabilities(teacher: TruncatedLogits) -> tuple[torch.Tensor, torch.Ten
 
 
 def _row_products(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """[n] sums of a · b over V, a few ids at a time. A matrix product adds 150 thousand float32 numbers up one after the
-    other, and is off by 1e-4; `sum` adds pairwise."""
+    """[n] sums of a · b over V, a few ids at a time. A matrix product adds 150 thousand float32 numbers up one after
+    the other, and is off by 1e-4; `sum` adds pairwise."""
     blocks = zip(a.split(BLOCK, dim=1), b.split(BLOCK, dim=1), strict=True)
     return torch.stack([(left * right).sum(dim=1) for left, right in blocks]).sum(dim=0)
 
