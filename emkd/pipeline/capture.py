@@ -18,13 +18,18 @@ from emkd.pipeline.memory import free_memory, rows_that_fit, unless_out_of_memor
 from emkd.pipeline.topk import TopK, top_k_in_chunks
 from emkd.samples.dataset import Dataset
 from emkd.samples.encode import Encoded, Encoder
+from emkd.storage.precision import STEPS
 from emkd.storage.record import CapturedRow, Record, RowHint
 from emkd.vlm.affinity import affinity
 from emkd.vlm.forward import collate, last_hidden_state, lm_logits, to_model
 from emkd.vlm.loading import VisionLanguageModel
 from emkd.vlm.states import States
 
-STORED_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+# What logits are rounded to before the k largest are chosen. Multiples of a step are so coarse that a choice among
+# equal ones would be one by id: the exact ones decide, and the writer rounds.
+STORED_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16} | dict.fromkeys(
+    ("float32", *STEPS), torch.float32
+)
 
 NOT_FINITE = "not-finite"
 

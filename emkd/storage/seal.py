@@ -22,7 +22,7 @@ from emkd.storage.files import LocalFiles
 from emkd.storage.index import ShardIndex, changed_sizes, index_name, missing_shards, read_index
 from emkd.storage.layout import array_layouts
 from emkd.storage.manifest import MANIFEST_NAME, TOKENIZER_NAME, Manifest
-from emkd.storage.table import INDEX_SCHEMA, OK, TEXT_COLUMN, read_parquet, with_all_columns, write_parquet
+from emkd.storage.table import INDEX_SCHEMA, OK, TEXT_COLUMN, read_parquet, with_texts, write_parquet
 
 
 class _Stored(BaseModel):
@@ -145,9 +145,9 @@ def check_tokenizer(files: LocalFiles, manifest: Manifest) -> bytes:
 def merge_tables(indexes: list[ShardIndex]) -> pa.Table:
     """The rows of all indexes, in their order. Those of an older version make the table that it would have made."""
     tables = [index.table for index in indexes]
-    if not tables or any(TEXT_COLUMN in table.column_names for table in tables):
-        tables = [INDEX_SCHEMA.empty_table(), *map(with_all_columns, tables)]
-    return pa.concat_tables(tables)
+    if any(TEXT_COLUMN in table.column_names for table in tables):
+        tables = list(map(with_texts, tables))
+    return pa.concat_tables(tables or [INDEX_SCHEMA.empty_table()])
 
 
 def _check_sizes(files: LocalFiles, index: ShardIndex) -> None:

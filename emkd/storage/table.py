@@ -1,14 +1,16 @@
 """The rows of an index: one for each row of the plan, as an Arrow table and as a Parquet file.
 
-The same columns make index/<n>.parquet (the rows of one shard) and index.parquet (all rows in plan order). Indexes
-that were written before `text_sha256` was kept lack that column: they stay as they are on disk, and in memory it is
-null (`with_all_columns`). A cache that such rows are added to has indexes of both kinds.
+The same columns make index/<n>.parquet (the rows of one shard) and index.parquet (all rows in plan order). In format
+version 1 an image has no offset of its own, and indexes that were written before `text_sha256` was kept lack that
+column: they stay as they are on disk, and get what is missing in memory (`with_all_columns`). A cache that rows with
+texts are added to has indexes of both kinds.
 """
 
 from collections.abc import Mapping, Sequence
 from io import BytesIO
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -21,7 +23,7 @@ TEXT_COLUMN = "text_sha256"
 OK = "ok"
 SKIPPED = "skipped"
 
-IMAGE_TYPE = pa.struct(
+_FIRST_IMAGE_TYPE = pa.struct(
     [
         ("text_position", pa.int32()),
         ("start", pa.int32()),
@@ -31,8 +33,11 @@ IMAGE_TYPE = pa.struct(
         ("width", pa.int32()),
     ]
 )
+# offset: where the image's vision tokens begin in the shard; several samples may have them in common
+IMAGE_TYPE = pa.struct([*_FIRST_IMAGE_TYPE, ("offset", pa.int64())])
 
-# Offsets and counts are in elements along the axis of the shard's arrays (see `layout`), 0 for skipped rows.
+# Offsets and counts are in elements along the axis of the shard's arrays (see `layout`), 0 for skipped rows. A row's
+# vision_offset is that of its first image; the images of a row need not follow each other.
 INDEX_SCHEMA = pa.schema(
     [
         ("row", pa.int64()),
@@ -57,19 +62,44 @@ INDEX_SCHEMA = pa.schema(
 )
 
 
-FIRST_SCHEMA = INDEX_SCHEMA.remove(INDEX_SCHEMA.get_field_index(TEXT_COLUMN))
+_IMAGES = INDEX_SCHEMA.get_field_index("images")
+# Of format version 1, with texts and without.
+TEXT_SCHEMA = INDEX_SCHEMA.set(_IMAGES, pa.field("images", pa.list_(_FIRST_IMAGE_TYPE)))
+FIRST_SCHEMA = TEXT_SCHEMA.remove(TEXT_SCHEMA.get_field_index(TEXT_COLUMN))
+_SCHEMAS = (INDEX_SCHEMA, TEXT_SCHEMA, FIRST_SCHEMA)
 
 
-def with_all_columns(table: pa.Table) -> pa.Table:
-    """A table of an index with the columns of INDEX_SCHEMA, null where it was written without them."""
+def index_schema(format_version: int) -> pa.Schema:
+    """Of the indexes that are written now, for caches of this version."""
+    return TEXT_SCHEMA if format_version == 1 else INDEX_SCHEMA
+
+
+def with_texts(table: pa.Table) -> pa.Table:
+    """A table of an index with the column TEXT_COLUMN, null where it was written without."""
     if TEXT_COLUMN in table.column_names:
         return table
     missing = pa.nulls(len(table), pa.string())
     return table.append_column(TEXT_COLUMN, missing).select(INDEX_SCHEMA.names)
 
 
-def images_to_json(images: Sequence[ImageSpan]) -> list[dict[str, Any]]:
-    """Image spans as a value of IMAGE_TYPE."""
+def with_all_columns(table: pa.Table) -> pa.Table:
+    """A table of an index with INDEX_SCHEMA. Of format version 1, a row's images follow each other."""
+    table = with_texts(table)
+    if table.schema.field("images").type == INDEX_SCHEMA.field("images").type:
+        return table
+    images = table["images"].combine_chunks()
+    spans = images.flatten()
+    counts = np.diff(images.offsets.to_numpy())
+    offsets = np.repeat(table["vision_offset"].to_numpy(), counts) + spans.field("start").to_numpy(zero_copy_only=False)
+    fields = [spans.field(i) for i in range(spans.type.num_fields)]
+    placed = pa.StructArray.from_arrays([*fields, pa.array(offsets, pa.int64())], fields=list(IMAGE_TYPE))
+    first = images.offsets[0].as_py() if len(images.offsets) else 0
+    ends = pa.array(images.offsets.to_numpy() - first, pa.int32())
+    return table.set_column(_IMAGES, INDEX_SCHEMA.field(_IMAGES), pa.ListArray.from_arrays(ends, placed))
+
+
+def images_to_json(images: Sequence[ImageSpan], offsets: Sequence[int]) -> list[dict[str, Any]]:
+    """Image spans as a value of IMAGE_TYPE (the older one ignores where they are in the shard)."""
     return [
         {
             "text_position": span.text_position,
@@ -78,8 +108,9 @@ def images_to_json(images: Sequence[ImageSpan]) -> list[dict[str, Any]]:
             "grids": [list(grid) for grid in span.grids],
             "height": span.original_size[0],
             "width": span.original_size[1],
+            "offset": offset,
         }
-        for span in images
+        for span, offset in zip(images, offsets, strict=True)
     ]
 
 
@@ -112,8 +143,8 @@ def read_parquet(where: str, data: bytes) -> pa.Table:
         table.validate(full=True)
     except (pa.ArrowException, OSError, ValueError, MemoryError) as error:
         raise DamagedCacheError(f"{where}: not the Parquet file that was written ({error}). {NEXT_STEP}") from error
-    schema = INDEX_SCHEMA if TEXT_COLUMN in table.column_names else FIRST_SCHEMA
-    if not table.schema.equals(schema, check_metadata=False):
+    schema = next((known for known in _SCHEMAS if table.schema.equals(known, check_metadata=False)), None)
+    if schema is None:
         raise DamagedCacheError(f"{where}: columns differ from those of an index. {NEXT_STEP}")
     # Parquet adds numbers to the fields on reading: without them the same rows make the same bytes again.
     return table.cast(schema.with_metadata(table.schema.metadata))

@@ -26,7 +26,7 @@ V = 40
 
 
 def make_manifest(
-    *, n_rows=5, rows_per_shard=2, top_k=4, answer_top_k=3, logits="bfloat16", affinity="int8", **changes
+    *, n_rows=5, rows_per_shard=2, top_k=4, answer_top_k=3, logits="bfloat16", affinity="int8", n_tokens=V, **changes
 ):
     manifest = Manifest(
         teacher=TeacherIdentity(name="tiny-teacher", weights_sha256="ab" * 32, dtype="bfloat16", architecture="llava"),
@@ -34,7 +34,10 @@ def make_manifest(
             class_name="TinyProcessor", sha256="cd" * 32, settings={"size": (336, 336), "mean": [0.5, 0.25]}
         ),
         tokenizer=TokenizerIdentity(
-            sha256=sha256_hex(TOKENIZER_JSON), n_tokens=V, lm_head_rows=V + 24, chat_template_sha256="01" * 32
+            sha256=sha256_hex(TOKENIZER_JSON),
+            n_tokens=n_tokens,
+            lm_head_rows=n_tokens + 24,
+            chat_template_sha256="01" * 32,
         ),
         top_k=top_k,
         answer_top_k=answer_top_k,

@@ -18,7 +18,7 @@ def test_round_trip_is_indented_sorted_json():
     assert Manifest.from_bytes(data) == manifest
     value = json.loads(data)
     assert data.decode() == json.dumps(value, indent=2, sort_keys=True) + "\n"
-    assert value["format_version"] == FORMAT_VERSION == 1
+    assert value["format_version"] == FORMAT_VERSION == 2
     assert value["image_processor"]["settings"]["size"] == [336, 336]
 
 
