@@ -87,8 +87,9 @@ def _check_plans(files: LocalFiles, damages: Sequence[Damage]) -> None:
 
 
 def _same_run(files: LocalFiles, run: Manifest, damaged: set[str]) -> Manifest:
-    """The manifest that takes the place of a damaged one: the run's, or that in which older versions would have begun
-    the cache: without the chat template, or in the first format. The first plan's shards were written under it, and the first extension extends it.
+    """The manifest that takes the place of a damaged one: the run's, or that with which an older version would have
+    begun the cache, without the chat template or in the first format. The first plan's shards were written under it,
+    and the first extension extends it.
     """
     first = parse_extension(files, 1) if count_extensions(files) else None
     named = {} if first is None else {plan_name(1): first.parent_sha256}

@@ -175,3 +175,16 @@ def row_of(record, row, **changes):
 def array_fields(record):
     """Name -> array of a record."""
     return {name: value for name, value in vars(record).items() if isinstance(value, np.ndarray)}
+
+
+def with_image(record, image, source, n):
+    """The record with the vision tokens of its image replaced by those of another record's image."""
+    mine, theirs = record.images[image], source.images[n]
+    assert mine.count == theirs.count
+    arrays = {
+        name: getattr(record, name).copy()
+        for name in ("vision_ids", "vision_logits", "vision_tail_logsumexp", "vision_tail_mean")
+    }
+    for name, array in arrays.items():
+        array[mine.start : mine.start + mine.count] = getattr(source, name)[theirs.start : theirs.start + theirs.count]
+    return replace(record, **arrays)

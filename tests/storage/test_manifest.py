@@ -24,7 +24,7 @@ def test_round_trip_is_indented_sorted_json():
 
 def test_a_newer_format_is_refused_even_with_unknown_fields():
     value = json.loads(make_manifest().to_bytes()) | {"format_version": 7, "future": {}}
-    with pytest.raises(CacheVersionError, match="format version 7; this emkd reads versions up to 1"):
+    with pytest.raises(CacheVersionError, match="format version 7; this emkd reads versions up to 2"):
         Manifest.from_bytes(json.dumps(value).encode())
 
 

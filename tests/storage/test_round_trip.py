@@ -69,7 +69,7 @@ def assert_same(read, written, logits, affinity):
 
 
 @pytest.mark.parametrize("affinity", ["int8", "float16", "float32"])
-@pytest.mark.parametrize("logits", ["bfloat16", "float16", "float32"])
+@pytest.mark.parametrize("logits", ["bfloat16", "float16", "float32", "step0.2"])
 @given(
     shapes=st.lists(ROW_SHAPES, min_size=1, max_size=5),
     top_k=st.sampled_from([1, 4, V]),
