@@ -1,7 +1,7 @@
 """By how much a live teacher differs from what a cache holds of the same sample.
 
 What the disk rounds is known, value by value: half a unit in the last place of a stored logit, 1/254 of an affinity in
-8 bits. A difference up to that is none; what is left is *beyond rounding*, and is what tolerance.py judges.
+8 bits. A difference up to that is none; what is left is *beyond rounding*, and is what vlm/tolerance.py judges.
 
 Shape legend: n tokens, k stored logits, V ids, L text tokens, Nt vision tokens
 """

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from emkd.errors import UsageError
 from emkd.inspection.against_teacher import judged
 from emkd.inspection.differences import Difference, Scale, half_unit
-from emkd.inspection.tolerance import Tolerance, tolerance
 from emkd.storage.precision import round_logits
+from emkd.vlm.tolerance import Tolerance, tolerance
 
 NUMBERS = st.floats(-3e4, 3e4, width=32)
 
