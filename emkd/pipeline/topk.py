@@ -102,7 +102,7 @@ def _order(values: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
 
 
 def _tail_in_place(logits: torch.Tensor, peak: torch.Tensor) -> torch.Tensor:
-    """[n] logsumexp of float32 or, in float32, of smaller logits, which are used up. peak: [n, 1] about their largest"""
+    """[n] logsumexp in float32 of logits, which are used up. peak: [n, 1] float32, about their largest"""
     return logits.float().sub_(peak).exp_().sum(dim=1).log_().add_(peak[:, 0])
 
 
