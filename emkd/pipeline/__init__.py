@@ -1,7 +1,8 @@
 """The teacher's way to the cache.
 
 Reading order: settings.py (what the user chooses), identify.py (the manifest), batching.py, topk.py, memory.py (what
-to do when it runs out), capture.py (rows to records, no Ray), worker.py (one shard after the other), job.py (the whole
+to do when it runs out), capture.py (rows to records, no Ray), behind.py
+(a thread that writes them), worker.py (one shard after the other), job.py (the whole
 job), cluster.py (Ray), pull.py (workers and shards), interrupt.py (Ctrl-C), for_student.py, preflight.py and sizes.py
 (size and time beforehand), progress.py (what is told on the way).
 """

@@ -6,6 +6,7 @@ A row that cannot be used becomes a CapturedRow with its reason, and costs no ot
 the memory is halved until it does; which rows went through that is in their CapturedRow.
 """
 
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -21,7 +22,7 @@ from emkd.samples.encode import Encoded, Encoder
 from emkd.storage.precision import STEPS
 from emkd.storage.record import CapturedRow, Record, RowHint
 from emkd.vlm.affinity import affinity
-from emkd.vlm.forward import collate, last_hidden_state, lm_logits, to_model
+from emkd.vlm.forward import collate, head_logits, last_hidden_state, lm_logits, to_model
 from emkd.vlm.loading import VisionLanguageModel
 from emkd.vlm.states import States
 
@@ -76,32 +77,53 @@ class Teacher:
 
     def capture(self, dataset: Dataset, rows: Iterable[int]) -> list[CapturedRow]:
         """One CapturedRow for each row, in the order of the rows."""
-        found: dict[int, CapturedRow] = {}
+        order = list(rows)
+        found = {result.hint.row: result for result in self.captured(dataset, order)}
+        return [found[row] for row in order]
+
+    def captured(self, dataset: Dataset, rows: Iterable[int]) -> Iterator[CapturedRow]:
+        """One CapturedRow for each row as soon as it is done: first those that cannot be read, then batch by batch.
+
+        All rows are read first: batches are a function of all lengths, and a pass takes the longest first.
+        """
         texts: dict[int, str] = {}
         usable: list[Row] = []
-        order = list(rows)
-        for row in order:
-            hint, key, texts[row] = RowHint(row=row, id=""), "", dataset.text_sha256(row)
-            try:
-                hint = RowHint(row=row, id=dataset.row_id(row))
-                with rows_that_fit():
-                    sample = dataset.sample(row)
-                    key = sample.key
-                    usable.append((hint, self.encoder(sample)))
-            except SampleError as error:
-                found[row] = _skipped(hint, key, error)
+        for row in rows:
+            texts[row] = dataset.text_sha256(row)
+            read = self._read(dataset, row)
+            if isinstance(read, CapturedRow):
+                yield replace(read, text_sha256=texts[row])
+            else:
+                usable.append(read)
         for result in self._capture_encoded(usable):
-            found[result.hint.row] = result
-        return [replace(found[row], text_sha256=texts[row]) for row in order]
+            yield replace(result, text_sha256=texts[result.hint.row])
 
-    def _capture_encoded(self, usable: Sequence[Row]) -> Iterator[CapturedRow]:
-        lengths = [item.n_tokens for _, item in usable]
-        for positions in batches(lengths, self.settings.batch_tokens):
-            batch = [usable[position] for position in positions]
-            longest = max(item.n_tokens for _, item in batch)
-            for row, result in zip(batch, self._capture_batch(batch), strict=True):
-                padded = row[1].n_tokens < longest
-                yield self._alone(row, result) if padded and result.reason == NOT_FINITE else result
+    def _read(self, dataset: Dataset, row: int) -> Row | CapturedRow:
+        """The row as the teacher is fed with it, or why it cannot be."""
+        hint, key = RowHint(row=row, id=""), ""
+        try:
+            hint = RowHint(row=row, id=dataset.row_id(row))
+            with rows_that_fit():
+                sample = dataset.sample(row)
+                key = sample.key
+                return hint, self.encoder(sample)
+        except SampleError as error:
+            return _skipped(hint, key, error)
+
+    def _capture_encoded(self, usable: list[Row]) -> Iterator[CapturedRow]:
+        """Batch by batch; `usable` is emptied, so that the pixels of a batch go when it is done."""
+        planned = batches([item.n_tokens for _, item in usable], self.settings.batch_tokens)
+        waiting: deque[list[Row]] = deque([usable[position] for position in positions] for positions in planned)
+        usable.clear()
+        while waiting:
+            yield from self._whole_batch(waiting.popleft())
+
+    def _whole_batch(self, batch: Sequence[Row]) -> list[CapturedRow]:
+        longest = max(item.n_tokens for _, item in batch)
+        return [
+            self._alone(row, result) if row[1].n_tokens < longest and result.reason == NOT_FINITE else result
+            for row, result in zip(batch, self._capture_batch(batch), strict=True)
+        ]
 
     def _alone(self, row: Row, result: CapturedRow) -> CapturedRow:
         """The row again, without padding: it is skipped only where it is not finite by itself.
@@ -171,9 +193,15 @@ class Teacher:
 
     def _top_k(self, hidden: torch.Tensor, k: int) -> TopK:
         stored = STORED_DTYPES[self.settings.logits_precision]
-        top = top_k_in_chunks(hidden, self.logits, k, stored, self.chunk)
-        _check_finite("logits rounded to the cache's precision", top.logits)
+        top = top_k_in_chunks(hidden, self._head, k, stored, self.chunk)
+        if not top.is_finite:  # rare, and told by what is kept alone; now each logit is looked at
+            for rows in hidden.split(self.chunk):
+                self.logits(rows)
+            _check_finite("logits rounded to the cache's precision", top.logits)
         return top
+
+    def _head(self, hidden: torch.Tensor) -> torch.Tensor:
+        return head_logits(self.vlm.model, hidden, self.vlm.n_tokens)
 
     @property
     def chunk(self) -> int:

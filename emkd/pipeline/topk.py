@@ -1,12 +1,22 @@
 """The k largest logits and what is left of the others, in chunks: the full [tokens, V] never exists.
 
-Shape legend: n tokens, d hidden size, V ids of the tokenizer, k stored logits
+What makes it cheap beside the LM head, which is what a teacher has to compute anyway: V is gone through four times and
+no more (largest of each block, sum, exp, sum of that), in place, and on a CPU a few rows at a time, which stay in the
+cache meanwhile. The k largest are sought among the blocks with the k largest maxima, and nowhere else. Nothing waits
+for a device.
+
+Shape legend: n tokens, d hidden size, V ids of the tokenizer, k stored logits, b ids of a block
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
+from torch.nn.functional import log_softmax
+
+BLOCK = 128  # ids; V / BLOCK maxima and k * BLOCK candidates are looked at one by one
+CACHED = 320_000  # logits that stay in the second-level cache (2 MB in servers) while they are gone through
+ID_BITS = 32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,6 +27,8 @@ class TopK:
     logits:         [n, k] float32, as they will be stored (already rounded)
     tail_logsumexp: [n] float32 of the V - k logits not stored; -inf where k = V
     tail_mean:      [n] float32 of the same logits; 0 where k = V
+
+    Logits that are not finite make some number of `logits` or of `tail_mean` of their row not finite.
     """
 
     ids: torch.Tensor
@@ -24,41 +36,82 @@ class TopK:
     tail_logsumexp: torch.Tensor
     tail_mean: torch.Tensor
 
+    @property
+    def is_finite(self) -> bool:
+        """Whether the logits were, before and after rounding. Waits for the device."""
+        return bool(self.logits.isfinite().all() & self.tail_mean.isfinite().all())
 
-def top_k(logits: torch.Tensor, k: int, rounded: torch.Tensor | None = None) -> TopK:
-    """Top-k of float32 logits [n, V].
 
-    rounded: the logits as the cache stores them. They decide which k are stored and in which order, so that
-        ties on disk are ties here; the tail is taken from the exact ones. Default: the logits themselves.
+def top_k(logits: torch.Tensor, k: int, round_to: torch.dtype = torch.float32, block: int = BLOCK) -> TopK:
+    """Top-k of logits [n, V], which stay as they are.
+
+    round_to: the dtype in which the cache stores them. The rounded ones decide which k are stored and in which order,
+        so that ties on disk are ties here; the tail is taken from the exact ones.
     """
-    stored = logits if rounded is None else rounded
+    return _take(logits.clone(), k, round_to, block)
+
+
+def _take(logits: torch.Tensor, k: int, round_to: torch.dtype, block: int = BLOCK) -> TopK:
+    """Top-k of logits [n, V] of any floating dtype, which are used up."""
     n, vocabulary = logits.shape
     k = min(k, vocabulary)
-    keep = _largest(stored, k)
-    ids = keep.nonzero()[:, 1].reshape(n, k)  # ascending within a row
-    values = stored.gather(1, ids)
-    order = values.argsort(dim=1, descending=True, stable=True)  # stable: ties stay in ascending order of ids
     if k == vocabulary:
-        tail, mean = logits.new_full((n,), -torch.inf), logits.new_zeros(n)
-    else:
-        rest = logits.masked_fill(keep, -torch.inf)
-        tail = rest.logsumexp(dim=1)
-        mean = logits.masked_fill(keep, 0).sum(dim=1) / (vocabulary - k)
-    return TopK(ids=ids.gather(1, order), logits=values.gather(1, order), tail_logsumexp=tail, tail_mean=mean)
+        ids = _largest(logits, k, block, round_to)
+        tail, mean = logits.new_full((n,), -torch.inf, dtype=torch.float32), logits.new_zeros(n, dtype=torch.float32)
+        return TopK(ids=ids, logits=_rounded(logits, ids, round_to), tail_logsumexp=tail, tail_mean=mean)
+    ids = _largest(logits, k + 1, block, round_to)
+    ids, first = ids[:, :k], ids[:, k:]  # `first` of the tail: as large as any of it, but for rounding
+    stored, peak = _rounded(logits, ids, round_to), logits.gather(1, first).float()
+    mean = logits.scatter_(1, ids, 0).sum(dim=1, dtype=torch.float32) / (vocabulary - k)
+    logits.scatter_(1, ids, -torch.inf)
+    tail = _tail_in_place(logits, peak) if logits.device.type == "cpu" else _tail_in_one_kernel(logits, first, peak)
+    return TopK(ids=ids, logits=stored, tail_logsumexp=tail, tail_mean=mean)
 
 
-def _largest(values: torch.Tensor, k: int) -> torch.Tensor:
-    """[n, V] bool mask of the k largest of each row; among equals at the k-th place the smaller ids win.
+def _rounded(logits: torch.Tensor, ids: torch.Tensor, round_to: torch.dtype) -> torch.Tensor:
+    """[n, k] float32 logits of the ids, as they will be stored."""
+    return logits.gather(1, ids).to(round_to).float()
 
-    `torch.topk` leaves that choice open, and about half of all bfloat16 tokens have such a tie.
+
+def _largest(logits: torch.Tensor, k: int, block: int, round_to: torch.dtype) -> torch.Tensor:
+    """[n, k] ids by descending rounded logit, equal ones by ascending id. `torch.topk` alone leaves ties open.
+
+    Each of the k blocks with the largest maxima, of equal ones those of smaller ids, has a logit that is at least as
+    large as any outside of them, and where it is equal its id is smaller: no other block can have one of the k.
     """
-    if k == values.shape[1]:
-        return torch.ones_like(values, dtype=torch.bool)
-    threshold = values.topk(k, dim=1).values[:, -1:]
-    above = values > threshold
-    level = values == threshold
-    wanted = k - above.sum(dim=1, keepdim=True)
-    return above | (level & (level.cumsum(dim=1) <= wanted))
+    vocabulary = logits.shape[1]
+    n_blocks = vocabulary // block
+    if n_blocks <= 2 * k:
+        return _order(logits.to(round_to), torch.arange(vocabulary, device=logits.device)).topk(k).indices
+    blocks = logits[:, : n_blocks * block].unflatten(1, (n_blocks, block))
+    numbers, places = (torch.arange(size, device=logits.device) for size in (n_blocks, block))
+    chosen = _order(blocks.amax(dim=2).to(round_to), numbers).topk(k, sorted=False).indices
+    candidates = blocks[torch.arange(len(logits), device=logits.device)[:, None], chosen].flatten(1)
+    ids = (chosen[:, :, None] * block + places).flatten(1)
+    if n_blocks * block < vocabulary:  # the ids behind the last whole block
+        behind = torch.arange(n_blocks * block, vocabulary, device=logits.device).expand(len(logits), -1)
+        candidates, ids = torch.cat([candidates, logits[:, n_blocks * block :]], 1), torch.cat([ids, behind], 1)
+    return ids.gather(1, _order(candidates.to(round_to), ids).topk(k).indices)
+
+
+def _order(values: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+    """int64 that are in the order of values, equal values in the opposite order of ids: no two are the same."""
+    bits = (values.float() + 0.0).view(torch.int32)  # -0.0 becomes 0.0, which it is equal to
+    ascending = bits ^ ((bits >> 31) & 0x7FFF_FFFF)  # of negative numbers, all bits but the sign count backwards
+    return (ascending.long() << ID_BITS) - ids
+
+
+def _tail_in_place(logits: torch.Tensor, peak: torch.Tensor) -> torch.Tensor:
+    """[n] logsumexp in float32 of logits, which are used up. peak: [n, 1] float32, about their largest"""
+    return logits.float().sub_(peak).exp_().sum(dim=1).log_().add_(peak[:, 0])
+
+
+def _tail_in_one_kernel(logits: torch.Tensor, first: torch.Tensor, peak: torch.Tensor) -> torch.Tensor:
+    """The same where memory is slow beside arithmetic: a GPU's log_softmax reads V twice and writes it once.
+
+    first: [n, 1] an id whose logit is `peak`; its log-probability says what all logits add up to
+    """
+    return (peak - log_softmax(logits, dim=1, dtype=torch.float32).gather(1, first))[:, 0]
 
 
 def top_k_in_chunks(
@@ -70,14 +123,10 @@ def top_k_in_chunks(
 ) -> TopK:
     """Top-k of `head(hidden)` for hidden states [n, d], `chunk` tokens at a time, on the device they are on.
 
-    head: [m, d] -> float32 logits [m, V];  round_to: the dtype that the cache stores
+    head: [m, d] -> logits [m, V] of any floating dtype, which are used up;  round_to: the dtype that the cache stores
     """
-    parts = []
-    for rows in hidden.split(chunk):
-        logits = head(rows)
-        parts.append(top_k(logits, k, logits.to(round_to).float()))
-    if not parts:
-        return _nothing(head(hidden).shape[1], k, hidden.device)
+    # No tokens are a chunk of none: [0, V] says how many k may be.
+    parts = [_take(logits, k, round_to) for rows in hidden.split(chunk) for logits in _in_cache(head(rows))]
     return TopK(
         ids=torch.cat([part.ids for part in parts]),
         logits=torch.cat([part.logits for part in parts]),
@@ -86,12 +135,8 @@ def top_k_in_chunks(
     )
 
 
-def _nothing(vocabulary: int, k: int, device: torch.device) -> TopK:
-    k = min(k, vocabulary)
-    empty = torch.zeros(0, device=device)
-    return TopK(
-        ids=torch.zeros(0, k, dtype=torch.int64, device=device),
-        logits=torch.zeros(0, k, device=device),
-        tail_logsumexp=empty,
-        tail_mean=empty,
-    )
+def _in_cache(logits: torch.Tensor) -> Iterator[torch.Tensor]:
+    """The rows of logits [n, V] by as many as a CPU's cache holds; all of them together on a GPU."""
+    if logits.device.type != "cpu":
+        return iter([logits])
+    return iter(logits.split(max(1, CACHED // logits.shape[1])))

@@ -5,24 +5,33 @@ The teacher is loaded when first needed, not when the worker is made, so that a 
 and an error while loading reaches the user as it is.
 """
 
+import contextlib
 import time
 import uuid
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from emkd.errors import DataMismatchError, ModelError
+from emkd.pipeline.behind import Behind
 from emkd.pipeline.capture import CaptureSettings, Teacher
 from emkd.pipeline.settings import JobSettings
 from emkd.pipeline.sizes import Sizes, measure
 from emkd.samples.dataset import Dataset
 from emkd.samples.render import writes_end_token
-from emkd.storage.files import open_files
-from emkd.storage.index import ShardIndex, commit_shard
+from emkd.storage.files import LocalFiles, open_files
+from emkd.storage.index import ShardIndex, commit_shard, shard_prefix
 from emkd.storage.manifest import Manifest
+from emkd.storage.record import CapturedRow
 from emkd.storage.shard import write_shard
 from emkd.vlm.forward import check_head, collate, to_model
 from emkd.vlm.identity import tokenizer_json, weights_sha256
 from emkd.vlm.loading import VisionLanguageModel, load
+
+# Of records that wait to be encoded: the rows of several batches, but of very large samples not many.
+HELD_BYTES = 256 * 2**20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +59,24 @@ class Preflight:
     vision_tokens: int
     skipped: tuple[str, ...]
     end_token: bool
+
+
+class ShardWriter:
+    """Stand-in until emkd.storage.shard has one: the same calls, everything at the end."""
+
+    def __init__(self, files: LocalFiles, number: int, attempt: str, manifest: Manifest) -> None:
+        self.files, self.number, self.attempt, self.manifest = files, number, attempt, manifest
+        self.rows: list[CapturedRow] = []
+
+    def add(self, row: CapturedRow) -> None:
+        self.rows.append(row)
+
+    def finish(self) -> ShardIndex:
+        rows = sorted(self.rows, key=lambda row: row.hint.row)
+        return write_shard(self.files, self.number, self.attempt, rows, self.manifest)
+
+    def abandon(self) -> None:
+        self.files.delete_tree(shard_prefix(self.number, self.attempt))
 
 
 class CaptureWorker:
@@ -80,18 +107,31 @@ class CaptureWorker:
         teacher, dataset = self._loaded()
         self._check_dataset(dataset, self.manifest.source(number))
         started = time.perf_counter()
-        captured = teacher.capture(dataset, self.manifest.rows(number))
         files = open_files(self.settings.cache)
-        index = write_shard(files, number, uuid.uuid4().hex[:12], captured, self.manifest)
+        counts: Counter[str] = Counter()
+        index = self._write(files, number, _counted(teacher.captured(dataset, self.manifest.rows(number)), counts))
         return ShardReport(
             number=number,
             committed=commit_shard(files, index),
-            n_samples=sum(row.record is not None for row in captured),
-            n_skipped=sum(row.record is None for row in captured),
-            n_halved=sum(row.halvings > 0 for row in captured),
+            n_samples=counts["samples"],
+            n_skipped=counts["skipped"],
+            n_halved=counts["halved"],
             n_bytes=stored_bytes(index),
             seconds=time.perf_counter() - started,
         )
+
+    def _write(self, files: LocalFiles, number: int, captured: Iterable[CapturedRow]) -> ShardIndex:
+        """Encodes and writes rows behind the teacher's next pass. Of what fails or is interrupted nothing is left."""
+        writer = ShardWriter(files, number, uuid.uuid4().hex[:12], self.manifest)
+        try:
+            with Behind(writer.add, record_bytes, HELD_BYTES) as behind:
+                for row in captured:
+                    behind.put(row)
+            return writer.finish()
+        except BaseException:
+            with contextlib.suppress(OSError):  # it is the first error that says what to do
+                writer.abandon()
+            raise
 
     def _loaded(self) -> tuple[Teacher, Dataset]:
         if self._teacher is None or self._dataset is None:
@@ -134,6 +174,20 @@ class CaptureWorker:
         if encoded is not None:
             batch = to_model(collate([encoded], teacher.pad_token_id), teacher.vlm.model)
             check_head(teacher.vlm.model, batch, teacher.vlm.n_tokens)
+
+
+def _counted(captured: Iterable[CapturedRow], counts: Counter[str]) -> Iterator[CapturedRow]:
+    """The same rows, counted by what came of them."""
+    for row in captured:
+        counts["skipped" if row.record is None else "samples"] += 1
+        counts["halved"] += row.halvings > 0
+        yield row
+
+
+def record_bytes(row: CapturedRow) -> int:
+    """Bytes of a row's arrays."""
+    arrays = () if row.record is None else vars(row.record).values()
+    return sum(value.nbytes for value in arrays if isinstance(value, np.ndarray))
 
 
 def capture_settings(manifest: Manifest) -> CaptureSettings:

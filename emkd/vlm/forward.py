@@ -92,8 +92,13 @@ def keep_last_hidden_state(model: Any) -> Iterator[list[torch.Tensor]]:
 
 def lm_logits(model: Any, hidden: torch.Tensor, n_tokens: int) -> torch.Tensor:
     """float32 logits [n, V] of hidden states [n, d]; padding rows of the LM head are cut here."""
+    return head_logits(model, hidden, n_tokens).float()
+
+
+def head_logits(model: Any, hidden: torch.Tensor, n_tokens: int) -> torch.Tensor:
+    """The same in the dtype of the LM head."""
     logits: torch.Tensor = model.get_output_embeddings()(hidden)
-    return logits[:, :n_tokens].float()
+    return logits[:, :n_tokens]
 
 
 @torch.no_grad()

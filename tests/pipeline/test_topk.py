@@ -50,7 +50,7 @@ def test_distinct_logits(k):
 def test_what_is_rounded_decides_what_is_stored():
     """1.001 and 1.002 are one bfloat16: the smaller id is stored, and the tail is of the exact numbers."""
     logits = torch.tensor([[0.0, 1.001, 1.002, -2.0]])
-    found = top_k(logits, 1, logits.bfloat16().float())
+    found = top_k(logits, 1, torch.bfloat16)
     assert found.ids.tolist() == [[1]]
     assert found.logits.tolist() == [[1.0]]
     expected = torch.tensor([0.0, 1.002, -2.0], dtype=torch.float64).logsumexp(0)
