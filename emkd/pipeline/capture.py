@@ -16,6 +16,7 @@ import torch
 from emkd.errors import ModelError, SampleError
 from emkd.pipeline.batching import batches
 from emkd.pipeline.memory import free_memory, rows_that_fit, unless_out_of_memory
+from emkd.pipeline.shared import SharedImages
 from emkd.pipeline.topk import TopK, top_k_in_chunks
 from emkd.samples.dataset import Dataset
 from emkd.samples.encode import Encoded, Encoder
@@ -75,14 +76,18 @@ class Teacher:
                 continue  # capture() records the reason when its turn comes
         return None
 
-    def capture(self, dataset: Dataset, rows: Iterable[int]) -> list[CapturedRow]:
-        """One CapturedRow for each row, in the order of the rows."""
+    def capture(self, dataset: Dataset, rows: Iterable[int], shared: SharedImages | None = None) -> list[CapturedRow]:
+        """As `captured`, in the order of the rows."""
         order = list(rows)
-        found = {result.hint.row: result for result in self.captured(dataset, order)}
+        found = {result.hint.row: result for result in self.captured(dataset, order, shared)}
         return [found[row] for row in order]
 
-    def captured(self, dataset: Dataset, rows: Iterable[int]) -> Iterator[CapturedRow]:
+    def captured(
+        self, dataset: Dataset, rows: Iterable[int], shared: SharedImages | None = None
+    ) -> Iterator[CapturedRow]:
         """One CapturedRow for each row as soon as it is done: first those that cannot be read, then batch by batch.
+
+        shared: gives rows of one image the same numbers;  without it each has its own
 
         All rows are read first: batches are a function of all lengths, and a pass takes the longest first.
         """
@@ -95,8 +100,12 @@ class Teacher:
                 yield replace(read, text_sha256=texts[row])
             else:
                 usable.append(read)
+        keys = {hint.row: item.image_keys for hint, item in usable}
+        if shared is not None:
+            shared.expect(key for images in keys.values() for key in images)
         for result in self._capture_encoded(usable):
-            yield replace(result, text_sha256=texts[result.hint.row])
+            unified = result if shared is None else shared.apply(result, keys[result.hint.row])
+            yield replace(unified, text_sha256=texts[result.hint.row])
 
     def _read(self, dataset: Dataset, row: int) -> Row | CapturedRow:
         """The row as the teacher is fed with it, or why it cannot be."""

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from emkd.storage.record import ImageSpan, Record
+from emkd.storage.record import CapturedRow, ImageSpan, Record
 from emkd.vlm.tolerance import UNIT, tolerance
 
 
@@ -53,19 +53,23 @@ class ImageTokens:
 
 
 class SharedImages:
-    """Finds what rows have in common, one record after the other.
+    """Finds what the rows of a shard have in common: `expect` all of them, then `unify` one record after the other.
 
-    keys:  of all images of the rows to come (`Encoded.image_keys`);  dtype: of the teacher
+    dtype: of the teacher
 
     `n_shared` images had another row's numbers, `n_different` should have had and kept their own. The first record's
     numbers of an image are held until the last row that shows it.
     """
 
-    def __init__(self, keys: Iterable[str], dtype: str) -> None:
+    def __init__(self, dtype: str) -> None:
         self.dtype = dtype
         self.n_shared = self.n_different = 0
-        self._to_come = Counter(keys)
+        self._to_come: Counter[str] = Counter()
         self._first: dict[str, ImageTokens] = {}
+
+    def expect(self, keys: Iterable[str]) -> None:
+        """Rows with these images (`Encoded.image_keys`) will come."""
+        self._to_come.update(keys)
 
     def unify(self, record: Record, keys: Sequence[str]) -> Record:
         """The record with the first row's numbers of the images that it shares. keys: of its images"""
@@ -84,10 +88,13 @@ class SharedImages:
             vision_tail_mean=np.concatenate([part.tail_mean for part in parts]),
         )
 
-    def skip(self, keys: Iterable[str]) -> None:
-        """A row without a record: nobody waits for it."""
+    def apply(self, row: CapturedRow, keys: Sequence[str]) -> CapturedRow:
+        """The row with the record that `unify` makes of its own. A row without one frees what it would have shown."""
+        if row.record is not None:
+            return replace(row, record=self.unify(row.record, keys))
         for key in keys:
             self._leave(key)
+        return row
 
     def _known(self, key: str, own: ImageTokens) -> ImageTokens | None:
         """The numbers to take for an image's own, None for its own."""

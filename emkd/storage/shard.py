@@ -24,10 +24,10 @@ from emkd.storage.digest import ObjectDigest
 from emkd.storage.encoding import Arrays, encode_rest, encode_vision
 from emkd.storage.files import LocalFiles, writing
 from emkd.storage.index import ShardIndex, index_name, shard_prefix
+from emkd.storage.index_rows import index_row, index_table
 from emkd.storage.layout import AXES, ArrayLayout, Axis, array_layouts, group_attributes
 from emkd.storage.manifest import Manifest
 from emkd.storage.record import CapturedRow, Record
-from emkd.storage.rows import index_row, index_table
 
 
 def write_shard(

@@ -27,7 +27,17 @@ def settings(**chosen) -> JobSettings:
 
 def done(*numbers: int) -> list[ShardReport]:
     return [
-        ShardReport(number=n, committed=True, n_samples=1, n_skipped=0, n_halved=0, n_bytes=1, seconds=0.0)
+        ShardReport(
+            number=n,
+            committed=True,
+            n_samples=1,
+            n_skipped=0,
+            n_halved=0,
+            n_shared=0,
+            n_different=0,
+            n_bytes=1,
+            seconds=0.0,
+        )
         for n in numbers
     ]
 

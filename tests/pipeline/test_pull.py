@@ -23,7 +23,7 @@ class Told:
         if number in self.ends:
             raise self.ends[number]
         return ShardReport(
-            number=number, committed=True, n_samples=1, n_skipped=0, n_halved=0, n_bytes=1, seconds=0.0
+            number=number, committed=True, n_samples=1, n_skipped=0, n_halved=0, n_shared=0, n_different=0, n_bytes=1, seconds=0.0
         )  # fmt: skip
 
 

@@ -13,9 +13,9 @@ from emkd.errors import OutputExistsError, SampleNotFoundError
 from emkd.storage.cache import Cache, create_cache
 from emkd.storage.decode import ChunkedArray
 from emkd.storage.index import commit_shard
+from emkd.storage.index_rows import retained_mass
 from emkd.storage.layout import ArrayLayout
 from emkd.storage.record import CapturedRow, RowHint
-from emkd.storage.rows import retained_mass
 from emkd.storage.seal import seal
 from emkd.storage.shard import write_shard
 
