@@ -177,16 +177,16 @@ def _run(settings: JobSettings, files: LocalFiles, plan: Plan, tokenizer: bytes,
 
 def _check_outcome(settings: JobSettings, outcome: Outcome, n_shards: int, estimate: Estimate) -> None:
     open_shards = len(outcome.failed) + len(outcome.left)
-    if outcome.failed:
-        number, error = min(outcome.failed.items())
+    if outcome.first_failure is not None:
+        number, error = outcome.first_failure
         stopped = f"; {len(outcome.left)} were not begun" if outcome.left else ""
         raise JobFailedError(
-            f"{len(outcome.failed)} of {n_shards} shards failed, {len(outcome.done)} were committed{stopped}. Shard "
+            f"{len(outcome.failed)} of {n_shards} shards failed, {outcome.n_done} were committed{stopped}. Shard "
             f"{number}: {error}. What is missing needs about {size_text(estimate.bytes_of(open_shards))}; run the same "
             "command again to do it"
         ) from error
     if outcome.interrupted and outcome.left:
-        log(f"{len(outcome.done)} of {n_shards} shards were committed; run the same command again to do the other "
+        log(f"{outcome.n_done} of {n_shards} shards were committed; run the same command again to do the other "
             f"{len(outcome.left)}")  # fmt: skip
         raise KeyboardInterrupt
 
