@@ -22,7 +22,7 @@ def summarize(cache: Cache) -> dict[str, Any]:
     `skipped` is {reason: count}, `skipped_examples` the first such row as {reason: {row, id, key, detail}}.
     """
     manifest, totals = cache.manifest, cache.totals
-    rows = cache.skipped_rows(("row", "id", "key", "detail", "reason"))
+    rows = cache.rows.skipped(("row", "id", "key", "detail", "reason"))
     n_bytes = sum(totals.n_bytes.values())
     return {
         "sealed": cache.sealed,

@@ -165,12 +165,7 @@ class Cache:
     @cached_property
     def skipped(self) -> pa.Table:
         """The rows that have no record, with _SKIPPED_COLUMNS."""
-        return self.skipped_rows(_SKIPPED_COLUMNS)
-
-    def skipped_rows(self, columns: Sequence[str]) -> pa.Table:
-        """Some columns of the rows that have no record."""
-        mask = pc.invert(self.rows.is_sample)
-        return pa.table({name: self.rows[name].filter(mask) for name in columns}).combine_chunks()
+        return self.rows.skipped(_SKIPPED_COLUMNS)
 
     @cached_property
     def shards(self) -> tuple[int, ...]:

@@ -7,6 +7,7 @@ What is computed here goes around Arrow's conversions from and to Python and Num
 imports pandas, which takes longer than opening a cache.
 """
 
+from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
@@ -99,6 +100,11 @@ class Rows:
     def samples(self) -> NDArray[np.int64]:
         """[samples] which rows the samples are, ascending."""
         return as_numpy(pc.indices_nonzero(self.is_sample)).astype(np.int64)
+
+    def skipped(self, columns: Sequence[str]) -> pa.Table:
+        """Some columns of the rows that have no record."""
+        mask = pc.invert(self.is_sample)
+        return pa.table({name: self[name].filter(mask) for name in columns}).combine_chunks()
 
     def of_shard(self, shard: int) -> pa.Table:
         """All columns of the rows of a shard; those of a shard follow each other."""

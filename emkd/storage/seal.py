@@ -64,8 +64,10 @@ class Seal(_Stored):
         return checked(files.where(name), files.read(name), self.objects[name].digest)
 
 
-def seal(files: LocalFiles) -> Seal:
+def seal(files: LocalFiles, committed: "Committed | None" = None) -> Seal:
     """Seal a cache whose shards are all committed, durably.
+
+    committed: what `read_shards` found just now, sizes checked; read here where it is not that of all shards
 
     Sealing a sealed cache returns its seal. InputNotFoundError where there is no cache,
     CacheIncompleteError where shards are missing, DamagedCacheError where an index cannot be read or an
@@ -81,7 +83,8 @@ def seal(files: LocalFiles) -> Seal:
             f"{files.root}: {len(missing)} of {len(manifest.shards)} shards are missing (the first is {missing[0]}, of "
             f"{_data_names(manifest, missing[0])}); run cache-teacher again with that data: it does only those"
         )
-    committed = read_shards(files, manifest, manifest.shards, check_sizes=True)
+    if committed is None or list(committed.indexes) != [index_name(shard) for shard in manifest.shards]:
+        committed = read_shards(files, manifest, manifest.shards, check_sizes=True)
     check_tokenizer(files, manifest)
     _create_table(files, manifest, committed.table)
     body = _summary(files, manifest, committed)
@@ -168,7 +171,7 @@ def read_shards(
         indexes[name] = _sealed(data)
         for part, size in _parts(index):
             n_bytes[part] += size
-    table = _merged(tables)
+    table = _merged(tables).combine_chunks()
     counts = {f"{axis}_tokens": pc.sum(table[f"{axis}_count"]).as_py() or 0 for axis in ("vision", "text", "answer")}
     return Committed(table=table, totals=Totals(**counts, n_bytes=dict(n_bytes)), indexes=indexes)
 

@@ -156,7 +156,7 @@ def _by_text(cache: Cache, texts: Sequence[str]) -> tuple[NDArray[np.int64], NDA
     Open are rows whose text several rows of the cache or of the data have, or a row that the cache skipped.
     """
     cached = cache.sample_column(TEXT_COLUMN).to_pylist()
-    skipped = set(cache.skipped_rows((TEXT_COLUMN,))[TEXT_COLUMN].to_pylist())
+    skipped = set(cache.rows.skipped((TEXT_COLUMN,))[TEXT_COLUMN].to_pylist())
     number_of = {text: number for number, text in enumerate(cached)}
     ambiguous = _repeated(cached) | _repeated(texts) | skipped
     numbers = np.full(len(texts), NO_SAMPLE, dtype=np.int64)
@@ -182,7 +182,7 @@ def _by_key(cache: Cache, dataset: Dataset, numbers: NDArray[np.int64], rows: Se
     by_key: dict[str, list[int]] = {}
     for number, cached in enumerate(cache.sample_keys):
         by_key.setdefault(cached, []).append(number)
-    skipped = set(cache.skipped_rows(("key",))["key"].to_pylist())
+    skipped = set(cache.rows.skipped(("key",))["key"].to_pylist())
     seen: Counter[str] = Counter()
     for row in rows:
         key = dataset.key(row)

@@ -13,6 +13,7 @@ from emkd.pipeline.pull import Outcome
 from emkd.pipeline.sizes import Sizes
 from emkd.pipeline.worker import CaptureWorker
 from emkd.samples import Dataset
+from emkd.storage.cache import Cache
 from tests import tiny
 
 ESTIMATE = Estimate(
@@ -62,12 +63,12 @@ def test_exactly_the_share_of_skipped_rows_is_accepted(teacher_path, tmp_path):
     rows = tiny.rows()
     rows[1]["images"] = [b"broken", tiny.png(3)]
     data = tiny.write_data(tmp_path / "rows.parquet", [*rows, *rows[2:]])
-    cache = tiny.make_cache(teacher_path, data, tmp_path / "cache")
-    _check_skipped(settings(cache=str(cache), max_skipped=0.1))
+    cache = Cache.open(tiny.make_cache(teacher_path, data, tmp_path / "cache"))
+    _check_skipped(settings(max_skipped=0.1), cache.manifest, cache.rows)
     with pytest.raises(
         JobFailedError, match=r"1 of 10 rows were skipped \(1 image-broken\), more than --max-skipped 0.09"
     ):
-        _check_skipped(settings(cache=str(cache), max_skipped=0.09))
+        _check_skipped(settings(max_skipped=0.09), cache.manifest, cache.rows)
 
 
 def test_a_worker_that_finds_other_data_by_that_name(teacher_path, data_path, tmp_path):
