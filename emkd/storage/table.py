@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from emkd.errors import DamagedCacheError
@@ -87,15 +88,25 @@ def with_all_columns(table: pa.Table) -> pa.Table:
     table = with_texts(table)
     if table.schema.field("images").type == INDEX_SCHEMA.field("images").type:
         return table
-    images = table["images"].combine_chunks()
+    placed = placed_images(table["images"], table["vision_offset"])
+    return table.set_column(_IMAGES, INDEX_SCHEMA.field(_IMAGES), placed)
+
+
+def placed_images(column: pa.ChunkedArray, vision_offset: pa.ChunkedArray) -> pa.ListArray:
+    """The images of format version 1, which follow each other from a row's vision_offset on, with their own offsets."""
+    images = column.combine_chunks()
     spans = images.flatten()
-    counts = np.diff(images.offsets.to_numpy())
-    offsets = np.repeat(table["vision_offset"].to_numpy(), counts) + spans.field("start").to_numpy(zero_copy_only=False)
+    bounds = images.offsets.to_numpy()
+    rows = np.repeat(np.arange(len(images)), np.diff(bounds))
+    offsets = pc.add(vision_offset.take(pa.array(rows)).combine_chunks(), spans.field("start"))
     fields = [spans.field(i) for i in range(spans.type.num_fields)]
-    placed = pa.StructArray.from_arrays([*fields, pa.array(offsets, pa.int64())], fields=list(IMAGE_TYPE))
-    first = images.offsets[0].as_py() if len(images.offsets) else 0
-    ends = pa.array(images.offsets.to_numpy() - first, pa.int32())
-    return table.set_column(_IMAGES, INDEX_SCHEMA.field(_IMAGES), pa.ListArray.from_arrays(ends, placed))
+    placed = pa.StructArray.from_arrays([*fields, offsets], fields=list(IMAGE_TYPE))
+    return pa.ListArray.from_arrays(pa.array(bounds - bounds[0], pa.int32()), placed)
+
+
+def schema_of(found: pa.Schema) -> pa.Schema | None:
+    """The one of the known schemas that this is, None for another one."""
+    return next((known for known in _SCHEMAS if found.equals(known, check_metadata=False)), None)
 
 
 def images_to_json(images: Sequence[ImageSpan], offsets: Sequence[int]) -> list[dict[str, Any]]:
@@ -143,7 +154,7 @@ def read_parquet(where: str, data: bytes) -> pa.Table:
         table.validate(full=True)
     except (pa.ArrowException, OSError, ValueError, MemoryError) as error:
         raise DamagedCacheError(f"{where}: not the Parquet file that was written ({error}). {NEXT_STEP}") from error
-    schema = next((known for known in _SCHEMAS if table.schema.equals(known, check_metadata=False)), None)
+    schema = schema_of(table.schema)
     if schema is None:
         raise DamagedCacheError(f"{where}: columns differ from those of an index. {NEXT_STEP}")
     # Parquet adds numbers to the fields on reading: without them the same rows make the same bytes again.

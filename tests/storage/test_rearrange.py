@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
@@ -23,6 +23,7 @@ SHAPES = array_shapes(min_dims=2, max_dims=2, min_side=0, max_side=70)
 STORED = [("bfloat16", np.uint16), ("float16", np.float16), ("float32", np.float32), ("step0.1", np.int16)]
 
 
+@settings(deadline=None)
 @given(arrays(np.int32, SHAPES, elements=st.integers(0, 2**24 - 1)))
 def test_ids(ids):
     low, high = split_ids(ids)
@@ -32,6 +33,7 @@ def test_ids(ids):
 
 
 @pytest.mark.parametrize(("precision", "dtype"), STORED)
+@settings(deadline=None)
 @given(data=st.data())
 def test_keys_are_ordered_as_the_logits(precision, dtype, data):
     finite = st.floats(-3000, 3000, width=32)
@@ -52,6 +54,7 @@ def test_keys_are_ordered_as_the_logits(precision, dtype, data):
 
 
 @pytest.mark.parametrize("dtype", [np.uint16, np.uint32])
+@settings(deadline=None)
 @given(data=st.data())
 def test_ranks(dtype, data):
     keys = data.draw(arrays(dtype, SHAPES))
@@ -64,6 +67,7 @@ def test_ranks(dtype, data):
         np.testing.assert_array_equal(by_rank(falling.astype(dtype)), naive)
 
 
+@settings(deadline=None)
 @given(arrays(np.int8, array_shapes(min_dims=2, max_dims=2, min_side=0, max_side=80)))
 def test_affinity(affinity):
     np.testing.assert_array_equal(from_tokens(along_tokens(affinity)), affinity)

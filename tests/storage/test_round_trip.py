@@ -189,6 +189,7 @@ def test_chunks_of_zeros_are_objects_too(tmp_path):
     assert_same(Cache.open(tmp_path, partial=True).record(0), row.record, "bfloat16", "int8")
 
 
+@settings(deadline=None)
 @given(lengths=st.lists(st.integers(0, 40), max_size=6), size=st.integers(1, 50), by_rank=st.booleans())
 def test_chunks_have_every_token_once(lengths, size, by_rank):
     layout = ArrayLayout(name="x", axis="vision", dtype=np.dtype("u2"), width=3, by_rank=by_rank)
