@@ -22,6 +22,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from emkd.errors import CacheIncompleteError, DamagedCacheError, SampleNotFoundError
+from emkd.storage.buffers import Buffers
 from emkd.storage.create import create_cache
 from emkd.storage.decode import DecodedShard, read_shard
 from emkd.storage.described import count_extensions, read_manifest, table_name
@@ -88,6 +89,7 @@ class Cache:
         self.rows = rows
         self._window = window
         self._decoded: OrderedDict[int, DecodedShard] = OrderedDict()
+        self._buffers = Buffers()
 
     @classmethod
     def open(cls, uri: str | Path, partial: bool = False, *, window: int = 2) -> "Cache":
@@ -116,7 +118,7 @@ class Cache:
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the decoded shards: another process reads its own."""
-        return self.__dict__ | {"_decoded": OrderedDict()}
+        return self.__dict__ | {"_decoded": OrderedDict(), "_buffers": Buffers()}
 
     @property
     def sealed(self) -> bool:
@@ -235,8 +237,10 @@ class Cache:
             self._decoded.move_to_end(shard)
         else:
             while len(self._decoded) >= self._window:  # before reading: it bounds the memory
-                self._decoded.popitem(last=False)
-            self._decoded[shard] = self.read_shard(shard)
+                _, oldest = self._decoded.popitem(last=False)
+                self._buffers.clear()
+                oldest.release(self._buffers)
+            self._decoded[shard] = read_shard(self.files, self.shard_index(shard), self.manifest, self._buffers)
         return self._decoded[shard].record(i - self.samples_of_shard(shard).start)
 
     @cached_property

@@ -20,6 +20,7 @@ from zarr.core.buffer import Buffer
 from zarr.storage import MemoryStore
 
 from emkd.errors import DamagedCacheError
+from emkd.storage.buffers import Buffers
 from emkd.storage.digest import NEXT_STEP
 from emkd.storage.layout import ArrayLayout
 
@@ -111,16 +112,17 @@ class StoredArray:
         n_chunks = -(-self.shape[self.layout.token_axis] // self.tokens_per_chunk)
         return [chunk_name(self.layout, i) for i in range(n_chunks)]
 
-    def decode(self, where: str, data: bytes) -> NDArray[Any]:
-        """A whole chunk. DamagedCacheError where the bytes are not one."""
+    def decode(self, where: str, data: bytes, buffers: Buffers) -> NDArray[Any]:
+        """A whole chunk, in one of the buffers. DamagedCacheError where the bytes are not one."""
         try:
             if self.codec == "blosc":
-                plain = np.empty(self.chunk, self.layout.dtype)
+                plain = buffers.empty(self.chunk, self.layout.dtype)
                 complete = int.from_bytes(data[4:8], "little") == plain.nbytes  # of the header: else it fills less
                 numcodecs.blosc.decompress(data, plain)
             else:
                 flat = np.frombuffer(numcodecs.zstd.decompress(data), self.layout.dtype)
-                plain, complete = flat.reshape(self.chunk), True
+                plain, complete = buffers.empty(self.chunk, self.layout.dtype), True
+                plain[...] = flat.reshape(self.chunk)
         except (ValueError, RuntimeError) as error:
             raise DamagedCacheError(f"{where}: not a chunk of shape {self.chunk} ({error}). {NEXT_STEP}") from error
         if not complete:

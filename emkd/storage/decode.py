@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from emkd.errors import SampleNotFoundError
+from emkd.storage.buffers import Buffers
 from emkd.storage.codec import StoredArray
 from emkd.storage.encoding import decode
 from emkd.storage.files import LocalFiles
@@ -70,6 +71,11 @@ class DecodedShard:
         """Memory that the arrays take."""
         return sum(array.n_bytes for array in self.arrays.values())
 
+    def release(self, buffers: Buffers) -> None:
+        """Gives the memory of the arrays to those that come next; the shard is of no use any more."""
+        for array in self.arrays.values():
+            buffers.give_back(array.chunks)
+
     def record(self, i: int) -> Record:
         """The i-th sample of the shard, 0-based. SampleNotFoundError where it has fewer."""
         if not 0 <= i < len(self):
@@ -83,8 +89,10 @@ class DecodedShard:
         return Record(key=row["key"], images=images_from_json(row["images"]), **decode(stored, self.manifest))
 
 
-def read_shard(files: LocalFiles, index: ShardIndex, manifest: Manifest) -> DecodedShard:
-    """Read all arrays of a committed shard, checked.
+def read_shard(
+    files: LocalFiles, index: ShardIndex, manifest: Manifest, buffers: Buffers | None = None
+) -> DecodedShard:
+    """Read all arrays of a committed shard, checked, into memory of their own or into buffers that are used again.
 
     DamagedCacheError where an object is missing or changed, or where the arrays are not the ones that the
     manifest and the index describe.
@@ -93,16 +101,19 @@ def read_shard(files: LocalFiles, index: ShardIndex, manifest: Manifest) -> Deco
     objects.read("zarr.json")  # nothing in it is needed here, but a damaged one would mislead others
     table = with_all_columns(index.table)
     lengths = _lengths(table)
-    arrays = {layout.name: _read_array(objects, layout, lengths[layout.axis]) for layout in array_layouts(manifest)}
+    buffers = Buffers() if buffers is None else buffers
+    arrays = {
+        layout.name: _read_array(objects, layout, lengths[layout.axis], buffers) for layout in array_layouts(manifest)
+    }
     samples = table.filter(pc.equal(table["status"], OK)).to_pylist()
     return DecodedShard(number=index.shard, manifest=manifest, arrays=arrays, samples=samples)
 
 
-def _read_array(objects: CheckedObjects, layout: ArrayLayout, length: int) -> ChunkedArray:
+def _read_array(objects: CheckedObjects, layout: ArrayLayout, length: int, buffers: Buffers) -> ChunkedArray:
     described = f"{layout.name}/zarr.json"
     stored = StoredArray.of(objects.where(described), objects.read(described), layout, length)
     names = [f"{layout.name}/{name}" for name in stored.chunk_names()]
-    chunks = [stored.decode(objects.where(name), objects.read(name)) for name in names]
+    chunks = [stored.decode(objects.where(name), objects.read(name), buffers) for name in names]
     return ChunkedArray(layout=layout, tokens_per_chunk=stored.tokens_per_chunk, chunks=chunks)
 
 
