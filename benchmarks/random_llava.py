@@ -5,6 +5,7 @@ assignment, whose time depends on the costs.
 """
 
 import random
+from collections.abc import Callable
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -150,15 +151,24 @@ def _processor(shape: Shape) -> LlavaProcessor:
     )
 
 
-def write_noise(path: Path, *, n: int, n_tokens: int, side: int, words: tuple[int, int]) -> None:
+def write_noise(
+    path: Path,
+    *,
+    n: int,
+    n_tokens: int,
+    side: int,
+    words: tuple[int, int],
+    picture: Callable[[int], int] = lambda row: row,
+) -> None:
     """n rows: a picture of noise, side x side, a question and an answer of random words.
 
-    words: the fewest and most of a question, and of an answer
+    words:   the fewest and most of a question, and of an answer
+    picture: which one a row shows
     """
     rng, known = random.Random(0), _words(n_tokens)[len(SPECIALS) :]
     rows = []
     for number in range(n):
-        pixels = np.random.default_rng(number).integers(0, 256, (side, side, 3), dtype=np.uint8)
+        pixels = np.random.default_rng(picture(number)).integers(0, 256, (side, side, 3), dtype=np.uint8)
         buffer = BytesIO()
         Image.fromarray(pixels).save(buffer, "PNG")
         asked, said = (" ".join(rng.choices(known, k=rng.randint(*words))) for _ in range(2))
