@@ -4,16 +4,17 @@
 
 The samples of synthetic_records.py (k = 64, affinity, tails and answers included), written in all forms of
 reading_data.py, and read by the systems of reading_systems.py in the order that a student's run has: shards shuffled,
-samples shuffled within windows of two. Ours compares every object with its hash; no other one checks anything. All end
-with the same numbers in memory, which is compared on some samples of each run.
+samples shuffled within windows of two. Ours compares every object with its hash; no other one checks anything. All
+end with the same numbers in memory, which is compared on some samples of each run.
 
-Each run is a process of its own: it imports and opens, and the clock runs from the first sample to the last one. Systems
-take turns, round after round, files in the page cache. With two processes at once each one has its own half of the shards
-and their rates are added. Peak memory is the largest resident size beyond that after opening (mapped pages of files count,
-which only raw-memmap has).
+Each run is a process of its own: it imports and opens, and the clock runs from the first sample to the last one.
+Systems take turns, round after round, files in the page cache. On a machine that does other things as well, samples
+per second of CPU time say more (all threads of the process count; a reader that waits for nothing has the same rate
+when alone). With two processes at once each one has its own half of the shards and their rates are added. Peak memory
+is the largest resident size beyond that after opening (mapped pages of files count, which only raw-memmap has).
 
-mosaicml-streaming and zarrs are in an environment of their own (build/mds, made here with requirements-mds.txt), which
-sees our packages too, so that NumPy and numcodecs are the same for all.
+mosaicml-streaming and zarrs are in an environment of their own (build/mds, made here with requirements-mds.txt),
+which sees our packages too, so that NumPy and numcodecs are the same for all.
 """
 
 import argparse
@@ -142,7 +143,11 @@ def run(work: Path, system: str, order_files: list[Path]) -> dict[str, Any]:
     script = [python, str(HERE / "reading_systems.py"), str(work), "--system", system, "--window", str(WINDOW)]
     processes = [
         subprocess.Popen(
-            [*script, "--order", str(order)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment()
+            [*script, "--order", str(order)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=environment(),
         )
         for order in order_files
     ]
@@ -156,6 +161,7 @@ def run(work: Path, system: str, order_files: list[Path]) -> dict[str, Any]:
     found = [json.loads(process.communicate()[0]) for process in processes]
     return {
         "samples_per_s": sum(one["samples"] / one["seconds"] for one in found),
+        "samples_per_cpu_s": sum(one["samples"] / one["cpu_seconds"] for one in found),
         "peak_mib": max(one["peak_mib"] for one in found),
         "digest": [one["digest"] for one in found],
     }
@@ -213,32 +219,40 @@ def measure(work: Path, n_shards: int = 4, per_shard: int = 256, rounds: int = 3
     runs = race(work, n_shards, per_shard, rounds, list(only or SYSTEMS))
     middle = {
         key: {p: {name: median(one[key] for one in r) for name, r in by.items()} for p, by in runs.items()}
-        for key in ("samples_per_s", "peak_mib")
+        for key in ("samples_per_s", "samples_per_cpu_s", "peak_mib")
     }
     rates = middle["samples_per_s"]
-    ratios = {
-        name: {p: by[a] / by[b] for p, by in rates.items()} for name, (a, b) in RATIOS.items() if {a, b} <= set(rates["1"])
-    }
     return {
         **sizes(work, n_shards, per_shard),
         "window_shards": WINDOW,
         "k": K,
         "read_samples_per_s": rates,
-        "read_ratios": ratios,
+        "read_ratios": _ratios(rates),
+        "read_samples_per_cpu_s": middle["samples_per_cpu_s"],
+        "read_cpu_ratios": _ratios(middle["samples_per_cpu_s"]),
         "read_peak_mib": middle["peak_mib"],
         "read_runs": runs,
     }
 
 
+def _ratios(rates: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
+    known = {name: pair for name, pair in RATIOS.items() if set(pair) <= set(rates["1"])}
+    return {name: {p: by[a] / by[b] for p, by in rates.items()} for name, (a, b) in known.items()}
+
+
 def show(found: dict[str, Any]) -> str:
     """Tables in Markdown."""
-    lines = ["system | samples/s | with two processes | peak, MiB | bytes a vision token", "---|---|---|---|---"]
+    lines = [
+        "system | samples/s | with two processes | samples per CPU second | peak, MiB | bytes a vision token",
+        "---|---|---|---|---|---",
+    ]
     for name, rate in found["read_samples_per_s"]["1"].items():
         two, memory = found["read_samples_per_s"]["2"][name], found["read_peak_mib"]["1"][name]
-        size = found["bytes_per_vision_token"][SYSTEMS[name][0]]
-        lines.append(f"{name} | {rate:,.0f} | {two:,.0f} | {memory:,.0f} | {size:.1f}")
-    lines += ["", "ratio | one process | two", "---|---|---"]
-    lines += [f"{name} | {by['1']:.2f} | {by['2']:.2f}" for name, by in found["read_ratios"].items()]
+        cpu, size = found["read_samples_per_cpu_s"]["1"][name], found["bytes_per_vision_token"][SYSTEMS[name][0]]
+        lines.append(f"{name} | {rate:,.0f} | {two:,.0f} | {cpu:,.0f} | {memory:,.0f} | {size:.1f}")
+    lines += ["", "ratio | one process | two | by CPU time, one process", "---|---|---|---"]
+    for name, by in found["read_ratios"].items():
+        lines.append(f"{name} | {by['1']:.2f} | {by['2']:.2f} | {found['read_cpu_ratios'][name]['1']:.2f}")
     affinity = ", ".join(f"{name} {size:.3f}" for name, size in found["affinity_bytes_per_entry"].items())
     return "\n".join([*lines, "", f"bytes of an affinity entry: {affinity}"])
 

@@ -7,8 +7,8 @@
     zarr-small/<shard>/                      Zarr arrays with chunks for per-sample reading: 1,024 tokens
 
 All rivals hold the same types: int32 ids, bfloat16 logits as uint16, float32 tails, int8 affinity. They are made from
-`raw`, so that no number can differ. Codecs of rivals are FACTS' choice: Blosc with bitshuffle for ids and logits, plain
-Blosc for affinity, in blocks of 1 MiB, which are read faster than those that Blosc would choose.
+`raw`, so that no number can differ. Codecs of rivals are FACTS' choice: Blosc with bitshuffle for ids and logits,
+plain Blosc for affinity, in blocks of 1 MiB, which are read faster than those that Blosc would choose.
 """
 
 import argparse

@@ -1,11 +1,12 @@
 """The readers that reading.py compares, and the process that runs one of them: see there.
 
-A reader opens a folder that reading_data.py wrote; `read(shard, i)` gives the i-th sample of a shard as the fields of a
-Record: float32 logits and affinity, in memory of its own. Run by reading.py as
+A reader opens a folder that reading_data.py wrote; `read(shard, i)` gives the i-th sample of a shard as the fields of
+a Record: float32 logits and affinity, in memory of its own. Run by reading.py as
 
     python benchmarks/reading_systems.py WORK --system NAME --order order.npy
 
-It imports and opens, says "ready", waits for a line, reads the samples in that order, and prints what it took as JSON.
+It imports and opens, says "ready", waits for a line, reads the samples in that order, and prints what it took as
+JSON.
 """
 
 import argparse
@@ -20,7 +21,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-from reading_data import FIELDS, Arrays, decoded, offsets
+from reading_data import FIELDS, decoded, offsets
 from resident import peak, reset_peak
 
 N_COMPARED = 8  # samples whose numbers are hashed
@@ -139,7 +140,9 @@ class Mds:
 
     def read(self, shard: int, i: int) -> Any:
         sample = self.shards[shard].get_item(i)
-        return decoded({name: np.frombuffer(self.decompress(sample[name]), FIELDS[name][1]) for name in FIELDS}, own=True)
+        return decoded(
+            {name: np.frombuffer(self.decompress(sample[name]), FIELDS[name][1]) for name in FIELDS}, own=True
+        )
 
 
 class MdsWhole:
@@ -212,15 +215,16 @@ def run(work: Path, system: str, order: Path, window: int) -> dict[str, Any]:
     before = reset_peak()
     print("ready", flush=True)
     sys.stdin.readline()
-    started = time.perf_counter()
+    started, cpu_before = time.perf_counter(), time.process_time()
     for shard, i in numbers:
         reader.read(shard, i)
-    seconds = time.perf_counter() - started
+    seconds, cpu_seconds = time.perf_counter() - started, time.process_time() - cpu_before
     extra = peak() - before
     compared = digest([reader.read(*number) for number in numbers[-N_COMPARED:]])
     if isinstance(reader, MdsWhole):
         reader.close()
-    return {"samples": len(numbers), "seconds": seconds, "peak_mib": extra / MIB, "digest": compared}
+    took = {"seconds": seconds, "cpu_seconds": cpu_seconds, "peak_mib": extra / MIB}
+    return {"samples": len(numbers), **took, "digest": compared}
 
 
 def _memmap(folder: Path, name: str, k: int) -> Any:

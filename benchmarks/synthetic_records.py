@@ -2,20 +2,20 @@
 
     tile_pool -> sample_rows -> CapturedRow with a Record: vision top-k and tails, affinity, answers
 
-**Vision tokens** are those of `synthetic`, V = 151,936, in tiles of 27 x 27; samples have 1, 1, 2, 2, 3 and 4 of them in
-turn (mean 1,580 tokens), an image each. Top-k of some 300 million logits takes seconds a tile, so a pool of POOL distinct
-tiles is made once, and samples are composed of them without making a compressor's work easier: a tile comes again only
-after all others (POOL * 729 = 23,328 tokens later, a chunk has 16,384), and then as another picture, mirrored or
-transposed and with its rows rolled; no picture comes twice. A roll cuts one seam into a tile's 27 rows.
+**Vision tokens** are those of `synthetic`, V = 151,936, in tiles of 27 x 27; samples have 1, 1, 2, 2, 3 and 4 of them
+in turn (mean 1,580 tokens), an image each. Top-k of some 300 million logits takes seconds a tile, so a pool of POOL
+distinct tiles is made once, and samples are composed of them without making a compressor's work easier: a tile comes
+again only after all others (POOL * 729 = 23,328 tokens later, a chunk has 16,384), and then as another picture,
+mirrored or transposed and with its rows rolled; no picture comes twice. A roll cuts one seam into a tile's 27 rows.
 `bytes_against_distinct` compares the bytes of such tiles with those of the pool itself.
 
-**Affinity** is of 200 text tokens. At the last layer of trained models hidden states are anisotropic: all of them share a
-large component, so that cosines are mostly positive. Here a shared direction has COMMON of a state's energy, for text and
-vision alike, which gives a mean of about COMMON. The rest of a text token is a vision token that it is about (ABOUT of the
-energy), what the text at that place is about (TOPIC: an autoregressive walk, so that tokens near each other are alike), and
-white noise. The directions come from d = 256 dimensions: real states have more, but their variance is in few of them. That
-the result resembles real models was not measured: it is an assumption about mean, spread and smoothness, on the side of
-more noise than real ones may have. `affinity_figures` says what it gives.
+**Affinity** is of 200 text tokens. At the last layer of trained models hidden states are anisotropic: all of them
+share a large component, so that cosines are mostly positive. Here a shared direction has COMMON of a state's energy,
+for text and vision alike, which gives a mean of about COMMON. The rest of a text token is a vision token that it is
+about (ABOUT of the energy), what the text at that place is about (TOPIC: an autoregressive walk, so that tokens near
+each other are alike), and white noise. The directions come from d = 256 dimensions: real states have more, but their
+variance is in few of them. That the result resembles real models was not measured: it is an assumption about mean,
+spread and smoothness, on the side of more noise than real ones may have. `affinity_figures` says what it gives.
 
 Shape legend: n tokens, L text and Nt vision tokens of a sample, d hidden size, k stored logits
 """
@@ -146,7 +146,9 @@ def _record(
     common: NDArray[np.float32],
     rng: np.random.Generator,
 ) -> Record:
-    vision = {name: np.concatenate([array[tile][order] for tile, order in chosen]) for name, array in pool.tiles.items()}
+    vision = {
+        name: np.concatenate([array[tile][order] for tile, order in chosen]) for name, array in pool.tiles.items()
+    }
     states = np.concatenate([pool.states[tile][order] for tile, order in chosen])
     images = tuple(
         ImageSpan(text_position=10, start=i * TILE, count=TILE, grids=((SIDE, SIDE),), original_size=(384, 384))
