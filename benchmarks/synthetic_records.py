@@ -14,10 +14,9 @@ share a large component, so that cosines are mostly positive. Here a shared dire
 for text and vision alike, which gives a mean of about COMMON. The rest of a text token is a vision token that it is
 about (ABOUT of the energy), what the text at that place is about (TOPIC: an autoregressive walk, so that tokens near
 each other are alike), and white noise. The directions come from d = 256 dimensions: real states have more, but their
-variance is in few of them. That the result
-resembles real models was not measured: mean, spread and smoothness are an assumption, and the spread decides how many
-bytes an entry takes. Measured by synthetic_figures.py: mean 0.25, std 0.064, correlation of neighbours 0.83; int8 takes
-0.63 bytes an entry with plain zstd.
+variance is in few of them. That the result resembles real models was not measured: mean, spread and smoothness are an
+assumption, and the spread decides how many bytes an entry takes. Measured by synthetic_figures.py: mean 0.25, std
+0.064, correlation of neighbours 0.83; int8 takes 0.63 bytes an entry with plain zstd.
 
 Shape legend: n tokens, L text and Nt vision tokens of a sample, d hidden size, k stored logits
 """
