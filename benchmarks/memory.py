@@ -11,7 +11,6 @@ chunked: emkd.trainer.chunked.head_losses
 """
 
 import argparse
-import ctypes
 import json
 import subprocess
 import sys
@@ -21,6 +20,7 @@ from statistics import median
 from typing import Any
 
 import torch
+from resident import peak, reset_peak
 
 from emkd.trainer.chunked import Part, head_losses
 from emkd.trainer.reverse_kl import reverse_kl
@@ -59,20 +59,6 @@ def chunked(hidden: torch.Tensor, weight: torch.Tensor, teacher: TruncatedLogits
 
 
 VARIANTS = {"plain": plain, "chunked": chunked}
-
-
-def reset_peak() -> int:
-    """From now on `peak` counts; returns the resident size now, bytes. Linux with glibc alone."""
-    ctypes.CDLL("libc.so.6").malloc_trim(0)  # what was freed before would hide what is taken from now on
-    Path("/proc/self/clear_refs").write_text("5")
-    return peak()
-
-
-def peak() -> int:
-    """Largest resident size of this process since `reset_peak`, bytes."""
-    status = Path("/proc/self/status").read_text().splitlines()
-    (size,) = (line.split()[1] for line in status if line.startswith("VmHWM:"))
-    return int(size) * 1024
 
 
 def run_here(variant: str, n: int) -> dict[str, float]:

@@ -1,0 +1,154 @@
+"""The same samples in the forms that reading.py compares: see there.
+
+    raw/<shard>/<field>.bin, offsets.npz     numbers as they are, one sample behind the other
+    emkd-zstd/ emkd-lz4/                     our caches
+    mds-<codec>/<shard>/                     MDS, each field of a sample compressed by itself (`packed`)
+    mds-whole/<shard>/                       MDS, raw fields, the shard's file compressed by MDS itself (zstd)
+    zarr-small/<shard>/                      Zarr arrays with chunks for per-sample reading: 1,024 tokens
+
+All rivals hold the same types: int32 ids, bfloat16 logits as uint16, float32 tails, int8 affinity. They are made from
+`raw`, so that no number can differ. Codecs of rivals are FACTS' choice: Blosc with bitshuffle for ids and logits,
+plain Blosc for affinity, in blocks of 1 MiB, which are read faster than those that Blosc would choose.
+"""
+
+import argparse
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from emkd.storage.precision import decode_affinity, decode_logits, encode_affinity, encode_logits
+
+Arrays = dict[str, NDArray[Any]]
+
+# field -> (what its first axis counts, type, whether it has k numbers each)
+FIELDS: dict[str, tuple[str, Any, bool]] = {
+    "text_ids": ("text", np.int32, False),
+    "vision_ids": ("vision", np.int32, True),
+    "vision_logits": ("vision", np.uint16, True),
+    "vision_tail_logsumexp": ("vision", np.float32, False),
+    "vision_tail_mean": ("vision", np.float32, False),
+    "affinity": ("pairs", np.int8, False),
+    "answer_positions": ("answer", np.int32, False),
+    "answer_ids": ("answer", np.int32, True),
+    "answer_logits": ("answer", np.uint16, True),
+    "answer_tail_logsumexp": ("answer", np.float32, False),
+}
+LEVELS = {"zstd": 3, "lz4": 5}
+SMALL_CHUNK = 1024
+
+
+def stored(record: Any) -> Arrays:
+    """What rivals store of a Record."""
+    found = {name: np.asarray(getattr(record, name)) for name in FIELDS}
+    for kind in ("vision", "answer"):
+        found[f"{kind}_logits"] = encode_logits(found[f"{kind}_logits"], "bfloat16")
+    return found | {"affinity": encode_affinity(found["affinity"], "int8").reshape(-1)}
+
+
+def decoded(arrays: Arrays, own: bool = False) -> Arrays:
+    """The fields of a Record from what `stored` gave, flat or not; copied, unless the memory is the reader's `own`."""
+    k = arrays["vision_ids"].size // len(arrays["vision_tail_mean"])
+    found = {name: array.reshape(-1, k) if FIELDS[name][2] else array for name, array in arrays.items()}
+    for name, array in found.items():
+        if name.endswith("_logits"):
+            found[name] = decode_logits(array, "bfloat16")
+        elif name == "affinity":
+            found[name] = decode_affinity(array, "int8").reshape(len(found["text_ids"]), -1)
+        else:
+            found[name] = array if own else array.copy()
+    return found
+
+
+def offsets(folder: Path) -> Arrays:
+    """Of a raw shard, by axis: where each sample's part begins, and the end."""
+    with np.load(folder / "offsets.npz") as found:
+        return dict(found)
+
+
+def raw_sample(folder: Path, ends: Arrays, k: int, i: int) -> Arrays:
+    """Sample i of a raw shard, read through memmap, as views."""
+    found = {}
+    for name, (axis, dtype, wide) in FIELDS.items():
+        whole = np.memmap(folder / f"{name}.bin", dtype, mode="r")
+        whole = whole.reshape(-1, k) if wide else whole
+        found[name] = whole[ends[axis][i] : ends[axis][i + 1]]
+    return found
+
+
+def write_raw(folder: Path, records: Iterator[Any]) -> None:
+    """One shard."""
+    folder.mkdir(parents=True)
+    counts: dict[str, list[int]] = {axis: [0] for axis, _, _ in FIELDS.values()}
+    with ExitStack() as stack:
+        files = {name: stack.enter_context(open(folder / f"{name}.bin", "wb")) for name in FIELDS}
+        for record in records:
+            arrays = stored(record)
+            for name, array in arrays.items():
+                files[name].write(np.ascontiguousarray(array).data)
+            sizes = {FIELDS[name][0]: len(array) for name, array in arrays.items()}
+            for axis, size in sizes.items():
+                counts[axis].append(counts[axis][-1] + size)
+    np.savez(folder / "offsets.npz", **{axis: np.array(ends) for axis, ends in counts.items()})  # type: ignore[arg-type]
+
+
+def packed(name: str, array: NDArray[Any], codec: str) -> bytes:
+    """A field of a sample, compressed for MDS."""
+    import numcodecs
+
+    numcodecs.blosc.use_threads = False
+    shuffle = numcodecs.Blosc.NOSHUFFLE if name == "affinity" else numcodecs.Blosc.BITSHUFFLE
+    blosc = numcodecs.Blosc(codec, LEVELS[codec], shuffle, blocksize=2**20)
+    return bytes(blosc.encode(np.ascontiguousarray(array)))
+
+
+def write_mds(folder: Path, raw: Path, k: int, codec: str) -> None:
+    """One shard. codec: of the fields; "whole": raw fields, and MDS compresses the file."""
+    from streaming import MDSWriter
+
+    ends = offsets(raw)
+    compression = "zstd:3" if codec == "whole" else None
+    columns = dict.fromkeys(FIELDS, "bytes")
+    with MDSWriter(out=str(folder), columns=columns, compression=compression, size_limit=None) as writer:
+        for i in range(len(ends["text"]) - 1):
+            sample = raw_sample(raw, ends, k, i)
+            whole = codec == "whole"
+            writer.write({n: a.tobytes() if whole else packed(n, a, codec) for n, a in sample.items()})
+
+
+def write_small_chunks(folder: Path, raw: Path, k: int) -> None:
+    """One shard as Zarr arrays of chunks of SMALL_CHUNK tokens, which is kinder to slices than our 16,384."""
+    import zarr
+    from zarr.codecs import BloscCodec
+
+    group = zarr.create_group(folder)
+    n_text = int(offsets(raw)["text"][1])
+    for name, (axis, dtype, wide) in FIELDS.items():
+        flat = np.fromfile(raw / f"{name}.bin", dtype)
+        array = flat.reshape(-1, k) if wide else flat
+        size = SMALL_CHUNK * n_text if axis == "pairs" else SMALL_CHUNK
+        codec = BloscCodec(
+            typesize=array.itemsize, cname="zstd", clevel=3, shuffle="noshuffle" if axis == "pairs" else "bitshuffle"
+        )
+        chunks = (min(size, len(array)), *array.shape[1:])
+        created = group.create_array(name, shape=array.shape, dtype=array.dtype, chunks=chunks, compressors=[codec])
+        created[...] = array
+
+
+def main() -> None:
+    """Written by a process of its own where the library is in another environment."""
+    parser = argparse.ArgumentParser(description="MDS shards from raw ones")
+    parser.add_argument("work", type=Path)
+    parser.add_argument("--k", type=int, required=True)
+    parser.add_argument("--codecs", nargs="+", required=True)
+    arguments = parser.parse_args()
+    for codec in arguments.codecs:
+        for raw in sorted((arguments.work / "raw").iterdir()):
+            write_mds(arguments.work / f"mds-{codec}" / raw.name, raw, arguments.k, codec)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,247 @@
+"""The readers that reading.py compares, and the process that runs one of them: see there.
+
+A reader opens a folder that reading_data.py wrote; `read(shard, i)` gives the i-th sample of a shard as the fields of
+a Record: float32 logits and affinity, in memory of its own. Run by reading.py as
+
+    python benchmarks/reading_systems.py WORK --system NAME --order order.npy
+
+It imports and opens, says "ready", waits for a line, reads the samples in that order, and prints what it took as
+JSON.
+"""
+
+import argparse
+import hashlib
+import json
+import shutil
+import sys
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from reading_data import FIELDS, decoded, offsets
+from resident import peak, reset_peak
+
+N_COMPARED = 8  # samples whose numbers are hashed
+MIB = 1 << 20
+
+
+class Reader(Protocol):
+    """See the module."""
+
+    def read(self, shard: int, i: int) -> Any: ...
+
+
+class Emkd:
+    """Our cache through Cache.record: every object is compared with its hash."""
+
+    def __init__(self, folder: Path, window: int) -> None:
+        from emkd.storage import Cache
+
+        self.cache = Cache.open(folder, window=window)
+        self.first = [self.cache.samples_of_shard(shard).start for shard in self.cache.shards]
+
+    def read(self, shard: int, i: int) -> Any:
+        return self.cache.record(self.first[shard] + i)
+
+
+class EmkdThroughZarrs(Emkd):
+    """The same, chunks decoded by zarrs: first all objects of a shard are read and compared, then zarrs reads them."""
+
+    def __init__(self, folder: Path, window: int) -> None:
+        import zarr
+
+        import emkd.storage.decode
+
+        super().__init__(folder, window)
+        zarr.config.set({"codec_pipeline.path": "zarrs.ZarrsCodecPipeline", "threading.max_workers": 1})
+
+        def read_array(objects: Any, layout: Any, length: int) -> Any:
+            for name in objects.objects:
+                if name.startswith(f"{layout.name}/"):
+                    objects.read(name)
+            array: Any = zarr.open_array(objects.where(layout.name), mode="r")[...]
+            one = emkd.storage.decode.ChunkedArray(layout=layout, tokens_per_chunk=max(1, length), chunks=[array])
+            return one
+
+        emkd.storage.decode._read_array = read_array
+
+
+class EmkdSlices:
+    """The arrays of our shards through zarr-python, a slice for each sample; nothing is checked."""
+
+    def __init__(self, folder: Path, window: int) -> None:
+        import zarr
+
+        from emkd.storage import Cache
+
+        cache = Cache.open(folder)
+        self.manifest, self.rows, self.groups = cache.manifest, [], []
+        for shard in cache.shards:
+            decoded_shard = cache.read_shard(shard)
+            self.rows.append(decoded_shard.samples)
+            self.layouts = [array.layout for array in decoded_shard.arrays.values()]
+            (path,) = (folder / "shards").glob(f"{shard:06d}-*")
+            group = zarr.open_group(path, mode="r")
+            self.groups.append({layout.name: group[layout.name] for layout in self.layouts})
+
+    def read(self, shard: int, i: int) -> Any:
+        from emkd.storage.encoding import decode
+
+        row, found = self.rows[shard][i], {}
+        for layout in self.layouts:
+            first = row[f"{layout.axis}_offset"]
+            part = slice(first, first + row[f"{layout.axis}_count"])
+            array: Any = self.groups[shard][layout.name]
+            found[layout.name] = array[:, part] if layout.by_rank else array[part]
+        return decode(found, self.manifest)
+
+
+class RawMemmap:
+    """np.memmap of the numbers as they are; slices copied."""
+
+    def __init__(self, folder: Path, window: int) -> None:
+        self.shards = sorted(folder.iterdir())
+        self.ends = [offsets(shard) for shard in self.shards]
+        k = json.loads((folder.parent / "about.json").read_text())["k"]
+        self.arrays = [{name: _memmap(shard, name, k) for name in FIELDS} for shard in self.shards]
+
+    def read(self, shard: int, i: int) -> Any:
+        ends = self.ends[shard]
+        return decoded(
+            {name: a[ends[FIELDS[name][0]][i] : ends[FIELDS[name][0]][i + 1]] for name, a in self.arrays[shard].items()}
+        )
+
+
+class ZarrSmall(RawMemmap):
+    """Zarr arrays with small chunks, a slice for each sample."""
+
+    def __init__(self, folder: Path, window: int) -> None:
+        import zarr
+
+        self.ends = [offsets(shard) for shard in sorted((folder.parent / "raw").iterdir())]
+        groups = [zarr.open_group(shard, mode="r") for shard in sorted(folder.iterdir())]
+        self.arrays: Any = [{name: group[name] for name in FIELDS} for group in groups]
+
+
+class Mds:
+    """MDS through streaming's LocalDataset.get_item, a dataset for each shard, so that the order is ours: its own
+    StreamingDataset reads samples by the same MDSReader, and adds shared memory and an order of its own."""
+
+    def __init__(self, folder: Path, window: int) -> None:
+        import numcodecs.blosc
+        from streaming import LocalDataset
+
+        numcodecs.blosc.use_threads = False
+        self.decompress = numcodecs.blosc.decompress
+        self.shards = [LocalDataset(str(shard)) for shard in sorted(folder.iterdir())]
+
+    def read(self, shard: int, i: int) -> Any:
+        sample = self.shards[shard].get_item(i)
+        return decoded(
+            {name: np.frombuffer(self.decompress(sample[name]), FIELDS[name][1]) for name in FIELDS}, own=True
+        )
+
+
+class MdsWhole:
+    """MDS whose shards MDS itself compresses: as streaming does, a shard's file is decompressed to the disk when it is
+    first asked for, and samples are read from there; `window` files are kept."""
+
+    def __init__(self, folder: Path, window: int) -> None:
+        from streaming import LocalDataset
+
+        self.folders, self.window = sorted(folder.iterdir()), window
+        self.scratch = folder.parent / f"scratch-{time.monotonic_ns()}"
+        self.open_dataset = LocalDataset
+        self.open: OrderedDict[int, Any] = OrderedDict()
+
+    def read(self, shard: int, i: int) -> Any:
+        if shard not in self.open:
+            while len(self.open) >= self.window:
+                shutil.rmtree(self.scratch / str(self.open.popitem(last=False)[0]))
+            self.open[shard] = self._decompressed(shard)
+        sample = self.open[shard].get_item(i)
+        return decoded({name: np.frombuffer(sample[name], FIELDS[name][1]) for name in FIELDS}, own=True)
+
+    def _decompressed(self, shard: int) -> Any:
+        from streaming.base.compression import decompress
+
+        source, target = self.folders[shard], self.scratch / str(shard)
+        target.mkdir(parents=True)
+        shutil.copy(source / "index.json", target)
+        (info,) = json.loads((source / "index.json").read_text())["shards"]
+        data = decompress(info["compression"], (source / info["zip_data"]["basename"]).read_bytes())
+        (target / info["raw_data"]["basename"]).write_bytes(data)
+        return self.open_dataset(str(target))
+
+    def close(self) -> None:
+        shutil.rmtree(self.scratch, ignore_errors=True)
+
+
+# name -> (folder, reader)
+SYSTEMS: dict[str, tuple[str, Callable[[Path, int], Reader]]] = {
+    "emkd-zstd": ("emkd-zstd", Emkd),
+    "emkd-lz4": ("emkd-lz4", Emkd),
+    "raw-memmap": ("raw", RawMemmap),
+    "mds-zstd": ("mds-zstd", Mds),
+    "mds-lz4": ("mds-lz4", Mds),
+    "mds-whole-zstd": ("mds-whole", MdsWhole),
+    "zarr-slices": ("emkd-zstd", EmkdSlices),
+    "zarr-slices-small-chunks": ("zarr-small", ZarrSmall),
+    "emkd-zstd-zarrs": ("emkd-zstd", EmkdThroughZarrs),
+    "emkd-lz4-zarrs": ("emkd-lz4", EmkdThroughZarrs),
+}
+FOREIGN = ("mds-zstd", "mds-lz4", "mds-whole-zstd", "emkd-zstd-zarrs", "emkd-lz4-zarrs")
+
+
+def digest(samples: list[Any]) -> str:
+    """Of the numbers of samples, whatever their order in memory."""
+    hashed = hashlib.sha256()
+    for sample in samples:
+        for name in FIELDS:
+            array = np.ascontiguousarray(sample[name] if isinstance(sample, dict) else getattr(sample, name))
+            hashed.update(f"{name} {array.shape} {array.dtype}".encode())
+            hashed.update(array.data)
+    return hashed.hexdigest()
+
+
+def run(work: Path, system: str, order: Path, window: int) -> dict[str, Any]:
+    """Waits for a line on standard input, reads, and returns what it took."""
+    folder, reader_of = SYSTEMS[system]
+    numbers = [(int(shard), int(i)) for shard, i in np.load(order)]
+    reader = reader_of(work / folder, window)
+    before = reset_peak()
+    print("ready", flush=True)
+    sys.stdin.readline()
+    started, cpu_before = time.perf_counter(), time.process_time()
+    for shard, i in numbers:
+        reader.read(shard, i)
+    seconds, cpu_seconds = time.perf_counter() - started, time.process_time() - cpu_before
+    extra = peak() - before
+    compared = digest([reader.read(*number) for number in numbers[-N_COMPARED:]])
+    if isinstance(reader, MdsWhole):
+        reader.close()
+    took = {"seconds": seconds, "cpu_seconds": cpu_seconds, "peak_mib": extra / MIB}
+    return {"samples": len(numbers), **took, "digest": compared}
+
+
+def _memmap(folder: Path, name: str, k: int) -> Any:
+    _, dtype, wide = FIELDS[name]
+    whole = np.memmap(folder / f"{name}.bin", dtype, mode="r")
+    return whole.reshape(-1, k) if wide else whole
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("work", type=Path)
+    parser.add_argument("--system", choices=list(SYSTEMS), required=True)
+    parser.add_argument("--order", type=Path, required=True)
+    parser.add_argument("--window", type=int, default=2)
+    arguments = parser.parse_args()
+    print(json.dumps(run(arguments.work, arguments.system, arguments.order, arguments.window)))
+
+
+if __name__ == "__main__":
+    main()
