@@ -95,11 +95,9 @@ class Teacher:
         usable: list[Row] = []
         for row in rows:
             texts[row] = dataset.text_sha256(row)
-            read = self._read(dataset, row)
-            if isinstance(read, CapturedRow):
-                yield replace(read, text_sha256=texts[row])
-            else:
-                usable.append(read)
+            skipped = self._read(dataset, row, usable)
+            if skipped is not None:
+                yield replace(skipped, text_sha256=texts[row])
         keys = {hint.row: item.image_keys for hint, item in usable}
         if shared is not None:
             shared.expect(key for images in keys.values() for key in images)
@@ -107,15 +105,16 @@ class Teacher:
             unified = result if shared is None else shared.apply(result, keys[result.hint.row])
             yield replace(unified, text_sha256=texts[result.hint.row])
 
-    def _read(self, dataset: Dataset, row: int) -> Row | CapturedRow:
-        """The row as the teacher is fed with it, or why it cannot be."""
+    def _read(self, dataset: Dataset, row: int, usable: list[Row]) -> CapturedRow | None:
+        """Adds the row as the teacher is fed with it to the usable ones, or says why it cannot be."""
         hint, key = RowHint(row=row, id=""), ""
         try:
             hint = RowHint(row=row, id=dataset.row_id(row))
             with rows_that_fit():
                 sample = dataset.sample(row)
                 key = sample.key
-                return hint, self.encoder(sample)
+                usable.append((hint, self.encoder(sample)))
+            return None
         except SampleError as error:
             return _skipped(hint, key, error)
 

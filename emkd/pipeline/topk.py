@@ -8,7 +8,10 @@ for a device.
 Shape legend: n tokens, d hidden size, V ids of the tokenizer, k stored logits, b ids of a block
 """
 
+import os
+import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 import torch
@@ -17,6 +20,8 @@ from torch.nn.functional import log_softmax
 BLOCK = 128  # ids; V / BLOCK maxima and k * BLOCK candidates are looked at one by one
 CACHED = 320_000  # logits that stay in the second-level cache (2 MB in servers) while they are gone through
 ID_BITS = 32
+CHUNKS = 6  # of the tokens of a sample, at least, on a CPU
+LEAST_OF_CHUNK = 256  # tokens, but for that; the LM head of fewer goes slower
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,15 +129,54 @@ def top_k_in_chunks(
     """Top-k of `head(hidden)` for hidden states [n, d], `chunk` tokens at a time, on the device they are on.
 
     head: [m, d] -> logits [m, V] of any floating dtype, which are used up;  round_to: the dtype that the cache stores
+
+    Where a CPU has a core to spare, the top-k of a chunk is taken beside the LM head of the next one: then there are
+    the logits of two chunks. Which tokens are a chunk does not depend on that: a head need not give the same bits in
+    chunks of another size.
     """
+    on_cpu = hidden.device.type == "cpu"
+    if on_cpu:  # the top-k of the last one is waited for
+        chunk = min(chunk, max(LEAST_OF_CHUNK, -(-len(hidden) // CHUNKS)))
+
+    def take(logits: torch.Tensor) -> list[TopK]:
+        return [_take(rows, k, round_to) for rows in _in_cache(logits)]
+
+    beside = on_cpu and len(hidden) > chunk and _has_core_to_spare()
     # No tokens are a chunk of none: [0, V] says how many k may be.
-    parts = [_take(logits, k, round_to) for rows in hidden.split(chunk) for logits in _in_cache(head(rows))]
+    made = (head(rows) for rows in hidden.split(chunk))
+    parts = [part for some in (_beside(take, made) if beside else map(take, made)) for part in some]
     return TopK(
         ids=torch.cat([part.ids for part in parts]),
         logits=torch.cat([part.logits for part in parts]),
         tail_logsumexp=torch.cat([part.tail_logsumexp for part in parts]),
         tail_mean=torch.cat([part.tail_mean for part in parts]),
     )
+
+
+def _has_core_to_spare() -> bool:
+    """Whether torch computes with fewer threads than this process may use; else both would wait for each other."""
+    mine = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+    return torch.get_num_threads() < mine
+
+
+def _beside(take: Callable[[torch.Tensor], list[TopK]], made: Iterator[torch.Tensor]) -> Iterator[list[TopK]]:
+    """`take` of what is made, each in a second thread while the next one is being made."""
+    inference = torch.is_inference_mode_enabled()  # of this thread; the other one begins without
+
+    def run(box: list[torch.Tensor]) -> list[TopK]:
+        with torch.inference_mode(inference):
+            return take(box.pop())  # the logits are gone before there is a result
+
+    with ThreadPoolExecutor(1, thread_name_prefix="emkd-top-k") as pool:
+        waiting: Future[list[TopK]] | None = None
+        for logits in made:
+            if waiting is not None:
+                yield waiting.result()
+            box = [logits]
+            del logits
+            waiting = pool.submit(run, box)
+        if waiting is not None:
+            yield waiting.result()
 
 
 def _in_cache(logits: torch.Tensor) -> Iterator[torch.Tensor]:

@@ -1,0 +1,105 @@
+"""CPU time of encoding and writing a sample, for capture.py, which says what of."""
+
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import torch
+from synthetic import SCALE, Synthetic, lm_head, sharpness, text_states, vision_states
+
+from emkd.storage.create import create_cache
+from emkd.storage.digest import sha256_hex
+from emkd.storage.files import LocalFiles
+from emkd.storage.index import ShardIndex
+from emkd.storage.manifest import ImageProcessorIdentity, Manifest, TeacherIdentity, TokenizerIdentity
+from emkd.storage.plan import DatasetIdentity, ShardPlan
+from emkd.storage.record import CapturedRow, ImageSpan, Record, RowHint
+from emkd.storage.shard import write_shard
+from emkd.vlm.affinity import affinity
+from emkd.vlm.head import LMHead
+
+VOCABULARY = 151_936
+GRID = (54, 54)
+N_TEXT, N_ANSWER = 200, 60
+K = 64
+D = 256
+SAMPLES = 8
+ROUNDS = 5
+TOKENIZER = b"{}"
+
+
+def encode_ms() -> dict[str, Any]:
+    """Medians over a few shards, with raw repeats; milliseconds of CPU time a sample."""
+    head = lm_head(VOCABULARY, D, np.random.default_rng(0))
+    rows = [_row(number, head) for number in range(SAMPLES)]
+    manifest = _manifest(SAMPLES)
+    with tempfile.TemporaryDirectory(prefix="emkd-encode-") as scratch:
+        files = create_cache(Path(scratch) / "cache", manifest, TOKENIZER)
+        found: dict[str, list[float]] = {"all": [], "disk": []}
+        for number in range(ROUNDS + 1):
+            began = time.process_time()
+            index = write_shard(files, 0, f"attempt{number}", rows, manifest)
+            between = time.process_time()
+            _write_again(files, index, f"again{number}")
+            if number:
+                found["all"].append((between - began) * 1000 / SAMPLES)
+                found["disk"].append((time.process_time() - between) * 1000 / SAMPLES)
+    n_bytes = sum(digest.n_bytes for digest in index.objects.values())
+    return {
+        "encode_ms": median(found["all"]),
+        "encode": {
+            "median_ms": {part: median(runs) for part, runs in found.items()},
+            "runs_ms": found,
+            "samples": SAMPLES,
+            "bytes_per_vision_token": n_bytes / SAMPLES / (GRID[0] * GRID[1]),
+        },
+    }
+
+
+def _write_again(files: LocalFiles, index: ShardIndex, folder: str) -> None:
+    """As many bytes in as many files."""
+    for number, digest in enumerate(index.objects.values()):
+        files.write(f"{folder}/{number}", b"0" * digest.n_bytes)
+    files.sync_tree(folder)
+
+
+def _row(number: int, head: LMHead) -> CapturedRow:
+    """One picture of the synthetic teacher."""
+    rng = np.random.default_rng(100 + number)
+    hidden = vision_states(GRID, D, rng) * sharpness(GRID, rng) * SCALE / D**0.5
+    made = Synthetic(hidden=hidden, head=head)
+    vision = made.cut(K)
+    answer = replace(made, hidden=hidden[:N_ANSWER]).cut(K)
+    n_vision = len(hidden)
+    record = Record(
+        key=sha256_hex(str(number).encode()),
+        text_ids=rng.integers(0, VOCABULARY, N_TEXT, dtype=np.int32),
+        images=(ImageSpan(text_position=4, start=0, count=n_vision, grids=(GRID,), original_size=(756, 756)),),
+        vision_ids=vision.ids.to(torch.int32).numpy(),
+        vision_logits=vision.logits.numpy(),
+        vision_tail_logsumexp=vision.tail_logsumexp.numpy(),
+        vision_tail_mean=vision.tail_mean.numpy(),
+        affinity=affinity(text_states(made, N_TEXT, number), hidden).numpy(),
+        answer_positions=np.arange(N_TEXT - N_ANSWER, N_TEXT, dtype=np.int32),
+        answer_ids=answer.ids.to(torch.int32).numpy(),
+        answer_logits=answer.logits.numpy(),
+        answer_tail_logsumexp=answer.tail_logsumexp.numpy(),
+    )
+    return CapturedRow(hint=RowHint(row=number, id=str(number)), key=record.key, record=record, text_sha256="00" * 32)
+
+
+def _manifest(n_rows: int) -> Manifest:
+    return Manifest(
+        teacher=TeacherIdentity(name="none", weights_sha256="00" * 32, dtype="bfloat16", architecture="none"),
+        image_processor=ImageProcessorIdentity(class_name="none", sha256="00" * 32, settings={}),
+        tokenizer=TokenizerIdentity(sha256=sha256_hex(TOKENIZER), n_tokens=VOCABULARY, lm_head_rows=VOCABULARY),
+        top_k=K,
+        answer_top_k=K,
+        batch_tokens=8192,
+        dataset=DatasetIdentity(fingerprint="00" * 32, n_rows=n_rows, files=()),
+        plan=ShardPlan.of(n_rows=n_rows, rows_per_shard=n_rows),
+    )
