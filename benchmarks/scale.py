@@ -15,6 +15,7 @@ Another script writes what `measure` returns to results/storage.json.
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -49,14 +50,22 @@ def seconds(part: Callable[[], Any]) -> float:
     return time.perf_counter() - started
 
 
+def cost(name: str, part: Callable[[], Any], factor: float = 1.0) -> Figures:
+    """Time of a part, and of the processor in this process: they are the same where nobody else uses the machine."""
+    before = time.process_time()
+    took = seconds(part)
+    return {name: factor * took, f"{name}_cpu": factor * (time.process_time() - before)}
+
+
 def open_and_find(folder: Path) -> Figures:
     """Milliseconds of the first search are of one for the last key, right after opening."""
     from emkd.storage.cache import Cache
 
-    before, started = resident_mib("VmHWM"), time.perf_counter()
-    cache = Cache.open(folder)
-    found = {"open_s": time.perf_counter() - started}
-    found |= {"open_peak_mib": resident_mib("VmHWM"), "before_open_mib": before}
+    opened: list[Cache] = []
+    found = {"before_open_mib": resident_mib("VmHWM")}
+    found |= cost("open_s", lambda: opened.append(Cache.open(folder)))
+    found["open_peak_mib"] = resident_mib("VmHWM")
+    (cache,) = opened
     n = cache.n_samples
     keys = [str(cache.rows["key"][int(cache.rows.samples[i])].as_py()) for i in (0, n // 2, n - 1)]
     ids = [str(cache.rows["id"][int(cache.rows.samples[i])].as_py()) for i in (0, n // 2, n - 1)]
@@ -75,15 +84,17 @@ def order_and_walk(folder: Path) -> Figures:
 
     cache = Cache.open(folder)
     sizes = cache.shard_sizes
-    found = {"order_s": seconds(lambda: epoch_order(sizes, WINDOW, 0, 0))}
+    found = cost("order_s", lambda: epoch_order(sizes, WINDOW, 0, 0))
     sampler = ShardBatchSampler(sizes, window=WINDOW, seed=0, batch_size=BATCH_SIZE)
-    found["sampler_s"] = seconds(lambda: sum(map(len, sampler)))
+    found |= cost("sampler_s", lambda: sum(map(len, sampler)))
     order = epoch_order(sizes, WINDOW, 0, 0)[:WALKED].tolist()
     shards = list(dict.fromkeys(cache.sample_info(i).shard for i in order))  # decodes what is decoded once
     cache.shard_index(shards[0])
-    found["sample_info_us"] = 1e6 * seconds(lambda: [cache.sample_info(i) for i in order]) / len(order)
-    found["shard_index_ms"] = 1000 * seconds(lambda: [cache.shard_index(shard) for shard in shards]) / len(shards)
-    found["walk_us_per_sample"] = found["sample_info_us"] + 1000 * found["shard_index_ms"] / ROWS_PER_SHARD
+    found |= cost("sample_info_us", lambda: [cache.sample_info(i) for i in order], 1e6 / len(order))
+    found |= cost("shard_index_ms", lambda: [cache.shard_index(shard) for shard in shards], 1e3 / len(shards))
+    for kind in ("", "_cpu"):
+        a_sample = found[f"shard_index_ms{kind}"] * 1000 / ROWS_PER_SHARD
+        found[f"walk_us_per_sample{kind}"] = found[f"sample_info_us{kind}"] + a_sample
     found["walk_peak_mib"] = resident_mib("VmHWM")
     return found
 
@@ -94,8 +105,7 @@ def seal_again(folder: Path) -> Figures:
 
     for name in ("seal.json", "index.parquet"):
         (folder / name).unlink(missing_ok=True)
-    took = seconds(lambda: seal(open_files(folder)))
-    return {"seal_s": took, "seal_peak_mib": resident_mib("VmHWM")}
+    return {**cost("seal_s", lambda: seal(open_files(folder))), "seal_peak_mib": resident_mib("VmHWM")}
 
 
 class Instant:
@@ -124,9 +134,9 @@ def drive(n_shards: int) -> Figures:
     at: dict[int, float] = {}
     with session(None, workers=1, gpus_per_worker=0):
         worker = ray.remote(max_restarts=-1, max_task_retries=RETRIES, num_cpus=1)(Instant).remote()
-        with progress(WARM_SHARDS, 1) as show, finish_on_interrupt() as interrupt:
+        with progress(WARM_SHARDS, 250 * WARM_SHARDS) as show, finish_on_interrupt() as interrupt:
             pull([worker], range(WARM_SHARDS), interrupt, show)
-        before, done, started = resident_mib(), 0, time.perf_counter()
+        before, done, started, used = resident_mib(), 0, time.perf_counter(), time.process_time()
         with progress(n_shards, 250 * n_shards) as show, finish_on_interrupt() as interrupt:
 
             def counted(report: ShardReport) -> None:
@@ -137,11 +147,13 @@ def drive(n_shards: int) -> Figures:
                 show(report)
 
             outcome = pull([worker], range(n_shards), interrupt, counted)
-        grown = resident_mib() - before
+        grown, used = resident_mib() - before, time.process_time() - used
     if outcome.n_done != n_shards:
         raise RuntimeError(f"{outcome.n_done} of {n_shards} shards were done")
     return {
+        "load": os.getloadavg()[0],
         "ms_per_shard": 1000 * at[n_shards] / n_shards,
+        "ms_per_shard_cpu": 1000 * used / n_shards,
         "first_tenth_ms_per_shard": 1000 * at[tenth] / tenth,
         "last_tenth_ms_per_shard": 1000 * (at[n_shards] - at[n_shards - tenth]) / tenth,
         "rss_growth_mib": grown,
@@ -180,6 +192,7 @@ def measure_index(n_samples: int, runs: int) -> dict[str, Any]:
         make_unsealed(folder, n_samples)
         found = [in_process("--part", "seal", str(folder)) for _ in range(runs)]
         for run in found:
+            run["load"] = os.getloadavg()[0]  # of the machine, others on it included
             run |= in_process("--part", "open", str(folder)) | in_process("--part", "walk", str(folder))
             run |= inspect(folder)
     return {"n_shards": -(-n_samples // ROWS_PER_SHARD), "median": middle(found), "runs": found}

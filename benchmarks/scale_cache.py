@@ -61,7 +61,7 @@ def index_row(row: int, shard: int, offsets: dict[str, int]) -> dict[str, Any]:
         "reason": "too-long" if skipped else "",
         "detail": f"{rng.randint(4097, 9999)} tokens, --max-length is 4096" if skipped else "",
         "shard": shard,
-        "images": [] if skipped else images_to_json([span]),
+        "images": [] if skipped else images_to_json([span], [offsets["vision"]]),
         "retained_mass": None if skipped else rng.betavariate(20, 2),
     }
     for axis in AXES:

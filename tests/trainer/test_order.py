@@ -86,6 +86,22 @@ def test_the_sampler_follows_the_epoch():
     assert [*chain(*batches)] == epoch_order([4, 4], 2, 7, 1).tolist() != [*chain(*first)]
 
 
+@given(
+    n=st.integers(0, 40),
+    batch_size=st.integers(1, 6),
+    n_ranks=st.integers(1, 5),
+    rank=st.integers(0, 4),
+    drop_last=st.booleans(),
+)
+def test_each_step_is_split_over_the_ranks(n, batch_size, n_ranks, rank, drop_last):
+    """Naive: the samples of each step, as evenly as can be."""
+    rank, order, together = rank % n_ranks, np.arange(n)[::-1], batch_size * n_ranks
+    steps = range(n_batches(n, batch_size, n_ranks, drop_last))
+    naive = [np.array_split(order[step * together : (step + 1) * together], n_ranks)[rank] for step in steps]
+    found = list(rank_batches(order, batch_size, n_ranks, rank, drop_last))
+    assert [batch.tolist() for batch in found] == [batch.tolist() for batch in naive]
+
+
 def test_rank_batches_by_hand():
     order = np.arange(10)
     parts = [[batch.tolist() for batch in rank_batches(order, 2, 2, rank)] for rank in range(2)]
