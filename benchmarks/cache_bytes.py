@@ -26,7 +26,8 @@ from emkd.storage.shard import ShardWriter
 
 K = 128
 TILES = (4,)
-LEVELS = ((50, "bfloat16"), (64, "bfloat16"), (128, "bfloat16"), (50, "step0.1"), (50, "step0.2"), (64, "step0.1"), (64, "step0.2"), (128, "step0.1"), (128, "step0.2"))  # fmt: skip
+LOSSLESS, LOSSY = ("bfloat16",), ("step0.1", "step0.2")
+LEVELS = tuple((k, precision) for k in (50, 64, 128) for precision in LOSSLESS + LOSSY)
 TOKENIZER = b"{}"
 
 

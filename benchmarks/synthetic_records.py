@@ -21,7 +21,7 @@ assumption, and the spread decides how many bytes an entry takes. Measured by sy
 Shape legend: n tokens, L text and Nt vision tokens of a sample, d hidden size, k stored logits
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -83,8 +83,11 @@ def tile_pool(k: int, n_answers: int, cached: Path | None = None, seed: int = 0)
     return _unpacked(flat)
 
 
-def sample_rows(pool: Pool, n: int, per_shard: int, seed: int = 1) -> Iterator[CapturedRow]:
-    """`n` rows, one after the other. Answer tokens do not repeat within a shard of `per_shard` rows."""
+def sample_rows(
+    pool: Pool, n: int, per_shard: int, seed: int = 1, tiles: Sequence[int] = TILES
+) -> Iterator[CapturedRow]:
+    """`n` rows, one after the other, of so many tiles in turn. Answer tokens do not repeat within a shard of
+    `per_shard` rows."""
     rng = np.random.default_rng(seed)
     pictures = _pictures(rng)
     common = rng.standard_normal(D).astype(np.float32)
@@ -92,7 +95,7 @@ def sample_rows(pool: Pool, n: int, per_shard: int, seed: int = 1) -> Iterator[C
     for row in range(n):
         if row % per_shard == 0:
             answer_order = rng.permutation(len(pool.answers["ids"]))
-        chosen = [next(pictures) for _ in range(TILES[row % len(TILES)])]
+        chosen = [next(pictures) for _ in range(tiles[row % len(tiles)])]
         first = row % per_shard * N_ANSWER
         record = _record(pool, row, chosen, answer_order[first : first + N_ANSWER], common, rng)
         yield CapturedRow(hint=RowHint(row=row, id=f"sample-{row}"), key=record.key, record=record)
