@@ -114,9 +114,8 @@ class Instant:
     def capture_shard(self, number: int) -> Any:
         from emkd.pipeline.worker import ShardReport
 
-        return ShardReport(
-            number=number, committed=True, n_samples=250, n_skipped=0, n_halved=0, n_bytes=10**8, seconds=0.0
-        )
+        counts = dict.fromkeys(("n_skipped", "n_halved", "n_shared", "n_different"), 0)
+        return ShardReport(number=number, committed=True, n_samples=250, n_bytes=10**8, seconds=0.0, **counts)
 
 
 def drive(n_shards: int) -> Figures:
@@ -149,7 +148,7 @@ def drive(n_shards: int) -> Figures:
             outcome = pull([worker], range(n_shards), interrupt, counted)
         grown, used = resident_mib() - before, time.process_time() - used
     if outcome.n_done != n_shards:
-        raise RuntimeError(f"{outcome.n_done} of {n_shards} shards were done")
+        raise RuntimeError(f"{outcome.n_done} of {n_shards} shards were done: {outcome.first_failure}")
     return {
         "load": os.getloadavg()[0],
         "ms_per_shard": 1000 * at[n_shards] / n_shards,
