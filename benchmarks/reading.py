@@ -88,14 +88,14 @@ def prepare(work: Path, n_shards: int, per_shard: int) -> None:
     (work / "about.json").write_text(json.dumps(about))
     pool = tile_pool(K, per_shard * N_ANSWER, BUILD / f"pool-{K}-{per_shard}.npz")
     files = {
-        name: create_cache(work / f"emkd-{name}", _manifest(n_shards, per_shard, name), TOKENIZER)
+        name: create_cache(work / f"emkd-{name}", manifest(n_shards, per_shard, name), TOKENIZER)
         for name in COMPRESSIONS
     }
     rows = sample_rows(pool, n_shards * per_shard, per_shard)
     for shard in range(n_shards):
         part = [next(rows) for _ in range(per_shard)]
         for name, place in files.items():
-            writer = ShardWriter(place, shard, "a", _manifest(n_shards, per_shard, name))
+            writer = ShardWriter(place, shard, "a", manifest(n_shards, per_shard, name))
             for row in part:
                 writer.add(row)
             commit_shard(place, writer.finish())
@@ -109,7 +109,7 @@ def prepare(work: Path, n_shards: int, per_shard: int) -> None:
     (work / "complete").touch()
 
 
-def _manifest(n_shards: int, per_shard: int, compression: Any) -> Manifest:
+def manifest(n_shards: int, per_shard: int, compression: Any) -> Manifest:
     n = n_shards * per_shard
     return Manifest(
         teacher=TeacherIdentity(name="synthetic", weights_sha256="0" * 64, dtype="float32", architecture="llava"),
