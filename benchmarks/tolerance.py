@@ -28,11 +28,11 @@ from provenance import provenance
 from random_llava import Shape, Text, Tower, random_model, write_noise
 
 from emkd.inspection.differences import Differences
-from emkd.inspection.tolerance import UNIT, tolerance
 from emkd.pipeline.capture import CaptureSettings, Teacher
 from emkd.samples.dataset import Dataset
 from emkd.storage.record import Record
 from emkd.vlm.loading import VisionLanguageModel
+from emkd.vlm.tolerance import UNIT, tolerance
 
 SIDE, PATCH, V = 40, 5, 2000
 LAYERS = (2, 24, 48)

@@ -62,8 +62,14 @@ def cache_teacher(
     image_root: ImageRoot = None,
     top_k: Annotated[int, typer.Option(help="Logits stored of each vision token; 0 stores all.")] = 64,
     answer_top_k: Annotated[int, typer.Option(help="Logits stored of each answer token; 0 stores all.")] = 64,
-    precision: Annotated[str, typer.Option(help="Of logits: bfloat16, float16 or float32.")] = "bfloat16",
+    precision: Annotated[
+        str,
+        typer.Option(
+            help="Of logits: bfloat16, float16, float32, or smaller and lossy: multiples, step0.1 or step0.2."
+        ),
+    ] = "bfloat16",
     affinity_precision: Annotated[str, typer.Option(help="int8, float16 or float32.")] = "int8",
+    compression: Annotated[str, typer.Option(help="zstd, or lz4: larger and faster to read.")] = "zstd",
     workers: Annotated[int, typer.Option(help="Teachers side by side, as Ray actors.")] = 1,
     gpus_per_worker: Annotated[float, typer.Option(help="0 runs the teacher on the CPU.")] = 1,
     address: Annotated[str | None, typer.Option(help="A running Ray cluster; default: one of our own.")] = None,

@@ -4,7 +4,7 @@ Reading order: damage.py (opening, or what stands in its way), summary.py (the w
 its samples; heatmap.py has the numbers of its affinity), render.py and render_sample.py (on a terminal).
 
 What needs torch and a teacher is imported only when a comparison is asked for: against_teacher.py (the whole of it),
-live.py (the teacher, and rows as it reads them), differences.py and tolerance.py (numbers, and what they may be),
+live.py (the teacher, and rows as it reads them), differences.py and vlm/tolerance.py (numbers, and what they may be),
 cache_fidelity.py, fidelity.py and stand_in.py (what cutting the teacher does), render_comparison.py.
 """
 

@@ -21,7 +21,6 @@ from emkd.inspection.cache_fidelity import IMAGES, LiveSample, cache_fidelity
 from emkd.inspection.damage import open_for_inspection
 from emkd.inspection.differences import Difference, Differences
 from emkd.inspection.live import LiveSettings, check_lm_head, likeness, load_teacher, made_by, pick, read
-from emkd.inspection.tolerance import Tolerance, tolerance
 from emkd.pipeline.capture import Teacher, does_not_fit
 from emkd.pipeline.memory import unless_out_of_memory
 from emkd.samples.dataset import Dataset
@@ -30,6 +29,7 @@ from emkd.storage.cache import Cache
 from emkd.storage.record import Record
 from emkd.trainer.selection import select
 from emkd.vlm.states import States
+from emkd.vlm.tolerance import Tolerance, tolerance
 
 Log = Callable[[str], None]
 VERSIONS = ("torch", "transformers")

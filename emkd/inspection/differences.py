@@ -1,7 +1,7 @@
 """By how much a live teacher differs from what a cache holds of the same sample.
 
 What the disk rounds is known, value by value: half a unit in the last place of a stored logit, 1/254 of an affinity in
-8 bits. A difference up to that is none; what is left is *beyond rounding*, and is what tolerance.py judges.
+8 bits. A difference up to that is none; what is left is *beyond rounding*, and is what vlm/tolerance.py judges.
 
 Shape legend: n tokens, k stored logits, V ids, L text tokens, Nt vision tokens
 """
@@ -14,7 +14,7 @@ import torch
 
 from emkd.errors import SampleError
 from emkd.pipeline.capture import NOT_FINITE
-from emkd.storage.precision import AffinityPrecision, LogitsPrecision
+from emkd.storage.precision import STEPS, AffinityPrecision, LogitsPrecision
 from emkd.storage.record import Record
 from emkd.vlm.affinity import affinity
 from emkd.vlm.states import States
@@ -210,6 +210,9 @@ def half_unit(stored: torch.Tensor, precision: LogitsPrecision) -> torch.Tensor:
     """Half a unit in the last place of each stored logit: what rounding to nearest may have moved it by."""
     if precision == "float32":
         return torch.zeros_like(stored)
+    if precision in STEPS:
+        # And the rounding of float32 itself, in the quotient and in the product.
+        return torch.full_like(stored, STEPS[precision] / 2) + 2.0**-22 * stored.abs()
     bits, smallest = SIGNIFICAND[precision]
     exponent = torch.frexp(stored).exponent.masked_fill(stored == 0, smallest).clamp(min=smallest)
     return torch.ldexp(torch.ones_like(stored), exponent - bits - 1)

@@ -3,10 +3,12 @@
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 
 from emkd.storage.cache import Cache
 from emkd.storage.plan import Extension
+from emkd.storage.rows import as_numpy, text_scalar
 
 PERCENTILES = (1, 10, 50, 90, 99)
 DENSE_BYTES = 2  # of a bfloat16 logit
@@ -20,6 +22,7 @@ def summarize(cache: Cache) -> dict[str, Any]:
     `skipped` is {reason: count}, `skipped_examples` the first such row as {reason: {row, id, key, detail}}.
     """
     manifest, totals = cache.manifest, cache.totals
+    rows = cache.rows.skipped(("row", "id", "key", "detail", "reason"))
     n_bytes = sum(totals.n_bytes.values())
     return {
         "sealed": cache.sealed,
@@ -41,10 +44,10 @@ def summarize(cache: Cache) -> dict[str, Any]:
         },
         "extensions": [_extension(extension) for extension in manifest.extensions],
         "samples": cache.n_samples,
-        "skipped": (skipped := _skipped(cache)),
-        "skipped_examples": {reason: _example(cache, reason) for reason in skipped},
+        "skipped": (skipped := _skipped(rows)),
+        "skipped_examples": {reason: _example(rows, reason) for reason in skipped},
         "shards": {"committed": len(cache.shards), "planned": len(manifest.shards)},
-        "rows": {"committed": cache.n_samples + len(cache.skipped), "planned": manifest.n_rows},
+        "rows": {"committed": len(cache.rows), "planned": manifest.n_rows},
         "tokens": {
             "vision": totals.vision_tokens,
             "text": totals.text_tokens,
@@ -66,16 +69,16 @@ def _extension(extension: Extension) -> dict[str, Any]:
     }
 
 
-def _skipped(cache: Cache) -> dict[str, int]:
-    counted = pc.value_counts(cache.skipped["reason"]).to_pylist()
+def _skipped(skipped: pa.Table) -> dict[str, int]:
+    counted = pc.value_counts(skipped["reason"]).to_pylist()
     return {entry["values"]: entry["counts"] for entry in sorted(counted, key=lambda e: -e["counts"])}
 
 
-def _example(cache: Cache, reason: str) -> dict[str, Any]:
+def _example(skipped: pa.Table, reason: str) -> dict[str, Any]:
     """The first row, in the order of the data, that was skipped for this reason."""
-    first = pc.index(cache.skipped["reason"], reason).as_py()
-    row = cache.skipped.slice(first, 1).to_pylist()[0]
-    return {name: row[name] for name in ("row", "id", "key", "detail")}
+    first = pc.index(skipped["reason"], text_scalar(reason)).as_py()
+    row: dict[str, Any] = skipped.drop_columns(["reason"]).slice(first, 1).to_pylist()[0]
+    return row
 
 
 def _per_vision_token(n_bytes: dict[str, int], vision_tokens: int) -> dict[str, float | None]:
@@ -93,7 +96,7 @@ def _dense_ratio(cache: Cache, n_bytes: dict[str, int]) -> float | None:
 
 def _retained_mass(cache: Cache) -> dict[str, float] | None:
     """Percentiles over samples of the probability that the stored logits of a vision token hold together."""
-    masses = cache.samples["retained_mass"].drop_null().to_numpy()
+    masses = as_numpy(cache.sample_column("retained_mass").drop_null())
     if len(masses) == 0:
         return None
     values = np.percentile(masses, PERCENTILES)

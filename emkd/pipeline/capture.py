@@ -16,16 +16,22 @@ import torch
 from emkd.errors import ModelError, SampleError
 from emkd.pipeline.batching import batches
 from emkd.pipeline.memory import free_memory, rows_that_fit, unless_out_of_memory
+from emkd.pipeline.shared import SharedImages
 from emkd.pipeline.topk import TopK, top_k_in_chunks
 from emkd.samples.dataset import Dataset
 from emkd.samples.encode import Encoded, Encoder
+from emkd.storage.precision import STEPS
 from emkd.storage.record import CapturedRow, Record, RowHint
 from emkd.vlm.affinity import affinity
 from emkd.vlm.forward import collate, head_logits, last_hidden_state, lm_logits, to_model
 from emkd.vlm.loading import VisionLanguageModel
 from emkd.vlm.states import States
 
-STORED_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+# What logits are rounded to before the k largest are chosen. Multiples of a step are so coarse that a choice among
+# equal ones would be one by id: the exact ones decide, and the writer rounds.
+STORED_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16} | dict.fromkeys(
+    ("float32", *STEPS), torch.float32
+)
 
 NOT_FINITE = "not-finite"
 
@@ -70,14 +76,18 @@ class Teacher:
                 continue  # capture() records the reason when its turn comes
         return None
 
-    def capture(self, dataset: Dataset, rows: Iterable[int]) -> list[CapturedRow]:
-        """One CapturedRow for each row, in the order of the rows."""
+    def capture(self, dataset: Dataset, rows: Iterable[int], shared: SharedImages | None = None) -> list[CapturedRow]:
+        """As `captured`, in the order of the rows."""
         order = list(rows)
-        found = {result.hint.row: result for result in self.captured(dataset, order)}
+        found = {result.hint.row: result for result in self.captured(dataset, order, shared)}
         return [found[row] for row in order]
 
-    def captured(self, dataset: Dataset, rows: Iterable[int]) -> Iterator[CapturedRow]:
+    def captured(
+        self, dataset: Dataset, rows: Iterable[int], shared: SharedImages | None = None
+    ) -> Iterator[CapturedRow]:
         """One CapturedRow for each row as soon as it is done: first those that cannot be read, then batch by batch.
+
+        shared: gives rows of one image the same numbers;  without it each has its own
 
         All rows are read first: batches are a function of all lengths, and a pass takes the longest first.
         """
@@ -88,8 +98,12 @@ class Teacher:
             skipped = self._read(dataset, row, usable)
             if skipped is not None:
                 yield replace(skipped, text_sha256=texts[row])
+        keys = {hint.row: item.image_keys for hint, item in usable}
+        if shared is not None:
+            shared.expect(key for images in keys.values() for key in images)
         for result in self._capture_encoded(usable):
-            yield replace(result, text_sha256=texts[result.hint.row])
+            unified = result if shared is None else shared.apply(result, keys[result.hint.row])
+            yield replace(unified, text_sha256=texts[result.hint.row])
 
     def _read(self, dataset: Dataset, row: int, usable: list[Row]) -> CapturedRow | None:
         """Adds the row as the teacher is fed with it to the usable ones, or says why it cannot be."""

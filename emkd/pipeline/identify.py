@@ -20,7 +20,7 @@ from emkd.storage.plan import DatasetFile, DatasetIdentity, ShardPlan
 from emkd.vlm.identity import image_processor_settings, licence, sha256_of, tokenizer_json, weights_sha256
 from emkd.vlm.loading import load_processor, resolve
 
-WRITERS = ("emkd", "torch", "transformers", "tokenizers", "zarr", "numcodecs", "pyarrow", "ray")
+WRITERS = ("emkd", "torch", "transformers", "tokenizers", "zarr", "numcodecs", "xxhash", "pyarrow", "ray")
 
 
 def identify(settings: JobSettings, dataset: Dataset) -> tuple[Manifest, bytes]:
@@ -57,6 +57,7 @@ def identify(settings: JobSettings, dataset: Dataset) -> tuple[Manifest, bytes]:
         answer_top_k=min(settings.answer_top_k or n_tokens, n_tokens),
         logits_precision=settings.precision,
         affinity_precision=settings.affinity_precision,
+        compression=settings.compression,
         batch_tokens=settings.batch_tokens,
         max_length=settings.max_length or getattr(text_config, "max_position_embeddings", None),
         dataset=_dataset_identity(dataset),

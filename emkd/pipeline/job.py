@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from emkd.cluster import session
 from emkd.errors import DataMismatchError, JobFailedError
 from emkd.pipeline.cluster import start_workers
@@ -31,7 +33,8 @@ from emkd.storage.index import committed_shards, delete_lost_attempts, missing_s
 from emkd.storage.manifest import MANIFEST_NAME, Manifest, conflicts
 from emkd.storage.plan import Extension
 from emkd.storage.repair import withdraw
-from emkd.storage.seal import read_committed, seal
+from emkd.storage.rows import Rows
+from emkd.storage.seal import read_committed, read_seal, read_shards, seal
 from emkd.storage.verification import verify
 
 SAME_ROWS = 8  # committed rows that a run that goes on compares with its data
@@ -65,8 +68,7 @@ def cache_teacher(settings: JobSettings, *, extend: bool = False, repair: bool =
         begin_extension(files, plan.extension)
     elif not conflicts(plan.manifest, run):
         create_cache(settings.cache, run, tokenizer)  # a run that was killed may have left it without its tokenizer
-    _check_skipped(settings)
-    seal(files)
+    _seal(settings, files)
     if clean:
         for name in delete_lost_attempts(files):
             log(f"removed {name}: nothing reads it")
@@ -177,29 +179,45 @@ def _run(settings: JobSettings, files: LocalFiles, plan: Plan, tokenizer: bytes,
 
 def _check_outcome(settings: JobSettings, outcome: Outcome, n_shards: int, estimate: Estimate) -> None:
     open_shards = len(outcome.failed) + len(outcome.left)
-    if outcome.failed:
-        number, error = min(outcome.failed.items())
+    if outcome.first_failure is not None:
+        number, error = outcome.first_failure
         stopped = f"; {len(outcome.left)} were not begun" if outcome.left else ""
         raise JobFailedError(
-            f"{len(outcome.failed)} of {n_shards} shards failed, {len(outcome.done)} were committed{stopped}. Shard "
+            f"{len(outcome.failed)} of {n_shards} shards failed, {outcome.n_done} were committed{stopped}. Shard "
             f"{number}: {error}. What is missing needs about {size_text(estimate.bytes_of(open_shards))}; run the same "
             "command again to do it"
         ) from error
     if outcome.interrupted and outcome.left:
-        log(f"{len(outcome.done)} of {n_shards} shards were committed; run the same command again to do the other "
+        log(f"{outcome.n_done} of {n_shards} shards were committed; run the same command again to do the other "
             f"{len(outcome.left)}")  # fmt: skip
         raise KeyboardInterrupt
 
 
-def _check_skipped(settings: JobSettings) -> None:
+def _seal(settings: JobSettings, files: LocalFiles) -> None:
+    """Judges the skipped rows and seals, reading the index of each shard once."""
+    manifest = read_manifest(files)
+    if read_seal(files) is not None:
+        _check_skipped(settings, manifest, Cache.open(settings.cache).rows)
+        seal(files)
+        return
+    there = set(committed_shards(files))
+    committed = read_shards(files, manifest, [n for n in manifest.shards if n in there], check_sizes=True)
+    _check_skipped(settings, manifest, Rows.of(committed.table))
+    seal(files, committed)
+
+
+def _check_skipped(settings: JobSettings, manifest: Manifest, rows: Rows) -> None:
     """Too many skipped rows are a fault of the call or of the data, not something to train around. Each dataset of the
     cache is judged by itself."""
-    cache = Cache.open(settings.cache, partial=True)
-    sources = {shard: cache.manifest.source(shard) for shard in cache.shards}
-    for source in sorted(set(sources.values())):
-        n_rows = sum(len(cache.rows_of_shard(shard)) for shard, of in sources.items() if of == source)
-        skipped = [row for row in cache.skipped.to_pylist() if sources[row["shard"]] == source]
-        _check_share(settings, n_rows, skipped)
+    sources = {shard: manifest.source(shard) for shard in np.unique(rows.numbers("shard")).tolist()}
+    n_rows = Counter({source: 0 for source in sorted(set(sources.values()))})
+    for shard, source in sources.items():
+        n_rows[source] += len(manifest.rows(shard))
+    skipped: dict[int, list[dict[str, Any]]] = {source: [] for source in n_rows}
+    for row in rows.skipped(("row", "id", "reason", "detail", "shard")).to_pylist():
+        skipped[sources[row["shard"]]].append(row)
+    for source, n in n_rows.items():
+        _check_share(settings, n, skipped[source])
 
 
 def _check_share(settings: JobSettings, n_rows: int, skipped: Sequence[dict[str, Any]]) -> None:

@@ -1,7 +1,9 @@
 """Before the long run: a few rows through everything, and from them the size and time of the whole."""
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 from emkd.errors import JobFailedError
@@ -60,9 +62,7 @@ def preflight(
     fresh: nothing is committed yet, and that none of the rows can be used is a fault of the call; later it may be
         just these rows, and --max-skipped judges at the end
     """
-    rows = [row for shard in shards for row in manifest.rows(shard)]
-    n_chosen = min(PREFLIGHT_ROWS, len(rows))
-    chosen = [rows[len(rows) * i // n_chosen] for i in range(n_chosen)]
+    n_rows, chosen = _spread(manifest, shards)
     seen: Preflight = result_of(worker.preflight.remote(chosen))
     if fresh and len(seen.skipped) == seen.n_rows:
         raise JobFailedError(f"none of {seen.n_rows} rows looked at can be used; {seen.skipped[0]}")
@@ -70,13 +70,24 @@ def preflight(
         log("the chat template writes no end token behind answers: students will not learn where to stop")
     for line in seen.skipped:
         log(f"preflight would skip {line}")
-    n_bytes = len(rows) * seen.sizes.per_row + len(shards) * seen.sizes.per_shard
-    vision_tokens = seen.vision_tokens / seen.n_rows * len(rows)
+    n_bytes = n_rows * seen.sizes.per_row + len(shards) * seen.sizes.per_shard
+    vision_tokens = seen.vision_tokens / seen.n_rows * n_rows
     return Estimate(
-        n_rows=len(rows),
+        n_rows=n_rows,
         n_shards=len(shards),
         sizes=seen.sizes,
         bytes_per_vision_token=n_bytes / max(1.0, vision_tokens),
-        seconds=seen.seconds * len(rows) / seen.n_rows / min(settings.workers, len(shards)),
+        seconds=seen.seconds * n_rows / seen.n_rows / min(settings.workers, len(shards)),
         free_bytes=open_files(settings.cache).free_bytes(),
     )
+
+
+def _spread(manifest: Manifest, shards: Sequence[int]) -> tuple[int, list[int]]:
+    """How many rows the shards have, and a few of them, evenly spread; a list of all would be the largest thing that
+    the driver of a large job ever holds."""
+    starts = list(accumulate((len(manifest.rows(shard)) for shard in shards), initial=0))
+    n_chosen = min(PREFLIGHT_ROWS, starts[-1])
+    places = [starts[-1] * i // n_chosen for i in range(n_chosen)]
+    holding = [bisect_right(starts, place) - 1 for place in places]
+    rows = [manifest.rows(shards[n])[place - starts[n]] for n, place in zip(holding, places, strict=True)]
+    return starts[-1], rows

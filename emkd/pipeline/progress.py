@@ -24,6 +24,8 @@ class Totals:
     samples: int = 0
     skipped: int = 0
     halved: int = 0
+    shared: int = 0
+    different: int = 0
     n_bytes: int = 0
     started: float = field(default_factory=time.monotonic)
 
@@ -32,6 +34,8 @@ class Totals:
         self.samples += report.n_samples
         self.skipped += report.n_skipped
         self.halved += report.n_halved
+        self.shared += report.n_shared
+        self.different += report.n_different
         self.n_bytes += report.n_bytes
 
     @property
@@ -52,6 +56,13 @@ class Totals:
         ]
         if self.halved:
             parts.append(f"{self.halved:,} in batches halved for lack of memory: try a smaller --batch-tokens")
+        if self.shared:
+            parts.append(f"{self.shared:,} images shared with other rows")
+        if self.different:
+            parts.append(
+                f"{self.different:,} images not shared though they follow the same text: this teacher's vision tokens "
+                "depend on more than that"
+            )
         return ", ".join(parts)
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import get_args
 
 from emkd.errors import UsageError
+from emkd.storage.manifest import Compression
 from emkd.storage.precision import AffinityPrecision, LogitsPrecision
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
@@ -30,6 +31,7 @@ class JobSettings:
     answer_top_k: int = 64
     precision: LogitsPrecision = "bfloat16"
     affinity_precision: AffinityPrecision = "int8"
+    compression: Compression = "zstd"
     workers: int = 1
     gpus_per_worker: float = 1
     address: str | None = None
@@ -47,6 +49,7 @@ class JobSettings:
     def __post_init__(self) -> None:
         _one_of("--precision", self.precision, get_args(LogitsPrecision))
         _one_of("--affinity-precision", self.affinity_precision, get_args(AffinityPrecision))
+        _one_of("--compression", self.compression, get_args(Compression))
         _one_of("--dtype", self.dtype, DTYPES)
         for flag, value, least in (
             ("--top-k", self.top_k, 0),

@@ -5,7 +5,6 @@ The teacher is loaded when first needed, not when the worker is made, so that a 
 and an error while loading reaches the user as it is.
 """
 
-import contextlib
 import time
 import uuid
 from collections import Counter
@@ -18,14 +17,15 @@ from emkd.errors import DataMismatchError, ModelError
 from emkd.pipeline.behind import Behind
 from emkd.pipeline.capture import CaptureSettings, Teacher
 from emkd.pipeline.settings import JobSettings
+from emkd.pipeline.shared import SharedImages
 from emkd.pipeline.sizes import Sizes, measure
 from emkd.samples.dataset import Dataset
 from emkd.samples.render import writes_end_token
 from emkd.storage.files import LocalFiles, open_files
-from emkd.storage.index import ShardIndex, commit_shard, shard_prefix
+from emkd.storage.index import ShardIndex, commit_shard
 from emkd.storage.manifest import Manifest
 from emkd.storage.record import CapturedRow
-from emkd.storage.shard import write_shard
+from emkd.storage.shard import ShardWriter
 from emkd.vlm.forward import check_head, collate, to_model
 from emkd.vlm.identity import tokenizer_json, weights_sha256
 from emkd.vlm.loading import VisionLanguageModel, load
@@ -37,13 +37,16 @@ HELD_BYTES = 256 * 2**20
 @dataclass(frozen=True, kw_only=True)
 class ShardReport:
     """What came of one shard. `committed` is False where another run was faster; `n_halved` rows were in batches
-    that had to be halved because they did not fit the memory."""
+    that had to be halved because they did not fit the memory; `n_shared` images are stored with those of other rows,
+    `n_different` should have been (see `SharedImages`)."""
 
     number: int
     committed: bool
     n_samples: int
     n_skipped: int
     n_halved: int
+    n_shared: int
+    n_different: int
     n_bytes: int
     seconds: float
 
@@ -61,24 +64,6 @@ class Preflight:
     end_token: bool
 
 
-class ShardWriter:
-    """Stand-in until emkd.storage.shard has one: the same calls, everything at the end."""
-
-    def __init__(self, files: LocalFiles, number: int, attempt: str, manifest: Manifest) -> None:
-        self.files, self.number, self.attempt, self.manifest = files, number, attempt, manifest
-        self.rows: list[CapturedRow] = []
-
-    def add(self, row: CapturedRow) -> None:
-        self.rows.append(row)
-
-    def finish(self) -> ShardIndex:
-        rows = sorted(self.rows, key=lambda row: row.hint.row)
-        return write_shard(self.files, self.number, self.attempt, rows, self.manifest)
-
-    def abandon(self) -> None:
-        self.files.delete_tree(shard_prefix(self.number, self.attempt))
-
-
 class CaptureWorker:
     """Captures shards of one job, one after the other."""
 
@@ -91,7 +76,7 @@ class CaptureWorker:
         """Sends some rows through everything, into a folder that is thrown away."""
         teacher, dataset = self._loaded()
         started = time.perf_counter()
-        captured = teacher.capture(dataset, rows)
+        captured = teacher.capture(dataset, rows, SharedImages(self.manifest.teacher.dtype))
         sizes = measure(captured, self.manifest, len(tokenizer_json(teacher.vlm.path)), self.settings.rows_per_shard)
         return Preflight(
             n_rows=len(captured),
@@ -109,13 +94,17 @@ class CaptureWorker:
         started = time.perf_counter()
         files = open_files(self.settings.cache)
         counts: Counter[str] = Counter()
-        index = self._write(files, number, _counted(teacher.captured(dataset, self.manifest.rows(number)), counts))
+        shared = SharedImages(self.manifest.teacher.dtype)
+        captured = teacher.captured(dataset, self.manifest.rows(number), shared)
+        index = self._write(files, number, _counted(captured, counts))
         return ShardReport(
             number=number,
             committed=commit_shard(files, index),
             n_samples=counts["samples"],
             n_skipped=counts["skipped"],
             n_halved=counts["halved"],
+            n_shared=shared.n_shared,
+            n_different=shared.n_different,
             n_bytes=stored_bytes(index),
             seconds=time.perf_counter() - started,
         )
@@ -129,8 +118,7 @@ class CaptureWorker:
                     behind.put(row)
             return writer.finish()
         except BaseException:
-            with contextlib.suppress(OSError):  # it is the first error that says what to do
-                writer.abandon()
+            writer.abandon()
             raise
 
     def _loaded(self) -> tuple[Teacher, Dataset]:

@@ -15,6 +15,7 @@ from functools import lru_cache
 from typing import Any
 
 import torch
+import xxhash
 from PIL import Image
 
 from emkd.errors import SampleError
@@ -35,6 +36,8 @@ class Encoded:
     text_ids:          [L]
     answer_positions:  [A] index into text_ids of each answer token
     images:            spans into the Nt vision tokens
+    image_keys:        of each image, a hash of all that the model sees up to its end: tokens and pictures. To a causal
+                       model, images of equal keys are the same tokens, whatever follows
     """
 
     key: str
@@ -44,6 +47,7 @@ class Encoded:
     text_ids: torch.Tensor
     answer_positions: torch.Tensor
     images: tuple[ImageSpan, ...]
+    image_keys: tuple[str, ...]
 
     @property
     def n_tokens(self) -> int:
@@ -93,6 +97,7 @@ class Encoder:
             raise SampleError("no-answer", "the assistant's turns have no tokens")
         if int(text_positions[answer_positions[0]]) == 0:
             raise SampleError("no-prompt", "the answer begins at the first token, which nothing predicts")
+        spans = self._image_spans(inputs, images, replaced, offsets, vision_mask)
         return Encoded(
             key=sample.key,
             inputs=inputs,
@@ -100,7 +105,8 @@ class Encoder:
             text_positions=text_positions,
             text_ids=ids[text_positions],
             answer_positions=answer_positions,
-            images=self._image_spans(inputs, images, replaced, offsets, vision_mask),
+            images=spans,
+            image_keys=_image_keys(ids, vision_mask, spans, sample.images),
         )
 
     def words(self, ids: list[int]) -> str:
@@ -170,6 +176,22 @@ class Encoder:
         if seen != int(vision_mask.sum()):
             raise SampleError("image-tokens", f"{int(vision_mask.sum())} vision tokens, {seen} of them in images")
         return tuple(spans)
+
+
+def _image_keys(
+    ids: torch.Tensor, vision_mask: torch.Tensor, spans: Sequence[ImageSpan], images: Sequence[bytes]
+) -> tuple[str, ...]:
+    hashed, keys = xxhash.xxh3_128(), []
+    places = vision_mask.nonzero()[:, 0].tolist()
+    first = 0
+    for span, image in zip(spans, images, strict=True):
+        end = places[span.start + span.count - 1] + 1
+        hashed.update(ids[first:end].numpy().tobytes())
+        hashed.update(len(image).to_bytes(8, "little"))
+        hashed.update(image)
+        keys.append(hashed.hexdigest())
+        first = end
+    return tuple(keys)
 
 
 def _check_answered(turns: Sequence[Turn]) -> None:

@@ -19,6 +19,7 @@ In reading order:
     seal          the end of a job: totals, and the hash of everything
     integrity     reading: no byte is used that was not checked
     decode        a shard in memory, and records cut from it
+    rows          the rows of all shards in memory, decoded as far as they are asked for
     find          from a key or an id to a sample
     verification  every byte read and checked
     extend        more rows for a cache

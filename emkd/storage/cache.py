@@ -3,9 +3,10 @@
     cache = Cache.open(uri)
     cache.record(cache.find("a1b2c3"))
 
-Opening reads and checks four small files (one, and each shard's index, with `partial`); a shard is checked
-when it is read. Samples are the rows that were not skipped, numbered from 0 in plan order, so the samples of
-a shard are contiguous. A cache object may be pickled to another process; it holds no open file.
+Opening reads and checks four files (one, and each shard's index, with `partial`); a shard is checked when it is read.
+Of the rows, what opening and finding do not need is decoded when it is first asked for (see `rows`). Samples are the
+rows that were not skipped, numbered from 0 in plan order, so the samples of a shard are contiguous. A cache object may
+be pickled to another process; it holds no open file.
 """
 
 from collections import OrderedDict
@@ -21,6 +22,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from emkd.errors import CacheIncompleteError, DamagedCacheError, SampleNotFoundError
+from emkd.storage.buffers import Buffers
 from emkd.storage.create import create_cache
 from emkd.storage.decode import DecodedShard, read_shard
 from emkd.storage.described import count_extensions, read_manifest, table_name
@@ -29,21 +31,24 @@ from emkd.storage.find import find_sample
 from emkd.storage.index import ShardIndex, committed_shards, index_name
 from emkd.storage.manifest import TOKENIZER_NAME, Manifest
 from emkd.storage.record import ImageSpan, Record
+from emkd.storage.rows import Rows
 from emkd.storage.seal import (
     Seal,
     Totals,
     check_tokenizer,
-    count_totals,
-    merge_tables,
     read_committed,
     read_seal,
+    read_shards,
 )
-from emkd.storage.table import OK, TEXT_COLUMN, images_from_json, read_parquet, with_all_columns
+from emkd.storage.table import TEXT_COLUMN, images_from_json, with_all_columns
 from emkd.storage.verification import Damage, verify
 
 __all__ = ["Cache", "Damage", "SampleInfo", "create_cache", "verify"]
 
 _SAMPLE_COLUMNS_DROPPED = ("status", "reason", "detail")
+_INFO_COLUMNS = (
+    "row", "id", "key", "shard", "text_count", "vision_count", "answer_count", "images", "retained_mass"
+)  # fmt: skip
 _SKIPPED_COLUMNS = ("row", "id", "key", TEXT_COLUMN, "reason", "detail", "shard")
 
 
@@ -71,7 +76,7 @@ class Cache:
         files: LocalFiles,
         manifest: Manifest,
         seal: Seal | None,
-        table: pa.Table,
+        rows: Rows,
         totals: Totals,
         window: int,
     ) -> None:
@@ -81,9 +86,10 @@ class Cache:
         self.manifest = manifest
         self.seal = seal
         self.totals = totals
-        self._table = with_all_columns(table)
+        self.rows = rows
         self._window = window
         self._decoded: OrderedDict[int, DecodedShard] = OrderedDict()
+        self._buffers = Buffers()
 
     @classmethod
     def open(cls, uri: str | Path, partial: bool = False, *, window: int = 2) -> "Cache":
@@ -102,18 +108,17 @@ class Cache:
         if seal is not None:
             seal.check(files, TOKENIZER_NAME)
             name = table_name(extensions)
-            return cls(
-                files, manifest, seal, read_parquet(files.where(name), seal.check(files, name)), seal.totals, window
-            )
-        indexes = _committed_indexes(files, manifest, partial)
-        return cls(files, manifest, None, merge_tables(indexes), count_totals(manifest, indexes), window)
+            rows = Rows.read(files.where(name), seal.check(files, name))
+            return cls(files, manifest, seal, rows, seal.totals, window)
+        committed = read_shards(files, manifest, _committed(files, manifest, partial))
+        return cls(files, manifest, None, Rows.of(committed.table), committed.totals, window)
 
     def __len__(self) -> int:
         return self.n_samples
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the decoded shards: another process reads its own."""
-        return self.__dict__ | {"_decoded": OrderedDict()}
+        return self.__dict__ | {"_decoded": OrderedDict(), "_buffers": Buffers()}
 
     @property
     def sealed(self) -> bool:
@@ -128,39 +133,46 @@ class Cache:
 
     @property
     def n_samples(self) -> int:
-        return len(self.samples)
+        return len(self.rows.samples)
 
     @cached_property
     def samples(self) -> pa.Table:
         """INDEX_SCHEMA of the samples in plan order, without status, reason and detail."""
-        chosen = self._table.filter(pc.equal(self._table["status"], OK))
+        chosen = self.rows.table().filter(self.rows.is_sample)
         return chosen.drop_columns(list(_SAMPLE_COLUMNS_DROPPED)).combine_chunks()
+
+    def sample_column(self, name: str) -> pa.ChunkedArray:
+        """[samples] one column of `samples`, without a copy of the others."""
+        return self.rows[name] if self.n_samples == len(self.rows) else self.rows[name].filter(self.rows.is_sample)
 
     @cached_property
     def sample_rows(self) -> NDArray[np.int64]:
         """The row of each sample in its dataset; ascending unless the cache was extended."""
-        return self.samples["row"].to_numpy()
+        return self.rows.numbers("row")[self.rows.samples]
 
     @cached_property
     def sample_keys(self) -> list[str]:
         """The key of each sample. A key that repeats is a sample whose content repeats in the data."""
-        return self.samples["key"].to_pylist()
+        return self.sample_column("key").to_pylist()
+
+    def sample_key(self, i: int) -> str:
+        """The key of sample `i`. SampleNotFoundError where there is no such sample."""
+        return str(self.rows["key"][self._place(i)].as_py())
 
     @property
     def knows_texts(self) -> bool:
         """Whether each row has its text_sha256: older versions wrote none."""
-        return bool(self._table[TEXT_COLUMN].null_count == 0)
+        return bool(self.rows[TEXT_COLUMN].null_count == 0)
 
     @cached_property
     def skipped(self) -> pa.Table:
         """The rows that have no record, with _SKIPPED_COLUMNS."""
-        chosen = self._table.filter(pc.not_equal(self._table["status"], OK))
-        return chosen.select(list(_SKIPPED_COLUMNS)).combine_chunks()
+        return self.rows.skipped(_SKIPPED_COLUMNS)
 
     @cached_property
     def shards(self) -> tuple[int, ...]:
         """Numbers of the shards that can be read, ascending: all of the plan, where the cache is sealed."""
-        return tuple(sorted(pc.unique(self._table["shard"]).to_pylist()))
+        return tuple(sorted(pc.unique(self.rows["shard"]).to_pylist()))
 
     @cached_property
     def shard_sizes(self) -> tuple[int, ...]:
@@ -183,11 +195,12 @@ class Cache:
         SampleNotFoundError where there is none (with the reason, if the row was skipped); UsageError where
         there are several, with their keys.
         """
-        return find_sample(self.samples, self.skipped, key_or_id, str(self.files.root))
+        return find_sample(self.rows, key_or_id, str(self.files.root))
 
     def sample_info(self, i: int) -> SampleInfo:
         """What the index says of sample `i`. SampleNotFoundError where there is no such sample."""
-        row = self.samples.slice(self._checked_number(i), 1).to_pylist()[0]
+        place = self._place(i)
+        row = {name: self.rows[name][place].as_py() for name in _INFO_COLUMNS}
         return SampleInfo(
             number=i,
             row=row["row"],
@@ -201,17 +214,21 @@ class Cache:
             retained_mass=row["retained_mass"],
         )
 
-    def read_shard(self, shard: int) -> DecodedShard:
-        """All arrays of a shard, read and checked now. Errors as samples_of_shard, and DamagedCacheError."""
+    def shard_index(self, shard: int) -> ShardIndex:
+        """The index of a shard, read and checked now. Errors as samples_of_shard, and DamagedCacheError."""
         self.samples_of_shard(shard)
         data = None if self.seal is None else self.seal.check(self.files, index_name(shard))
         index = read_committed(self.files, shard, self.manifest, data)
-        if not with_all_columns(index.table).equals(self._table.filter(pc.equal(self._table["shard"], shard))):
+        if not with_all_columns(index.table).equals(self.rows.of_shard(shard)):
             raise DamagedCacheError(
                 f"{self.files.where(index_name(shard))}: other rows than when the cache was opened: the shard was made "
                 "anew since; open the cache again"
             )
-        return read_shard(self.files, index, self.manifest)
+        return index
+
+    def read_shard(self, shard: int) -> DecodedShard:
+        """All arrays of a shard, read and checked now. Errors as shard_index."""
+        return read_shard(self.files, self.shard_index(shard), self.manifest)
 
     def record(self, i: int) -> Record:
         """Sample `i`. Keeps the last `window` shards, so reading shard by shard decodes each one once."""
@@ -220,13 +237,15 @@ class Cache:
             self._decoded.move_to_end(shard)
         else:
             while len(self._decoded) >= self._window:  # before reading: it bounds the memory
-                self._decoded.popitem(last=False)
-            self._decoded[shard] = self.read_shard(shard)
+                _, oldest = self._decoded.popitem(last=False)
+                self._buffers.clear()
+                oldest.release(self._buffers)
+            self._decoded[shard] = read_shard(self.files, self.shard_index(shard), self.manifest, self._buffers)
         return self._decoded[shard].record(i - self.samples_of_shard(shard).start)
 
     @cached_property
     def _shard_of_sample(self) -> NDArray[np.int32]:
-        return self.samples["shard"].to_numpy()
+        return self.rows.numbers("shard")[self.rows.samples]
 
     @cached_property
     def _samples_by_shard(self) -> dict[int, range]:
@@ -239,9 +258,13 @@ class Cache:
             raise SampleNotFoundError(f"{self.files.root}: no sample {i}, it has {self.n_samples} samples")
         return i
 
+    def _place(self, i: int) -> int:
+        """Which of the rows sample `i` is."""
+        return int(self.rows.samples[self._checked_number(i)])
 
-def _committed_indexes(files: LocalFiles, manifest: Manifest, partial: bool) -> list[ShardIndex]:
-    """The indexes of the committed shards; CacheIncompleteError unless `partial`."""
+
+def _committed(files: LocalFiles, manifest: Manifest, partial: bool) -> list[int]:
+    """Numbers of the committed shards; CacheIncompleteError unless `partial`."""
     committed = sorted(set(committed_shards(files)) & set(manifest.shards))
     if not partial:
         raise CacheIncompleteError(
@@ -249,4 +272,4 @@ def _committed_indexes(files: LocalFiles, manifest: Manifest, partial: bool) -> 
             "cache-teacher command again (it does only what is missing), or use --partial to train on what "
             "is there"
         )
-    return [read_committed(files, shard, manifest) for shard in committed]
+    return committed

@@ -14,20 +14,22 @@ from emkd.storage.manifest import Manifest
 from emkd.storage.record import CapturedRow, Record
 
 
-def check_rows(rows: Sequence[CapturedRow], number: int, manifest: Manifest) -> None:
-    """ValueError unless these are the plan's rows of shard `number` and their records are well formed."""
+def check_plan(found: Sequence[int], number: int, manifest: Manifest) -> None:
+    """ValueError unless these are the plan's rows of shard `number`."""
     expected = list(manifest.rows(number))
-    found = [row.hint.row for row in rows]
-    if found != expected:
+    if list(found) != expected:
         raise ValueError(
             f"shard {number}: its rows in the plan are {expected[0]} to {expected[-1]} in order, got "
-            f"{len(found)} rows {found[:3]}...; give skipped rows too, with their reason"
+            f"{len(found)} rows {list(found[:3])}...; give skipped rows too, with their reason"
         )
-    for row in rows:
-        try:
-            _check_row(row, manifest)
-        except ValueError as error:
-            raise ValueError(f"shard {number}, row {row.hint.row} (key {row.key!r:.20}): {error}") from error
+
+
+def check_row(row: CapturedRow, number: int, manifest: Manifest) -> None:
+    """ValueError unless its record is well formed."""
+    try:
+        _check_row(row, manifest)
+    except ValueError as error:
+        raise ValueError(f"shard {number}, row {row.hint.row} (key {row.key!r:.20}): {error}") from error
 
 
 def _check_row(row: CapturedRow, manifest: Manifest) -> None:

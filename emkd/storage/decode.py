@@ -1,29 +1,56 @@
 """A shard in memory, and records cut from it.
 
-The arrays are decompressed once and kept in their types on disk (bfloat16 logits take half the memory of
-float32 ones); a record is a slice, converted to float32. What needs no conversion shares the shard's memory:
-copy a record before writing into it. Shape legend in `record` and `layout`.
+The chunks of all arrays are decompressed once and kept as they are stored, which takes half of what records take; a
+record is put together when it is asked for, and its numbers are its own. Shape legend in `record` and `layout`.
 """
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import zarr
 from numpy.typing import NDArray
 
-from emkd.errors import DamagedCacheError, SampleNotFoundError
-from emkd.storage.digest import NEXT_STEP
+from emkd.errors import SampleNotFoundError
+from emkd.storage.buffers import Buffers
+from emkd.storage.codec import StoredArray
+from emkd.storage.encoding import decode
 from emkd.storage.files import LocalFiles
 from emkd.storage.index import ShardIndex
-from emkd.storage.integrity import VerifiedStore
+from emkd.storage.integrity import CheckedObjects
 from emkd.storage.layout import AXES, ArrayLayout, Axis, array_layouts
 from emkd.storage.manifest import Manifest
-from emkd.storage.precision import decode_affinity, decode_logits
 from emkd.storage.record import Record
-from emkd.storage.table import OK, images_from_json
+from emkd.storage.table import OK, images_from_json, with_all_columns
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChunkedArray:
+    """An array as its decompressed chunks, all of them equally long."""
+
+    layout: ArrayLayout
+    tokens_per_chunk: int
+    chunks: Sequence[NDArray[Any]]
+
+    @property
+    def n_bytes(self) -> int:
+        return sum(chunk.nbytes for chunk in self.chunks)
+
+    def take(self, runs: Iterable[tuple[int, int]]) -> NDArray[Any]:
+        """Elements [first, last) of the array's axis, run after run: a view where they are in one piece."""
+        parts = [part for run in runs for part in self._parts(*run)]
+        if len(parts) == 1:
+            return parts[0]
+        return np.concatenate(parts or [np.empty(self.layout.shape(0), self.layout.dtype)], axis=self.layout.token_axis)
+
+    def _parts(self, first: int, last: int) -> Iterable[NDArray[Any]]:
+        size = self.tokens_per_chunk
+        for i in range(first // size, -(-last // size)):
+            within = slice(max(first - i * size, 0), min(last - i * size, size))
+            chunk = self.chunks[i]
+            yield chunk[:, within] if self.layout.by_rank else chunk[within]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,69 +59,80 @@ class DecodedShard:
 
     number: int
     manifest: Manifest
-    layouts: tuple[ArrayLayout, ...]
-    arrays: dict[str, NDArray[Any]]
-    table: pa.Table
+    arrays: dict[str, ChunkedArray]
+    samples: Sequence[dict[str, Any]]
 
     def __len__(self) -> int:
         """Samples in the shard."""
-        return len(self.table)
+        return len(self.samples)
 
     @property
     def n_bytes(self) -> int:
         """Memory that the arrays take."""
-        return sum(array.nbytes for array in self.arrays.values())
+        return sum(array.n_bytes for array in self.arrays.values())
+
+    def release(self, buffers: Buffers) -> None:
+        """Gives the memory of the arrays to those that come next; the shard is of no use any more."""
+        for array in self.arrays.values():
+            buffers.give_back(array.chunks)
 
     def record(self, i: int) -> Record:
         """The i-th sample of the shard, 0-based. SampleNotFoundError where it has fewer."""
         if not 0 <= i < len(self):
             raise SampleNotFoundError(f"sample {i} of shard {self.number}: it has {len(self)} samples")
-        row = self.table.slice(i, 1).to_pylist()[0]
-        at = {axis: slice(row[f"{axis}_offset"], row[f"{axis}_offset"] + row[f"{axis}_count"]) for axis in AXES}
-        parts = {layout.name: self.arrays[layout.name][at[layout.axis]] for layout in self.layouts}
-        precision = self.manifest.logits_precision
-        for name in ("vision_logits", "answer_logits"):
-            parts[name] = decode_logits(parts[name], precision)
-        affinity = decode_affinity(parts.pop("affinity"), self.manifest.affinity_precision)
-        return Record(
-            key=row["key"],
-            images=images_from_json(row["images"]),
-            affinity=affinity.reshape(row["text_count"], row["vision_count"]),
-            **parts,
-        )
+        row = self.samples[i]
+        runs: dict[Axis, list[tuple[int, int]]] = {
+            axis: [(row[f"{axis}_offset"], row[f"{axis}_offset"] + row[f"{axis}_count"])] for axis in AXES
+        }
+        runs["vision"] = _runs(row["images"])
+        stored = {name: array.take(runs[array.layout.axis]) for name, array in self.arrays.items()}
+        return Record(key=row["key"], images=images_from_json(row["images"]), **decode(stored, self.manifest))
 
 
-def read_shard(files: LocalFiles, index: ShardIndex, manifest: Manifest) -> DecodedShard:
-    """Read all arrays of a committed shard, checked.
+def read_shard(
+    files: LocalFiles, index: ShardIndex, manifest: Manifest, buffers: Buffers | None = None
+) -> DecodedShard:
+    """Read all arrays of a committed shard, checked, into memory of their own or into buffers that are used again.
 
     DamagedCacheError where an object is missing or changed, or where the arrays are not the ones that the
     manifest and the index describe.
     """
-    store = VerifiedStore(files, index.prefix, index.objects)
-    where = files.where(index.prefix)
-    lengths = _lengths(index.table)
-    group = zarr.open_group(store, mode="r", zarr_format=3, use_consolidated=False)
-    layouts, arrays = array_layouts(manifest), {}
-    for layout in layouts:
-        array = group[layout.name]
-        if not isinstance(array, zarr.Array):
-            raise DamagedCacheError(f"{where}/{layout.name}: not an array. {NEXT_STEP}")
-        _check_array(where, array, layout, lengths[layout.axis])
-        arrays[layout.name] = np.asarray(array[...])
-    samples = index.table.filter(pc.equal(index.table["status"], OK))
-    return DecodedShard(number=index.shard, manifest=manifest, layouts=layouts, arrays=arrays, table=samples)
+    objects = CheckedObjects(files=files, prefix=index.prefix, objects=index.objects)
+    objects.read("zarr.json")  # nothing in it is needed here, but a damaged one would mislead others
+    table = with_all_columns(index.table)
+    lengths = _lengths(table)
+    buffers = Buffers() if buffers is None else buffers
+    arrays = {
+        layout.name: _read_array(objects, layout, lengths[layout.axis], buffers) for layout in array_layouts(manifest)
+    }
+    samples = table.filter(pc.equal(table["status"], OK)).to_pylist()
+    return DecodedShard(number=index.shard, manifest=manifest, arrays=arrays, samples=samples)
+
+
+def _read_array(objects: CheckedObjects, layout: ArrayLayout, length: int, buffers: Buffers) -> ChunkedArray:
+    described = f"{layout.name}/zarr.json"
+    stored = StoredArray.of(objects.where(described), objects.read(described), layout, length)
+    names = [f"{layout.name}/{name}" for name in stored.chunk_names()]
+    chunks = [stored.decode(objects.where(name), objects.read(name), buffers) for name in names]
+    return ChunkedArray(layout=layout, tokens_per_chunk=stored.tokens_per_chunk, chunks=chunks)
 
 
 def _lengths(table: pa.Table) -> dict[Axis, int]:
-    """Elements along each axis of the shard's arrays, as the index has them."""
-    return {axis: pc.sum(table[f"{axis}_count"]).as_py() or 0 for axis in AXES}
+    """Elements along each axis of the shard's arrays, as the index has them: vision tokens that several rows share
+    count once."""
+    lengths: dict[Axis, int] = {axis: pc.sum(table[f"{axis}_count"]).as_py() or 0 for axis in AXES}
+    images = table["images"].combine_chunks().flatten()
+    ends = pc.add(images.field("offset"), images.field("count"))
+    return lengths | {"vision": pc.max(ends).as_py() or 0}
 
 
-def _check_array(where: str, array: zarr.Array[Any], layout: ArrayLayout, length: int) -> None:
-    found = (array.shape, array.dtype, array.attrs.get("precision"))
-    expected = (layout.shape(length), layout.dtype, layout.attributes.get("precision"))
-    if found != expected:
-        raise DamagedCacheError(
-            f"{where}/{layout.name}: shape, type and precision are {found}, expected {expected} from the "
-            f"manifest and the index. {NEXT_STEP}"
-        )
+def _runs(images: Iterable[dict[str, Any]]) -> list[tuple[int, int]]:
+    """Where a sample's vision tokens are, [first, last) of the shard's; images that follow each other are one run."""
+    runs: list[tuple[int, int]] = []
+    for image in images:
+        first, last = image["offset"], image["offset"] + image["count"]
+        if runs and runs[-1][1] == first:
+            runs[-1] = (runs[-1][0], last)
+        elif image["count"]:
+            runs.append((first, last))
+    return runs

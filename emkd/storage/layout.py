@@ -1,107 +1,165 @@
 """The arrays of a shard: names, shapes, types, chunks, codecs.
 
-Shape legend: n_text, n_vision, n_answer are the tokens of all the shard's samples together, n_pairs is the
-sum of L * Nt over the samples; k, k' and the rest as in `record`.
+Shape legend: n_text, n_vision, n_answer are the tokens of all the shard's samples together (vision tokens that several
+samples share are there once), n_pairs is the sum of L * Nt over the samples; k, k' and the rest as in `record`.
 
-    text_ids               [n_text]        int32
-    vision_ids             [n_vision, k]   int32
-    vision_logits          [n_vision, k]   bfloat16 as uint16, float16 or float32
-    vision_tail_logsumexp  [n_vision]      float32
-    vision_tail_mean       [n_vision]      float32
-    affinity               [n_pairs]       int8, float16 or float32; each sample's [L, Nt], row by row
-    answer_positions       [n_answer]      int32
-    answer_ids             [n_answer, k']  int32
-    answer_logits          [n_answer, k']  as vision_logits
-    answer_tail_logsumexp  [n_answer]      float32
+    text_ids                [n_text]        int32
+    vision_ids_low          [n_vision, k]   uint16: the lower 16 bits
+    vision_ids_high         [n_vision, k]   uint8: what is above them; only where V > 65,536
+    vision_logits           [k, n_vision]   uint16 or uint32: keys, rank by rank (see `rearrange`)
+    vision_tail_logsumexp   [n_vision]      float32
+    vision_tail_mean        [n_vision]      float32
+    affinity                [n_pairs]       int8, float16 or float32; each sample's [Nt, L], row by row
+    answer_positions        [n_answer]      int32
+    answer_ids_low, answer_ids_high, answer_logits as for vision tokens, with k'
+    answer_tail_logsumexp   [n_answer]      float32
 
-Chunks hold up to 16,384 tokens of a two-dimensional array (4 MB of ids at k = 64; smaller ones read slower,
-larger ones cost memory) and 4 MiB of a one-dimensional one, and are all of nearly the same size: the last
-one is not padded with thousands of zeros. Only codecs of the Zarr v3 core are used, so that any Zarr reader
-opens a shard.
+Shards of format version 1 have ids as int32 [n, k], logits as they are [n, k], and affinity text token by text token.
+
+Chunks hold 16,384 tokens of a two-dimensional array (smaller ones read slower, larger ones cost memory) and 4 MiB of
+a one-dimensional one, or the whole array if it is smaller. Only codecs of the Zarr v3 core are used, so that any Zarr
+reader opens a shard.
 """
 
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
-from zarr.codecs import BloscCodec, ZstdCodec
 
-from emkd.storage.manifest import Manifest
-from emkd.storage.precision import affinity_dtype, logits_dtype
+from emkd.storage.manifest import Compression, Manifest
+from emkd.storage.precision import STEPS, affinity_dtype, logits_dtype
+from emkd.storage.rearrange import LOW_BITS, key_dtype
 
 TOKENS_PER_CHUNK = 16_384
 BYTES_PER_CHUNK = 4 * 2**20
-ZSTD_LEVEL = 3
-BLOSC_BLOCK_BYTES = 2**20  # Blosc's own choice is smaller and compresses less
 
 Axis = Literal["text", "vision", "affinity", "answer"]
 AXES: tuple[Axis, ...] = ("text", "vision", "affinity", "answer")
+Shuffle = Literal["noshuffle", "shuffle", "bitshuffle"]
+
+_TAIL = {"meaning": "natural logarithm of the sum of exp of the V - k logits that are not stored"}
+_MEAN = {"meaning": "mean of the V - k logits that are not stored; 0 where there are none"}
+_PLACE = {"meaning": "index of the answer token among its sample's text tokens"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class ArrayLayout:
-    """One array. `axis` is what it is concatenated along; `width` its second dimension, None for none."""
+    """One array.
+
+    axis:     what it is concatenated along
+    width:    its other dimension, None for none
+    by_rank:  that other dimension comes first
+    shuffle:  of Blosc, before compression
+    """
 
     name: str
     axis: Axis
     dtype: np.dtype[Any]
     width: int | None = None
+    by_rank: bool = False
+    shuffle: Shuffle = "bitshuffle"
+    compression: Compression = "zstd"
     attributes: dict[str, Any] = field(default_factory=dict)
 
-    def shape(self, length: int) -> tuple[int, ...]:
-        return (length,) if self.width is None else (length, self.width)
+    @property
+    def token_axis(self) -> int:
+        return 1 if self.by_rank else 0
 
-    def chunks(self, length: int) -> tuple[int, ...]:
-        """Shape of a chunk: as few chunks as the limits allow, all of nearly the same size."""
-        limit = BYTES_PER_CHUNK // self.dtype.itemsize if self.width is None else TOKENS_PER_CHUNK
-        n_chunks = max(1, -(-length // limit))
-        return self.shape(max(1, -(-length // n_chunks)))
+    @property
+    def tokens_per_chunk(self) -> int:
+        return BYTES_PER_CHUNK // self.dtype.itemsize if self.width is None else TOKENS_PER_CHUNK
+
+    def shape(self, length: int) -> tuple[int, ...]:
+        if self.width is None:
+            return (length,)
+        return (self.width, length) if self.by_rank else (length, self.width)
 
     @property
     def dimension_names(self) -> tuple[str, ...]:
         first = {"affinity": "text_vision_pair"}.get(self.axis, f"{self.axis}_token")
-        return (first,) if self.width is None else (first, "rank")
-
-    @property
-    def codec(self) -> BloscCodec | ZstdCodec:
-        if self.dtype == np.int8:  # shuffling the bits of cosines makes them larger
-            return ZstdCodec(level=ZSTD_LEVEL)
-        return BloscCodec(
-            typesize=self.dtype.itemsize,
-            cname="zstd",
-            clevel=ZSTD_LEVEL,
-            shuffle="bitshuffle",
-            blocksize=BLOSC_BLOCK_BYTES,
-        )
+        if self.width is None:
+            return (first,)
+        return ("rank", first) if self.by_rank else (first, "rank")
 
 
 def array_layouts(manifest: Manifest) -> tuple[ArrayLayout, ...]:
     """The arrays of every shard of a cache, in the order of the module's table."""
+    if manifest.format_version == 1:
+        return _first_layouts(manifest)
+    compression = manifest.compression or "zstd"
+    int32, float32 = np.dtype(np.int32), np.dtype(np.float32)
+    layouts = [
+        ArrayLayout(name="text_ids", axis="text", dtype=int32),
+        *_token_layouts("vision", manifest.top_k, manifest),
+        ArrayLayout(name="vision_tail_logsumexp", axis="vision", dtype=float32, attributes=_TAIL),
+        ArrayLayout(name="vision_tail_mean", axis="vision", dtype=float32, attributes=_MEAN),
+        ArrayLayout(
+            name="affinity",
+            axis="affinity",
+            dtype=affinity_dtype(manifest.affinity_precision),
+            shuffle="noshuffle" if (compression, manifest.affinity_precision) == ("zstd", "int8") else "bitshuffle",
+            attributes=_affinity_attributes(manifest),
+        ),
+        ArrayLayout(name="answer_positions", axis="answer", dtype=int32, attributes=_PLACE),
+        *_token_layouts("answer", manifest.answer_top_k, manifest),
+        ArrayLayout(name="answer_tail_logsumexp", axis="answer", dtype=float32, attributes=_TAIL),
+    ]
+    return tuple(ArrayLayout(**{**vars(layout), "compression": compression}) for layout in layouts)
+
+
+def _token_layouts(axis: Literal["vision", "answer"], k: int, manifest: Manifest) -> list[ArrayLayout]:
+    """ids and logits of one kind of tokens."""
+    low = ArrayLayout(
+        name=f"{axis}_ids_low",
+        axis=axis,
+        dtype=np.dtype(np.uint16),
+        width=k,
+        shuffle="shuffle",  # the lower of the two bytes does not compress at all, and is then only copied
+        attributes={"meaning": "lower 16 bits of the ids, by descending logit; equal ones by ascending id"},
+    )
+    high = ArrayLayout(
+        name=f"{axis}_ids_high",
+        axis=axis,
+        dtype=np.dtype(np.uint8),
+        width=k,
+        attributes={"meaning": f"id >> {LOW_BITS}"},
+    )
+    logits = ArrayLayout(
+        name=f"{axis}_logits",
+        axis=axis,
+        dtype=key_dtype(logits_dtype(manifest.logits_precision)),
+        width=k,
+        by_rank=True,
+        attributes=_key_attributes(manifest),
+    )
+    return [low, high, logits] if manifest.vocabulary_size > 1 << LOW_BITS else [low, logits]
+
+
+def _first_layouts(manifest: Manifest) -> tuple[ArrayLayout, ...]:
+    """Those of format version 1."""
     int32, float32 = np.dtype(np.int32), np.dtype(np.float32)
     k, answer_k = manifest.top_k, manifest.answer_top_k
     logits: dict[str, Any] = {
         "dtype": logits_dtype(manifest.logits_precision),
         "attributes": _logits_attributes(manifest),
     }
-    tail = {"meaning": "natural logarithm of the sum of exp of the V - k logits that are not stored"}
-    mean = {"meaning": "mean of the V - k logits that are not stored; 0 where there are none"}
-    place = {"meaning": "index of the answer token among its sample's text tokens"}
     return (
         ArrayLayout(name="text_ids", axis="text", dtype=int32),
         ArrayLayout(name="vision_ids", axis="vision", dtype=int32, width=k),
         ArrayLayout(name="vision_logits", axis="vision", width=k, **logits),
-        ArrayLayout(name="vision_tail_logsumexp", axis="vision", dtype=float32, attributes=tail),
-        ArrayLayout(name="vision_tail_mean", axis="vision", dtype=float32, attributes=mean),
+        ArrayLayout(name="vision_tail_logsumexp", axis="vision", dtype=float32, attributes=_TAIL),
+        ArrayLayout(name="vision_tail_mean", axis="vision", dtype=float32, attributes=_MEAN),
         ArrayLayout(
             name="affinity",
             axis="affinity",
             dtype=affinity_dtype(manifest.affinity_precision),
+            shuffle="noshuffle" if manifest.affinity_precision == "int8" else "bitshuffle",
             attributes=_affinity_attributes(manifest),
         ),
-        ArrayLayout(name="answer_positions", axis="answer", dtype=int32, attributes=place),
+        ArrayLayout(name="answer_positions", axis="answer", dtype=int32, attributes=_PLACE),
         ArrayLayout(name="answer_ids", axis="answer", dtype=int32, width=answer_k),
         ArrayLayout(name="answer_logits", axis="answer", width=answer_k, **logits),
-        ArrayLayout(name="answer_tail_logsumexp", axis="answer", dtype=float32, attributes=tail),
+        ArrayLayout(name="answer_tail_logsumexp", axis="answer", dtype=float32, attributes=_TAIL),
     )
 
 
@@ -131,11 +189,29 @@ def _logits_attributes(manifest: Manifest) -> dict[str, Any]:
     return attributes
 
 
+def _key_attributes(manifest: Manifest) -> dict[str, Any]:
+    number = {"bfloat16": "the upper 16 bits of the float32"}.get(manifest.logits_precision, "the number")
+    if manifest.logits_precision in STEPS:
+        number = f"the logit in multiples of {STEPS[manifest.logits_precision]:g}"
+    return {
+        "precision": manifest.logits_precision,
+        "kind": "raw logits, descending; equal ones by ascending id",
+        "temperature": 1,
+        "stored_as": f"keys: {number} as unsigned integers of the same order; the first rank, then how much each rank "
+        "falls below the one before it",
+    }
+
+
 def _affinity_attributes(manifest: Manifest) -> dict[str, Any]:
+    order = "[text, vision]" if manifest.format_version == 1 else "[vision, text]"
     attributes = {
         "precision": manifest.affinity_precision,
-        "kind": "cosine similarity of hidden states; each sample's [text, vision] matrix row by row",
+        "kind": f"cosine similarity of hidden states; each sample's {order} matrix row by row",
     }
     if manifest.affinity_precision == "int8":
         attributes["stored_as"] = "round(127 * cosine): divide by 127"
+        if manifest.format_version > 1:
+            attributes["stored_as"] = (
+                "round(127 * cosine), as differences from vision token to vision token but for every 32nd of a sample"
+            )
     return attributes

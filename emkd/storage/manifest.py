@@ -8,7 +8,7 @@ manifest also has the extensions of the cache (see `plan`), so that it knows eve
 import json
 from collections.abc import Iterator, Sequence
 from functools import cached_property
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
@@ -17,13 +17,14 @@ from emkd.storage.digest import canonical_json, sha256_hex
 from emkd.storage.plan import DatasetIdentity, Extension, Positive, ShardPlan, Stored
 from emkd.storage.precision import AffinityPrecision, LogitsPrecision
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MANIFEST_NAME = "manifest.json"
 TOKENIZER_NAME = "tokenizer.json"
 
 _UNCOMPARED = "created_by"
 _RUNS_DIFFER_IN = {_UNCOMPARED: True, "tokenizer": {"chat_template": True}}  # the template's hash is compared
 RESTORE_MANIFEST = "restore the file from a copy, or run the command that began the cache again with --repair"
+Compression = Literal["zstd", "lz4"]
 ROWS = frozenset({"dataset", "plan"})  # the fields that an extension may have others of
 
 
@@ -73,6 +74,7 @@ class TokenizerIdentity(Stored):
 class Manifest(Stored):
     """See the module. `top_k` ids are stored for a vision token, `answer_top_k` for an answer token.
 
+    `compression` is of all arrays: zstd is smaller, lz4 is read faster. Format version 1 has no such field (None).
     `dataset` and `plan` are those that the cache was begun with; `extensions`, in their order, are files of
     their own. Use `shards`, `rows`, `dataset_of` and so on, which know both.
     """
@@ -85,6 +87,7 @@ class Manifest(Stored):
     answer_top_k: Positive
     logits_precision: LogitsPrecision = "bfloat16"
     affinity_precision: AffinityPrecision = "int8"
+    compression: Compression | None = "zstd"
     batch_tokens: Positive
     max_length: Positive | None = None
     dataset: DatasetIdentity
@@ -97,6 +100,8 @@ class Manifest(Stored):
         for name in ("top_k", "answer_top_k"):
             if getattr(self, name) > self.vocabulary_size:
                 raise ValueError(f"{name} is {getattr(self, name)}, but V is {self.vocabulary_size}")
+        if (self.compression is None) != (self.format_version == 1):
+            raise ValueError(f"compression is {self.compression} in format version {self.format_version}")
         if self.plan.n_rows > self.dataset.n_rows:
             raise ValueError(f"plan.n_rows is {self.plan.n_rows}, the dataset has {self.dataset.n_rows}")
         return self
@@ -167,6 +172,10 @@ class Manifest(Stored):
         tokenizer = self.tokenizer.model_copy(update={"chat_template": None})
         return self.model_copy(update={"tokenizer": tokenizer})
 
+    def in_first_format(self) -> "Manifest":
+        """As it was written in format version 1, in which a cache that was begun so goes on."""
+        return self.model_copy(update={"format_version": 1, "compression": None})
+
     def to_bytes(self) -> bytes:
         """The content of manifest.json: indented JSON, keys sorted."""
         value = self.model_dump(mode="json")
@@ -187,6 +196,8 @@ class Manifest(Stored):
                 f"{FORMAT_VERSION}. Install a newer emkd to read this cache"
             )
         try:
+            if version == 1:
+                value.setdefault("compression", None)
             if isinstance(value, dict) and "extensions" in value:
                 raise DamagedCacheError(f"{where}: extensions are files of their own; {RESTORE_MANIFEST}")
             return cls.model_validate(value)
@@ -209,6 +220,7 @@ def setting_conflicts(cache: Manifest, run: Manifest) -> list[str]:
 
 
 def _conflicts(cache: Manifest, run: Manifest, exclude: dict[str, Any]) -> list[str]:
+    run = run.in_first_format() if cache.format_version == 1 else run
     pair = (cache.model_dump(mode="json", exclude=exclude), run.model_dump(mode="json", exclude=exclude))
     return list(_differences("", *pair))
 

@@ -4,12 +4,14 @@
                           error at most 2**-8 (normal numbers)
                float16    IEEE half
                float32    exact
+               step0.1    multiples of 0.1, as int16; absolute error at most 0.05
+               step0.2    multiples of 0.2, as int16; absolute error at most 0.1
     affinity   int8       round(127 a); absolute error at most 1/254
                float16    IEEE half
                float32    exact
 
-All rounding is to nearest, ties to even. Nothing is changed in silence: NaN, a finite logit that would
-become infinite, and an affinity that is no cosine are a ValueError.
+All rounding is to nearest, ties to even; a zero has no sign. Nothing is changed in silence: NaN, a finite logit that
+would become infinite or has no such multiple, and an affinity that is no cosine are a ValueError.
 """
 
 from typing import Any, Literal, get_args
@@ -17,13 +19,16 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-LogitsPrecision = Literal["bfloat16", "float16", "float32"]
+LogitsPrecision = Literal["bfloat16", "float16", "float32", "step0.1", "step0.2"]
 AffinityPrecision = Literal["int8", "float16", "float32"]
 
 # Cosines computed in low precision come out a hair beyond 1: this much is rounding, more is a mistake.
 COSINE_TOLERANCE = 1e-3
 
-_LOGITS_DTYPES = {"bfloat16": np.uint16, "float16": np.float16, "float32": np.float32}
+# What precisions that round logits to multiples round them to.
+STEPS = {"step0.1": 0.1, "step0.2": 0.2}
+
+_LOGITS_DTYPES = {"bfloat16": np.uint16, "float16": np.float16, "float32": np.float32} | dict.fromkeys(STEPS, np.int16)
 _AFFINITY_DTYPES = {"int8": np.int8, "float16": np.float16, "float32": np.float32}
 
 
@@ -38,27 +43,42 @@ def affinity_dtype(precision: AffinityPrecision) -> np.dtype[Any]:
 
 
 def encode_logits(logits: NDArray[np.float32], precision: LogitsPrecision) -> NDArray[Any]:
-    """Round float32 logits of any shape to what is stored. Infinities stay; NaN and overflow: ValueError."""
-    dtype = logits_dtype(precision)
-    values = np.ascontiguousarray(logits, dtype=np.float32)
+    """Round float32 logits of any shape to what is stored: numbers, but for bfloat16 their upper 16 bits.
+
+    Infinities stay where the precision has them; NaN and overflow: ValueError.
+    """
+    values = np.ascontiguousarray(logits, dtype=np.float32) + np.float32(0)  # -0 becomes 0
     if np.isnan(values).any():
         raise ValueError(f"logits: {int(np.isnan(values).sum())} of {values.size} are NaN; expected numbers")
+    if precision in STEPS:
+        return _multiples(values, precision)
     if precision == "float32":
         return values
     if precision == "bfloat16":
         stored = _bfloat16_bits(values)
-        overflow = np.isfinite(values) & ((stored & 0x7FFF) == 0x7F80)
+        stored[stored == 0x8000] = 0  # less than half of the smallest number below 0
+        became_infinite = (stored & 0x7FFF) == 0x7F80
     else:
         with np.errstate(over="ignore"):  # reported below, with the value
-            stored = values.astype(dtype)
-        overflow = np.isfinite(values) & np.isinf(stored)
-    if overflow.any():
-        worst = values[overflow].flat[0]
+            stored = values.astype(logits_dtype(precision))
+        became_infinite = np.isinf(stored)
+    if became_infinite.any():
+        _refuse(values, became_infinite & np.isfinite(values), f"{precision} and would become infinite")
+    return stored + stored.dtype.type(0) if precision == "float16" else stored
+
+
+def _multiples(values: NDArray[np.float32], precision: str) -> NDArray[np.int16]:
+    multiples = np.rint(values / np.float32(STEPS[precision]))
+    _refuse(values, ~(np.abs(multiples) <= np.iinfo(np.int16).max), f"{precision}, which ends at multiple 32767")
+    return multiples.astype(np.int16)
+
+
+def _refuse(values: NDArray[np.float32], wrong: NDArray[np.bool_], why: str) -> None:
+    if wrong.any():
         raise ValueError(
-            f"logits: {float(worst):g} does not fit in {precision} and would become infinite "
-            f"({int(overflow.sum())} of {values.size} values); store them as bfloat16 or float32"
+            f"logits: {float(values[wrong].flat[0]):g} does not fit in {why} "
+            f"({int(wrong.sum())} of {values.size} values); store them as bfloat16 or float32"
         )
-    return stored
 
 
 def decode_logits(stored: NDArray[Any], precision: LogitsPrecision) -> NDArray[np.float32]:
@@ -70,6 +90,8 @@ def decode_logits(stored: NDArray[Any], precision: LogitsPrecision) -> NDArray[n
         bits = stored.astype(np.uint32)
         bits <<= 16
         return bits.view(np.float32)
+    if precision in STEPS:
+        return stored * np.float32(STEPS[precision])
     return stored.astype(np.float32, copy=False)
 
 
@@ -104,8 +126,11 @@ def decode_affinity(stored: NDArray[Any], precision: AffinityPrecision) -> NDArr
     dtype = affinity_dtype(precision)
     if stored.dtype != dtype:
         raise ValueError(f"affinity of precision {precision} is stored as {dtype}, got {stored.dtype}")
-    values = stored.astype(np.float32, copy=False)
-    return values / np.float32(127) if precision == "int8" else values
+    if precision == "int8":
+        values = stored.astype(np.float32)
+        values /= np.float32(127)
+        return values
+    return stored.astype(np.float32, copy=False)
 
 
 def _bfloat16_bits(values: NDArray[np.float32]) -> NDArray[np.uint16]:

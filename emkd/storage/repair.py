@@ -87,17 +87,19 @@ def _check_plans(files: LocalFiles, damages: Sequence[Damage]) -> None:
 
 
 def _same_run(files: LocalFiles, run: Manifest, damaged: set[str]) -> Manifest:
-    """The manifest that takes the place of a damaged one: the run's, or where the cache was begun before it kept the
-    chat template, that without it. The first plan's shards were written under it, and the first extension extends it.
+    """The manifest that takes the place of a damaged one: the run's, or that with which an older version would have
+    begun the cache, without the chat template or in the first format. The first plan's shards were written under it,
+    and the first extension extends it.
     """
     first = parse_extension(files, 1) if count_extensions(files) else None
     named = {} if first is None else {plan_name(1): first.parent_sha256}
     for shard in committed_shards(files):
         if index_name(shard) not in damaged and (first is None or shard < first.first_shard):
             named[index_name(shard)] = read_index(files, shard).settings_sha256
-    older = run.without_chat_template()
-    if named and set(named.values()) == {older.settings_sha256}:
-        return older
+    older = [run.without_chat_template(), run.in_first_format(), run.without_chat_template().in_first_format()]
+    for manifest in older:
+        if named and set(named.values()) == {manifest.settings_sha256}:
+            return manifest
     for name, settings_sha256 in named.items():
         if settings_sha256 != run.settings_sha256:
             raise CacheConflictError(

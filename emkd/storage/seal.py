@@ -9,7 +9,8 @@ A cache with extensions has a seal and a table for each (see `described`), and t
 
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -22,7 +23,7 @@ from emkd.storage.files import LocalFiles
 from emkd.storage.index import ShardIndex, changed_sizes, index_name, missing_shards, read_index
 from emkd.storage.layout import array_layouts
 from emkd.storage.manifest import MANIFEST_NAME, TOKENIZER_NAME, Manifest
-from emkd.storage.table import INDEX_SCHEMA, OK, TEXT_COLUMN, read_parquet, with_all_columns, write_parquet
+from emkd.storage.table import INDEX_SCHEMA, OK, TEXT_COLUMN, read_parquet, with_texts, write_parquet
 
 
 class _Stored(BaseModel):
@@ -63,8 +64,10 @@ class Seal(_Stored):
         return checked(files.where(name), files.read(name), self.objects[name].digest)
 
 
-def seal(files: LocalFiles) -> Seal:
+def seal(files: LocalFiles, committed: "Committed | None" = None) -> Seal:
     """Seal a cache whose shards are all committed, durably.
+
+    committed: what `read_shards` found just now, sizes checked; read here where it is not that of all shards
 
     Sealing a sealed cache returns its seal. InputNotFoundError where there is no cache,
     CacheIncompleteError where shards are missing, DamagedCacheError where an index cannot be read or an
@@ -80,12 +83,11 @@ def seal(files: LocalFiles) -> Seal:
             f"{files.root}: {len(missing)} of {len(manifest.shards)} shards are missing (the first is {missing[0]}, of "
             f"{_data_names(manifest, missing[0])}); run cache-teacher again with that data: it does only those"
         )
-    indexes = [read_committed(files, shard, manifest) for shard in manifest.shards]
-    for index in indexes:
-        _check_sizes(files, index)
+    if committed is None or list(committed.indexes) != [index_name(shard) for shard in manifest.shards]:
+        committed = read_shards(files, manifest, manifest.shards, check_sizes=True)
     check_tokenizer(files, manifest)
-    _create_table(files, manifest, indexes)
-    body = _summary(files, manifest, indexes)
+    _create_table(files, manifest, committed.table)
+    body = _summary(files, manifest, committed)
     envelope = seal_envelope(body.model_dump(mode="json"))
     text = json.dumps(envelope, indent=2, sort_keys=True, ensure_ascii=False)
     number = len(manifest.extensions)
@@ -142,12 +144,49 @@ def check_tokenizer(files: LocalFiles, manifest: Manifest) -> bytes:
     return data
 
 
-def merge_tables(indexes: list[ShardIndex]) -> pa.Table:
+@dataclass(frozen=True, kw_only=True)
+class Committed:
+    """What some committed shards have together: their rows in plan order, totals, and size and hash of each index."""
+
+    table: pa.Table
+    totals: Totals
+    indexes: dict[str, SealedObject]
+
+
+def read_shards(
+    files: LocalFiles, manifest: Manifest, shards: Sequence[int], *, check_sizes: bool = False
+) -> Committed:
+    """Read and check the indexes of committed shards, each of them once: of a shard nothing is kept but its rows and
+    sums. With `check_sizes`, each of its objects has to be there in its size. DamagedCacheError."""
+    tables: list[pa.Table] = []
+    n_bytes = Counter({name: 0 for name in ("group", *(layout.name for layout in array_layouts(manifest)))})
+    indexes: dict[str, SealedObject] = {}
+    for shard in shards:
+        name = index_name(shard)
+        data = _whole(files, name)
+        index = read_committed(files, shard, manifest, data)
+        if check_sizes:
+            _check_sizes(files, index)
+        tables.append(index.table)
+        indexes[name] = _sealed(data)
+        for part, size in _parts(index):
+            n_bytes[part] += size
+    table = _merged(tables).combine_chunks()
+    counts = {f"{axis}_tokens": pc.sum(table[f"{axis}_count"]).as_py() or 0 for axis in ("vision", "text", "answer")}
+    return Committed(table=table, totals=Totals(**counts, n_bytes=dict(n_bytes)), indexes=indexes)
+
+
+def _merged(tables: list[pa.Table]) -> pa.Table:
     """The rows of all indexes, in their order. Those of an older version make the table that it would have made."""
-    tables = [index.table for index in indexes]
-    if not tables or any(TEXT_COLUMN in table.column_names for table in tables):
-        tables = [INDEX_SCHEMA.empty_table(), *map(with_all_columns, tables)]
-    return pa.concat_tables(tables)
+    if any(TEXT_COLUMN in table.column_names for table in tables):
+        tables = list(map(with_texts, tables))
+    return pa.concat_tables(tables or [INDEX_SCHEMA.empty_table()])
+
+
+def _parts(index: ShardIndex) -> Iterator[tuple[str, int]]:
+    """(array, stored bytes) of every object of a shard; what belongs to no array is "group"."""
+    for name, digest in index.objects.items():
+        yield (name.partition("/")[0] if "/" in name else "group", digest.n_bytes)
 
 
 def _check_sizes(files: LocalFiles, index: ShardIndex) -> None:
@@ -156,9 +195,9 @@ def _check_sizes(files: LocalFiles, index: ShardIndex) -> None:
         raise DamagedCacheError(f"{files.where(changed[0])}: gone or of another size. {NEXT_STEP}")
 
 
-def _create_table(files: LocalFiles, manifest: Manifest, indexes: list[ShardIndex]) -> None:
+def _create_table(files: LocalFiles, manifest: Manifest, table: pa.Table) -> None:
     """Write the consolidated index, unless one of the same rows is there already."""
-    name, table = table_name(len(manifest.extensions)), merge_tables(indexes)
+    name = table_name(len(manifest.extensions))
     data = write_parquet(table)
     if files.create(name, data):
         return
@@ -170,47 +209,31 @@ def _create_table(files: LocalFiles, manifest: Manifest, indexes: list[ShardInde
         )
 
 
-def _summary(files: LocalFiles, manifest: Manifest, indexes: list[ShardIndex]) -> Seal:
-    table = merge_tables(indexes)
+def _summary(files: LocalFiles, manifest: Manifest, committed: Committed) -> Seal:
+    """The seal vouches for the indexes as they were read and checked, and for what describes them."""
+    table = committed.table
     n_samples = pc.sum(pc.equal(table["status"], OK)).as_py() or 0
+    names = (*described_names(manifest), TOKENIZER_NAME, table_name(len(manifest.extensions)))
+    objects = {name: _sealed(_whole(files, name)) for name in names} | committed.indexes
     return Seal(
         n_samples=n_samples,
         n_skipped=len(table) - n_samples,
-        n_shards=len(indexes),
-        totals=count_totals(manifest, indexes),
-        objects={name: _sealed(files, name) for name in sorted(_vouched_names(manifest))},
+        n_shards=len(committed.indexes),
+        totals=committed.totals,
+        objects=dict(sorted(objects.items())),
     )
 
 
-def _vouched_names(manifest: Manifest) -> list[str]:
-    """Names of all objects that the seal vouches for."""
-    table = table_name(len(manifest.extensions))
-    return [*described_names(manifest), TOKENIZER_NAME, table, *(index_name(shard) for shard in manifest.shards)]
-
-
-def _sealed(files: LocalFiles, name: str) -> SealedObject:
+def _whole(files: LocalFiles, name: str) -> bytes:
     data = files.read(name)
     if data is None:
         raise DamagedCacheError(f"{files.where(name)}: missing. {NEXT_STEP}")
+    return data
+
+
+def _sealed(data: bytes) -> SealedObject:
     return SealedObject(n_bytes=len(data), sha256=ObjectDigest.of(data).sha256)
 
 
 def _data_names(manifest: Manifest, shard: int) -> str:
     return ", ".join(file.name for file in manifest.datasets[manifest.source(shard)].files)
-
-
-def count_totals(manifest: Manifest, indexes: list[ShardIndex]) -> Totals:
-    """Tokens and bytes of some shards, from their indexes alone."""
-    table = merge_tables(indexes)
-    counts = {axis: pc.sum(table[f"{axis}_count"]).as_py() or 0 for axis in ("vision", "text", "answer")}
-    n_bytes = Counter({name: 0 for name in ("group", *(layout.name for layout in array_layouts(manifest)))})
-    for name, size in _parts(indexes):
-        n_bytes[name] += size
-    return Totals(**{f"{axis}_tokens": n for axis, n in counts.items()}, n_bytes=dict(n_bytes))
-
-
-def _parts(indexes: list[ShardIndex]) -> Iterator[tuple[str, int]]:
-    """(array, stored bytes) of every object; what belongs to no array is "group"."""
-    for index in indexes:
-        for name, digest in index.objects.items():
-            yield (name.partition("/")[0] if "/" in name else "group", digest.n_bytes)

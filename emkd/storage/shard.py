@@ -1,38 +1,33 @@
 """Writing: the rows of one shard become one Zarr group, whole, and its index.
 
-A shard is encoded in memory and then written object by object, so that the hashes in its index are of what
-was meant, not of what a disk gave back. The folder belongs to this attempt alone and means nothing until
-`index.commit_shard`. The same rows and manifest give the same objects, bit for bit.
+Rows come one after the other, and chunks are encoded and written as they fill, so that a teacher can compute the next
+ones meanwhile. Hashes in the index are of what was encoded, not of what a disk gave back. The folder belongs to this
+attempt alone and means nothing until `index.commit_shard`. The same rows in the same order and the same manifest give
+the same objects, bit for bit.
+
+An image whose vision tokens were written before, of another sample of the shard, is not written again.
 """
 
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import zarr
+import xxhash
 from numpy.typing import NDArray
-from zarr.abc.store import Store
-from zarr.core.buffer import Buffer
-from zarr.storage import MemoryStore
 
 from emkd.errors import OutputExistsError
-from emkd.storage.check import check_rows
+from emkd.storage.check import check_plan, check_row
+from emkd.storage.codec import chunk_name, encode_chunk, group_metadata, metadata
 from emkd.storage.described import described_names
 from emkd.storage.digest import ObjectDigest
+from emkd.storage.encoding import Arrays, encode_rest, encode_vision
 from emkd.storage.files import LocalFiles, writing
 from emkd.storage.index import ShardIndex, index_name, shard_prefix
+from emkd.storage.index_rows import index_row, index_table
 from emkd.storage.layout import AXES, ArrayLayout, Axis, array_layouts, group_attributes
 from emkd.storage.manifest import Manifest
-from emkd.storage.precision import (
-    LogitsPrecision,
-    decode_logits,
-    encode_affinity,
-    encode_logits,
-)
 from emkd.storage.record import CapturedRow, Record
-from emkd.storage.table import INDEX_SCHEMA, OK, SKIPPED, TEXT_COLUMN, images_to_json
 
 
 def write_shard(
@@ -40,156 +35,178 @@ def write_shard(
 ) -> ShardIndex:
     """Write one attempt at a shard, durably, and return its index for `commit_shard`.
 
-    `rows` are the plan's rows of the shard, all of them and in order, skipped ones included. ValueError where
-    they are not, or where a record has other shapes, ids or values than `record` documents (a mistake of the
-    caller); OutputExistsError where the attempt has been written before; CacheWriteError where the disk is full or
-    may not be written, with nothing left behind. Logits whose order ties after
-    rounding are put in the order that a record promises: equal ones by ascending id.
+    `rows` are the plan's rows of the shard, all of them, skipped ones included. Errors as those of ShardWriter.
     """
-    prefix = shard_prefix(number, attempt)
-    if files.names(prefix):
-        raise OutputExistsError(
-            f"{files.where(prefix)}: this attempt has been written already; give each attempt its own name"
+    check_plan([row.hint.row for row in rows], number, manifest)
+    writer = ShardWriter(files, number, attempt, manifest)
+    try:
+        for row in rows:
+            writer.add(row)
+        return writer.finish()
+    except BaseException:
+        writer.abandon()
+        raise
+
+
+class ShardWriter:
+    """One attempt at a shard, row by row: `add` each row of the plan once, in any order, then `finish`.
+
+    ValueError where rows are not those of the plan, or where a record has other shapes, ids or values than `record`
+    documents (a mistake of the caller); OutputExistsError where the attempt has been written before; CacheWriteError
+    where the disk is full or may not be written. After an error, `abandon`. Logits whose order ties after rounding are
+    put in the order that a record promises: equal ones by ascending id.
+    """
+
+    def __init__(self, files: LocalFiles, number: int, attempt: str, manifest: Manifest) -> None:
+        self.files, self.number, self.attempt, self.manifest = files, number, attempt, manifest
+        self.prefix = shard_prefix(number, attempt)
+        if files.names(self.prefix):
+            raise OutputExistsError(
+                f"{files.where(self.prefix)}: this attempt has been written already; give each attempt its own name"
+            )
+        self._arrays = {layout.name: _ArrayWriter(layout) for layout in array_layouts(manifest)}
+        self._objects: dict[str, ObjectDigest] = {}
+        self._rows: dict[int, dict[str, Any]] = {}
+        self._halvings: dict[int, int] = {}
+        self._lengths: dict[Axis, int] = dict.fromkeys(AXES, 0)
+        self._images: dict[bytes, int] = {}
+
+    def add(self, row: CapturedRow) -> None:
+        """Take one row: encode it, and write the chunks that it fills."""
+        check_row(row, self.number, self.manifest)
+        if row.hint.row in self._rows:
+            raise ValueError(f"shard {self.number}: row {row.hint.row} was added before")
+        image_offsets = [] if row.record is None else self._add_vision(row.record)
+        starts = {**self._lengths, "vision": image_offsets[0] if image_offsets else 0}
+        if row.record is not None:
+            self._append(encode_rest(row.record, self.manifest))
+        self._rows[row.hint.row] = index_row(row, self.number, starts, image_offsets)
+        if row.halvings:
+            self._halvings[row.hint.row] = row.halvings
+
+    def finish(self) -> ShardIndex:
+        """Write what is left and make all of it durable."""
+        check_plan(sorted(self._rows), self.number, self.manifest)
+        for writer in self._arrays.values():
+            for name, data in writer.finish():
+                self._write(name, data)
+        self._write("zarr.json", group_metadata(group_attributes(self.manifest, self.number)))
+        with self._writing(0):
+            self.files.sync_tree(self.prefix)
+            self.files.sync_names(described_names(self.manifest))
+        rows = [self._rows[row] for row in self.manifest.rows(self.number)]
+        return ShardIndex(
+            shard=self.number,
+            attempt=self.attempt,
+            settings_sha256=self.manifest.shard_sha256(self.number),
+            objects=dict(sorted(self._objects.items())),
+            table=index_table(rows, self.manifest.format_version),
+            halvings=dict(sorted(self._halvings.items())),
         )
-    check_rows(rows, number, manifest)
-    objects = _encode_group(rows, number, manifest)
-    with writing(files, f"shard {number}", sum(map(len, objects.values()))):
-        try:
-            for name, data in objects.items():
-                files.write(f"{prefix}/{name}", data)
-            files.sync_tree(prefix)
-            files.sync_names(described_names(manifest))
-        except OSError as error:
-            # --clean took what had lost already: a folder is gone, or was between being found and being looked at.
-            if isinstance(error, FileNotFoundError | FileExistsError) and files.exists(index_name(number)):
-                return _shard_index(rows, number, attempt, objects, manifest)
-            # A full disk: what is of no use must not fill it. Should that fail as well, it is the first error that
-            # says what to do, and nobody reads the folder.
-            with contextlib.suppress(OSError):
-                files.delete_tree(prefix)
-            raise
-    return _shard_index(rows, number, attempt, objects, manifest)
+
+    def abandon(self) -> None:
+        """Delete what was written: what is of no use must not fill a disk. Should that fail as well, it is the first
+        error that says what to do, and nobody reads the folder."""
+        with contextlib.suppress(OSError):
+            self.files.delete_tree(self.prefix)
+
+    def _add_vision(self, record: Record) -> list[int]:
+        """Where each image's vision tokens begin; those that are new are appended."""
+        arrays = encode_vision(record, self.manifest)
+        offsets = []
+        for span in record.images:
+            part = {
+                name: _tokens(self._arrays[name].layout, array, slice(span.start, span.start + span.count))
+                for name, array in arrays.items()
+            }
+            digest = _digest(part) if self.manifest.format_version > 1 else None
+            known = None if digest is None else self._images.get(digest)
+            offsets.append(self._lengths["vision"] if known is None else known)
+            if known is None:
+                if digest is not None:
+                    self._images[digest] = offsets[-1]
+                self._append(part)
+        return offsets
+
+    def _append(self, arrays: Arrays) -> None:
+        for name, array in arrays.items():
+            writer = self._arrays[name]
+            writer.append(array)
+            self._lengths[writer.layout.axis] = writer.length
+            for chunk, data in writer.full_chunks():
+                self._write(chunk, data)
+
+    def _write(self, name: str, data: bytes) -> None:
+        digest = ObjectDigest.of if self.manifest.format_version == 1 else ObjectDigest.of_array
+        self._objects[name] = digest(data)
+        with self._writing(len(data)):
+            self.files.write(f"{self.prefix}/{name}", data)
+
+    @contextlib.contextmanager
+    def _writing(self, n_bytes: int) -> Iterator[None]:
+        """Around writing: nothing is lost where --clean took what had lost already (a folder is gone, or was between
+        being found and being looked at)."""
+        with writing(self.files, f"shard {self.number}", n_bytes):
+            try:
+                yield
+            except (FileNotFoundError, FileExistsError):
+                if not self.files.exists(index_name(self.number)):
+                    raise
 
 
-def _shard_index(
-    rows: Sequence[CapturedRow], number: int, attempt: str, objects: Mapping[str, bytes], manifest: Manifest
-) -> ShardIndex:
-    return ShardIndex(
-        shard=number,
-        attempt=attempt,
-        settings_sha256=manifest.shard_sha256(number),
-        objects={name: ObjectDigest.of(data) for name, data in objects.items()},
-        table=_index_table(rows, number),
-        halvings={row.hint.row: row.halvings for row in rows if row.halvings},
-    )
+class _ArrayWriter:
+    """One array: numbers come in, chunks come out."""
+
+    def __init__(self, layout: ArrayLayout) -> None:
+        self.layout = layout
+        self.length = 0  # elements along the axis, so far
+        self._pending: list[NDArray[Any]] = []
+        self._n_pending = 0
+        self._n_chunks = 0
+
+    def append(self, array: NDArray[Any]) -> None:
+        n = array.shape[self.layout.token_axis]
+        self._pending.append(array)
+        self._n_pending += n
+        self.length += n
+
+    def full_chunks(self) -> Iterator[tuple[str, bytes]]:
+        """(name, object) of the chunks that are complete."""
+        size = self.layout.tokens_per_chunk
+        while self._n_pending >= size:
+            joined = self._joined()
+            self._pending = [_tokens(self.layout, joined, slice(size, None))]
+            self._n_pending -= size
+            yield self._chunk(_tokens(self.layout, joined, slice(size)))
+
+    def finish(self) -> Iterator[tuple[str, bytes]]:
+        """(name, object) of the rest and of what describes the array. The only chunk is as long as the array; the last
+        one of several is filled up with zeros."""
+        size = self.layout.tokens_per_chunk if self._n_chunks else self._n_pending
+        if self._n_pending:
+            last = np.zeros(self.layout.shape(size), self.layout.dtype)
+            _tokens(self.layout, last, slice(self._n_pending))[...] = self._joined()
+            yield self._chunk(last)
+        yield f"{self.layout.name}/zarr.json", metadata(self.layout, self.length, size)
+
+    def _joined(self) -> NDArray[Any]:
+        return np.concatenate(self._pending, axis=self.layout.token_axis)
+
+    def _chunk(self, values: NDArray[Any]) -> tuple[str, bytes]:
+        name = f"{self.layout.name}/{chunk_name(self.layout, self._n_chunks)}"
+        self._n_chunks += 1
+        return name, encode_chunk(self.layout, values)
 
 
-def retained_mass(record: Record) -> float | None:
-    """Mean over the vision tokens of the softmax mass of the stored ids; None without vision tokens."""
-    if not len(record.vision_logits):
-        return None
-    logits = record.vision_logits.astype(np.float64)
-    peak = logits.max(axis=1)
-    stored = peak + np.log(np.exp(logits - peak[:, None]).sum(axis=1))
-    whole = np.logaddexp(stored, record.vision_tail_logsumexp.astype(np.float64))
-    return float(np.exp(stored - whole).mean())
+def _tokens(layout: ArrayLayout, array: NDArray[Any], chosen: slice) -> NDArray[Any]:
+    """A view of some of an array's tokens."""
+    return array[:, chosen] if layout.by_rank else array[chosen]
 
 
-def _encode_group(rows: Sequence[CapturedRow], number: int, manifest: Manifest) -> dict[str, bytes]:
-    """Name -> bytes of every object of the shard's Zarr group, sorted by name."""
-    records = [_encode_record(row.record, manifest) for row in rows if row.record is not None]
-    stored: dict[str, Buffer] = {}
-    store: Store = MemoryStore(stored)
-    group = zarr.create_group(store=store, zarr_format=3, attributes=group_attributes(manifest, number))
-    for layout in array_layouts(manifest):
-        empty = np.empty(layout.shape(0), layout.dtype)
-        _write_array(group, layout, np.concatenate([empty, *(record[layout.name] for record in records)]))
-    return {name: stored[name].to_bytes() for name in sorted(stored)}
-
-
-def _write_array(group: zarr.Group, layout: ArrayLayout, values: NDArray[Any]) -> None:
-    """One array, all its chunks at once. A chunk of zeros is written too: a missing one reads as zeros."""
-    array = group.create_array(
-        layout.name,
-        shape=values.shape,
-        dtype=layout.dtype,
-        chunks=layout.chunks(len(values)),
-        compressors=[layout.codec],
-        filters=None,
-        fill_value=0,
-        attributes=layout.attributes,
-        dimension_names=layout.dimension_names,
-        config={"write_empty_chunks": True},
-    )
-    if values.size:
-        array[...] = values
-
-
-def _encode_record(record: Record, manifest: Manifest) -> dict[str, NDArray[Any]]:
-    """What is stored of a record, by array name. ValueError for values that do not fit the precision."""
-    precision = manifest.logits_precision
-    vision_ids, vision_logits = _ranked(record.vision_ids, record.vision_logits, precision)
-    answer_ids, answer_logits = _ranked(record.answer_ids, record.answer_logits, precision)
-    return {
-        "text_ids": record.text_ids,
-        "vision_ids": vision_ids,
-        "vision_logits": vision_logits,
-        "vision_tail_logsumexp": record.vision_tail_logsumexp,
-        "vision_tail_mean": record.vision_tail_mean,
-        "affinity": encode_affinity(record.affinity, manifest.affinity_precision).reshape(-1),
-        "answer_positions": record.answer_positions,
-        "answer_ids": answer_ids,
-        "answer_logits": answer_logits,
-        "answer_tail_logsumexp": record.answer_tail_logsumexp,
-    }
-
-
-def _ranked(
-    ids: NDArray[np.int32], logits: NDArray[np.float32], precision: LogitsPrecision
-) -> tuple[NDArray[np.int32], NDArray[Any]]:
-    """ids and encoded logits [n, k]; rows in which rounding made ties are ordered again by id."""
-    stored = encode_logits(logits, precision)
-    rounded = decode_logits(stored, precision)
-    tied = (rounded[:, :-1] == rounded[:, 1:]) & (ids[:, :-1] > ids[:, 1:])
-    rows = np.flatnonzero(tied.any(axis=1))
-    if not len(rows):
-        return ids, stored
-    order = np.lexsort((ids[rows], -rounded[rows]), axis=1)
-    ids, stored = ids.copy(), stored.copy()
-    ids[rows] = np.take_along_axis(ids[rows], order, axis=1)
-    stored[rows] = np.take_along_axis(stored[rows], order, axis=1)
-    return ids, stored
-
-
-def _index_table(rows: Sequence[CapturedRow], number: int) -> pa.Table:
-    """One row of INDEX_SCHEMA for each row of the plan."""
-    offsets: dict[Axis, int] = dict.fromkeys(AXES, 0)
-    entries = []
-    for row in rows:
-        counts = _counts(row.record)
-        entry: dict[str, Any] = {
-            "row": row.hint.row,
-            "id": row.hint.id,
-            "key": row.key,
-            TEXT_COLUMN: row.text_sha256,
-            "status": SKIPPED if row.record is None else OK,
-            "reason": row.reason,
-            "detail": row.detail,
-            "shard": number,
-            "images": [] if row.record is None else images_to_json(row.record.images),
-            "retained_mass": None if row.record is None else retained_mass(row.record),
-        }
-        for axis in AXES:
-            entry[f"{axis}_offset"] = 0 if row.record is None else offsets[axis]
-            entry[f"{axis}_count"] = counts[axis]
-            offsets[axis] += counts[axis]
-        entries.append(entry)
-    return pa.Table.from_pylist(entries, schema=INDEX_SCHEMA)
-
-
-def _counts(record: Record | None) -> dict[Axis, int]:
-    """Elements of a record along each axis; all 0 for a skipped row."""
-    if record is None:
-        return dict.fromkeys(AXES, 0)
-    n_text, n_vision, n_answer = len(record.text_ids), len(record.vision_ids), len(record.answer_ids)
-    return {"text": n_text, "vision": n_vision, "affinity": n_text * n_vision, "answer": n_answer}
+def _digest(arrays: Arrays) -> bytes:
+    """Of all numbers of an image's vision tokens: those of equal digest are equal."""
+    hashed = xxhash.xxh3_128()
+    for name in sorted(arrays):
+        hashed.update(f"{name} {arrays[name].shape}".encode())
+        hashed.update(np.ascontiguousarray(arrays[name]).data)
+    return hashed.digest()

@@ -1,15 +1,18 @@
 """The rows of an index: one for each row of the plan, as an Arrow table and as a Parquet file.
 
-The same columns make index/<n>.parquet (the rows of one shard) and index.parquet (all rows in plan order). Indexes
-that were written before `text_sha256` was kept lack that column: they stay as they are on disk, and in memory it is
-null (`with_all_columns`). A cache that such rows are added to has indexes of both kinds.
+The same columns make index/<n>.parquet (the rows of one shard) and index.parquet (all rows in plan order). In format
+version 1 an image has no offset of its own, and indexes that were written before `text_sha256` was kept lack that
+column: they stay as they are on disk, and get what is missing in memory (`with_all_columns`). A cache that rows with
+texts are added to has indexes of both kinds.
 """
 
 from collections.abc import Mapping, Sequence
 from io import BytesIO
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from emkd.errors import DamagedCacheError
@@ -21,7 +24,7 @@ TEXT_COLUMN = "text_sha256"
 OK = "ok"
 SKIPPED = "skipped"
 
-IMAGE_TYPE = pa.struct(
+_FIRST_IMAGE_TYPE = pa.struct(
     [
         ("text_position", pa.int32()),
         ("start", pa.int32()),
@@ -31,8 +34,11 @@ IMAGE_TYPE = pa.struct(
         ("width", pa.int32()),
     ]
 )
+# offset: where the image's vision tokens begin in the shard; several samples may have them in common
+IMAGE_TYPE = pa.struct([*_FIRST_IMAGE_TYPE, ("offset", pa.int64())])
 
-# Offsets and counts are in elements along the axis of the shard's arrays (see `layout`), 0 for skipped rows.
+# Offsets and counts are in elements along the axis of the shard's arrays (see `layout`), 0 for skipped rows. A row's
+# vision_offset is that of its first image; the images of a row need not follow each other.
 INDEX_SCHEMA = pa.schema(
     [
         ("row", pa.int64()),
@@ -57,19 +63,54 @@ INDEX_SCHEMA = pa.schema(
 )
 
 
-FIRST_SCHEMA = INDEX_SCHEMA.remove(INDEX_SCHEMA.get_field_index(TEXT_COLUMN))
+_IMAGES = INDEX_SCHEMA.get_field_index("images")
+# Of format version 1, with texts and without.
+TEXT_SCHEMA = INDEX_SCHEMA.set(_IMAGES, pa.field("images", pa.list_(_FIRST_IMAGE_TYPE)))
+FIRST_SCHEMA = TEXT_SCHEMA.remove(TEXT_SCHEMA.get_field_index(TEXT_COLUMN))
+_SCHEMAS = (INDEX_SCHEMA, TEXT_SCHEMA, FIRST_SCHEMA)
 
 
-def with_all_columns(table: pa.Table) -> pa.Table:
-    """A table of an index with the columns of INDEX_SCHEMA, null where it was written without them."""
+def index_schema(format_version: int) -> pa.Schema:
+    """Of the indexes that are written now, for caches of this version."""
+    return TEXT_SCHEMA if format_version == 1 else INDEX_SCHEMA
+
+
+def with_texts(table: pa.Table) -> pa.Table:
+    """A table of an index with the column TEXT_COLUMN, null where it was written without."""
     if TEXT_COLUMN in table.column_names:
         return table
     missing = pa.nulls(len(table), pa.string())
     return table.append_column(TEXT_COLUMN, missing).select(INDEX_SCHEMA.names)
 
 
-def images_to_json(images: Sequence[ImageSpan]) -> list[dict[str, Any]]:
-    """Image spans as a value of IMAGE_TYPE."""
+def with_all_columns(table: pa.Table) -> pa.Table:
+    """A table of an index with INDEX_SCHEMA. Of format version 1, a row's images follow each other."""
+    table = with_texts(table)
+    if table.schema.field("images").type == INDEX_SCHEMA.field("images").type:
+        return table
+    placed = placed_images(table["images"], table["vision_offset"])
+    return table.set_column(_IMAGES, INDEX_SCHEMA.field(_IMAGES), placed)
+
+
+def placed_images(column: pa.ChunkedArray, vision_offset: pa.ChunkedArray) -> pa.ListArray:
+    """The images of format version 1, which follow each other from a row's vision_offset on, with their own offsets."""
+    images = column.combine_chunks()
+    spans = images.flatten()
+    bounds = images.offsets.to_numpy()
+    rows = np.repeat(np.arange(len(images)), np.diff(bounds))
+    offsets = pc.add(vision_offset.take(pa.array(rows)).combine_chunks(), spans.field("start"))
+    fields = [spans.field(i) for i in range(spans.type.num_fields)]
+    placed = pa.StructArray.from_arrays([*fields, offsets], fields=list(IMAGE_TYPE))
+    return pa.ListArray.from_arrays(pa.array(bounds - bounds[0], pa.int32()), placed)
+
+
+def schema_of(found: pa.Schema) -> pa.Schema | None:
+    """The one of the known schemas that this is, None for another one."""
+    return next((known for known in _SCHEMAS if found.equals(known, check_metadata=False)), None)
+
+
+def images_to_json(images: Sequence[ImageSpan], offsets: Sequence[int]) -> list[dict[str, Any]]:
+    """Image spans as a value of IMAGE_TYPE (the older one ignores where they are in the shard)."""
     return [
         {
             "text_position": span.text_position,
@@ -78,8 +119,9 @@ def images_to_json(images: Sequence[ImageSpan]) -> list[dict[str, Any]]:
             "grids": [list(grid) for grid in span.grids],
             "height": span.original_size[0],
             "width": span.original_size[1],
+            "offset": offset,
         }
-        for span in images
+        for span, offset in zip(images, offsets, strict=True)
     ]
 
 
@@ -112,8 +154,8 @@ def read_parquet(where: str, data: bytes) -> pa.Table:
         table.validate(full=True)
     except (pa.ArrowException, OSError, ValueError, MemoryError) as error:
         raise DamagedCacheError(f"{where}: not the Parquet file that was written ({error}). {NEXT_STEP}") from error
-    schema = INDEX_SCHEMA if TEXT_COLUMN in table.column_names else FIRST_SCHEMA
-    if not table.schema.equals(schema, check_metadata=False):
+    schema = schema_of(table.schema)
+    if schema is None:
         raise DamagedCacheError(f"{where}: columns differ from those of an index. {NEXT_STEP}")
     # Parquet adds numbers to the fields on reading: without them the same rows make the same bytes again.
     return table.cast(schema.with_metadata(table.schema.metadata))

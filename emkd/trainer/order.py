@@ -38,12 +38,15 @@ def n_batches(n_samples: int, batch_size: int, n_ranks: int = 1, drop_last: bool
 
 def rank_batches(
     order: NDArray[np.int64], batch_size: int, n_ranks: int = 1, rank: int = 0, drop_last: bool = False
-) -> list[NDArray[np.int64]]:
+) -> Iterator[NDArray[np.int64]]:
     """The micro-batches of one rank: at each step the ranks read `batch_size * n_ranks` samples that follow each other
     in the order, each of them a run of it; what is left at the end in runs whose lengths differ by at most one."""
     together = batch_size * n_ranks
-    steps = range(n_batches(len(order), batch_size, n_ranks, drop_last))
-    return [np.array_split(order[step * together : (step + 1) * together], n_ranks)[rank] for step in steps]
+    whole = len(order) // together * together
+    for start in range(rank * batch_size, whole, together):
+        yield order[start : start + batch_size]
+    if whole < len(order) and not drop_last:
+        yield np.array_split(order[whole:], n_ranks)[rank]
 
 
 class ShardBatchSampler(Sampler[list[int]]):

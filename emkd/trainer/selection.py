@@ -11,8 +11,9 @@ few rows, spread over the selection, are compared here, so that wrong data are n
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +24,7 @@ from emkd.storage.cache import Cache
 from emkd.storage.table import TEXT_COLUMN
 
 LOOKED_AT = 8  # rows whose images are compared at the start
+PIECE = 1 << 16  # elements that are hashed at once
 
 NO_SAMPLE, FOREIGN = -1, -2
 
@@ -49,9 +51,28 @@ class Selection:
 
     def sha256(self, cache: Cache) -> str:
         """Hash of what is trained on, in its order: the content and shard of each element, and its row."""
-        keys, sizes = cache.sample_keys, self.shard_sizes(cache)
-        listing = [[keys[number] for number in self.numbers.tolist()], self.rows.tolist(), sizes]
-        return hashlib.sha256(json.dumps(listing).encode()).hexdigest()
+        column, digest = cache.sample_column("key"), hashlib.sha256()
+        keys = (column.take(numbers).to_pylist() for numbers in _pieces(self.numbers))
+        rows = (piece.tolist() for piece in _pieces(self.rows))
+        for text in _listing(keys, rows, [self.shard_sizes(cache)]):
+            digest.update(text.encode())
+        return digest.hexdigest()
+
+
+def _pieces(values: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
+    return (values[start : start + PIECE] for start in range(0, len(values), PIECE))
+
+
+def _listing(*lists: Iterable[list[Any]]) -> Iterator[str]:
+    """The JSON text of several lists, [[...], [...]], in pieces, as each list comes in pieces."""
+    for number, pieces in enumerate(lists):
+        yield ", [" if number else "[["
+        comma = ""
+        for piece in pieces:
+            yield comma + json.dumps(piece)[1:-1]
+            comma = ", "
+        yield "]"
+    yield "]"
 
 
 def select(cache: Cache, dataset: Dataset, log: Callable[[str], None]) -> Selection:
@@ -79,7 +100,7 @@ def _look_at_some(cache: Cache, dataset: Dataset, chosen: Selection) -> None:
     n = len(chosen.rows)
     for place in sorted({n * i // LOOKED_AT for i in range(LOOKED_AT)}):
         row, number = int(chosen.rows[place]), int(chosen.numbers[place])
-        found, expected = dataset.key(row), cache.sample_keys[number]
+        found, expected = dataset.key(row), cache.sample_key(number)
         if found is not None and found != expected:
             raise DataMismatchError(
                 f"row {row} (id {dataset.row_id(row)!r}) of {dataset.data} is not what the teacher saw: its key is "
@@ -91,8 +112,8 @@ def _look_at_some(cache: Cache, dataset: Dataset, chosen: Selection) -> None:
 def _by_place(cache: Cache, dataset: Dataset) -> Selection:
     """By what the plans say: a dataset's own rows, and those of earlier ones that were found in it."""
     manifest, numbers = cache.manifest, np.full(dataset.n_rows, -1, dtype=np.int64)
-    sources = {shard: manifest.source(shard) for shard in cache.shards}
-    source = np.array([sources[shard] for shard in cache.samples["shard"].to_pylist()], dtype=np.int64)
+    sources = np.array([manifest.source(shard) for shard in cache.shards], dtype=np.int64)
+    source = np.repeat(sources, cache.shard_sizes)  # of each sample
     for number, known in enumerate(manifest.datasets):
         own = np.flatnonzero(source == number)
         if known.fingerprint == dataset.fingerprint:
@@ -134,17 +155,16 @@ def _by_text(cache: Cache, texts: Sequence[str]) -> tuple[NDArray[np.int64], NDA
 
     Open are rows whose text several rows of the cache or of the data have, or a row that the cache skipped.
     """
-    cached = cache.samples[TEXT_COLUMN].to_pylist()
-    skipped = set(cache.skipped[TEXT_COLUMN].to_pylist())
+    cached = cache.sample_column(TEXT_COLUMN).to_pylist()
+    skipped = set(cache.rows.skipped((TEXT_COLUMN,))[TEXT_COLUMN].to_pylist())
     number_of = {text: number for number, text in enumerate(cached)}
-    known = number_of.keys() | skipped
     ambiguous = _repeated(cached) | _repeated(texts) | skipped
     numbers = np.full(len(texts), NO_SAMPLE, dtype=np.int64)
     open_rows = []
     for row, text in enumerate(texts):
         if text == "":
             continue  # a row that cannot be read is nobody's
-        if text in known and text in ambiguous:
+        if text in ambiguous and (text in number_of or text in skipped):
             open_rows.append(row)
         else:
             numbers[row] = number_of.get(text, FOREIGN)
@@ -162,7 +182,7 @@ def _by_key(cache: Cache, dataset: Dataset, numbers: NDArray[np.int64], rows: Se
     by_key: dict[str, list[int]] = {}
     for number, cached in enumerate(cache.sample_keys):
         by_key.setdefault(cached, []).append(number)
-    skipped = set(cache.skipped["key"].to_pylist())
+    skipped = set(cache.rows.skipped(("key",))["key"].to_pylist())
     seen: Counter[str] = Counter()
     for row in rows:
         key = dataset.key(row)

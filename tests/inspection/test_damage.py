@@ -133,9 +133,9 @@ def test_another_version_and_no_cache_stay_errors(cache, tmp_path):
     with pytest.raises(InputNotFoundError, match="no cache at"):
         inspect_cache(tmp_path / "nowhere")
     shutil.rmtree(cache)
-    make_cache(cache, make_manifest(format_version=2), sealed=False, shards=())
+    make_cache(cache, make_manifest(format_version=3), sealed=False, shards=())
     flip(cache / "tokenizer.json")
-    with pytest.raises(CacheVersionError, match="format version 2"):
+    with pytest.raises(CacheVersionError, match="format version 3"):
         inspect_cache(cache)
     with pytest.raises(CacheVersionError, match="format version 2"):
         inspect_cache(cache, verify_bytes=True)

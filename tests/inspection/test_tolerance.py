@@ -9,21 +9,25 @@ from hypothesis import strategies as st
 from emkd.errors import UsageError
 from emkd.inspection.against_teacher import judged
 from emkd.inspection.differences import Difference, Scale, half_unit
-from emkd.inspection.tolerance import Tolerance, tolerance
 from emkd.storage.precision import round_logits
+from emkd.vlm.tolerance import Tolerance, tolerance
 
 NUMBERS = st.floats(-3e4, 3e4, width=32)
 
 
-@given(NUMBERS, st.sampled_from(["bfloat16", "float16", "float32"]))
+@given(NUMBERS, st.sampled_from(["bfloat16", "float16", "float32", "step0.1", "step0.2"]))
 def test_half_a_unit_is_the_largest_rounding_error(value, precision):
     """No error is larger; and the neighbour of a stored number in that type is two halves away."""
     exact = np.array([value], dtype=np.float32)
+    if precision.startswith("step"):
+        exact /= 20  # these end at 3,276
     stored = round_logits(exact, precision)
     half = half_unit(torch.from_numpy(stored), precision).item()
     assert abs(float(stored[0]) - float(exact[0])) <= half
     if precision == "float32":
         assert half == 0
+    elif precision.startswith("step"):
+        assert half == pytest.approx(float(precision[4:]) / 2, rel=0.02)
     elif precision == "float16":
         assert 2 * half == float(np.spacing(np.abs(stored.astype(np.float16)))[0])
     elif abs(float(stored[0])) >= 2.0**-126:

@@ -11,8 +11,9 @@ from emkd.pipeline.job import _check_outcome, _check_skipped
 from emkd.pipeline.preflight import Estimate
 from emkd.pipeline.pull import Outcome
 from emkd.pipeline.sizes import Sizes
-from emkd.pipeline.worker import CaptureWorker, ShardReport
+from emkd.pipeline.worker import CaptureWorker
 from emkd.samples import Dataset
+from emkd.storage.cache import Cache
 from tests import tiny
 
 ESTIMATE = Estimate(
@@ -23,13 +24,6 @@ ESTIMATE = Estimate(
 
 def settings(**chosen) -> JobSettings:
     return JobSettings(**{"teacher": "t", "data": "d", "cache": "c", "gpus_per_worker": 0, **chosen})
-
-
-def done(*numbers: int) -> list[ShardReport]:
-    return [
-        ShardReport(number=n, committed=True, n_samples=1, n_skipped=0, n_halved=0, n_bytes=1, seconds=0.0)
-        for n in numbers
-    ]
 
 
 def test_bytes_of_some_shards_and_of_all():
@@ -44,34 +38,37 @@ def test_a_disk_that_is_just_large_enough_is_large_enough():
 
 
 def test_a_job_that_did_everything_ends_well_although_it_was_interrupted():
-    _check_outcome(settings(), Outcome(done=done(0, 1, 2, 3), interrupted=True), 4, ESTIMATE)
+    _check_outcome(settings(), Outcome(n_done=4, interrupted=True), 4, ESTIMATE)
 
 
 def test_an_interrupted_job_says_how_to_go_on(capfd):
     with pytest.raises(KeyboardInterrupt):
-        _check_outcome(settings(), Outcome(done=done(0, 1), left=[2, 3], interrupted=True), 4, ESTIMATE)
+        _check_outcome(settings(), Outcome(n_done=2, left=[2, 3], interrupted=True), 4, ESTIMATE)
     assert capfd.readouterr().err == "2 of 4 shards were committed; run the same command again to do the other 2\n"
 
 
 def test_failed_shards_are_told_with_the_first_and_what_is_missing():
-    failed = {3: JobFailedError("later"), 1: JobFailedError("broken")}
+    outcome = Outcome(n_done=1, left=[4])
+    outcome.fail(3, JobFailedError("later"))
+    outcome.fail(1, JobFailedError("broken"))
+    outcome.fail(2, JobFailedError("also later"))
     with pytest.raises(
         JobFailedError,
-        match=r"2 of 4 shards failed, 1 were committed; 1 were not begun. Shard 1: broken. .* about 3.03 kB; run the same",
+        match=r"3 of 5 shards failed, 1 were committed; 1 were not begun. Shard 1: broken. .* about 4.04 kB; run the same",
     ):
-        _check_outcome(settings(), Outcome(done=done(0), failed=failed, left=[2]), 4, ESTIMATE)
+        _check_outcome(settings(), outcome, 5, ESTIMATE)
 
 
 def test_exactly_the_share_of_skipped_rows_is_accepted(teacher_path, tmp_path):
     rows = tiny.rows()
     rows[1]["images"] = [b"broken", tiny.png(3)]
     data = tiny.write_data(tmp_path / "rows.parquet", [*rows, *rows[2:]])
-    cache = tiny.make_cache(teacher_path, data, tmp_path / "cache")
-    _check_skipped(settings(cache=str(cache), max_skipped=0.1))
+    cache = Cache.open(tiny.make_cache(teacher_path, data, tmp_path / "cache"))
+    _check_skipped(settings(max_skipped=0.1), cache.manifest, cache.rows)
     with pytest.raises(
         JobFailedError, match=r"1 of 10 rows were skipped \(1 image-broken\), more than --max-skipped 0.09"
     ):
-        _check_skipped(settings(cache=str(cache), max_skipped=0.09))
+        _check_skipped(settings(max_skipped=0.09), cache.manifest, cache.rows)
 
 
 def test_a_worker_that_finds_other_data_by_that_name(teacher_path, data_path, tmp_path):

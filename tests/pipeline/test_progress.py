@@ -14,6 +14,8 @@ def report(**chosen) -> ShardReport:
         "n_samples": 8,
         "n_skipped": 2,
         "n_halved": 0,
+        "n_shared": 0,
+        "n_different": 0,
         "n_bytes": 1500,
         "seconds": 1.0,
     }
@@ -24,10 +26,11 @@ def test_rows_rate_time_left_bytes_and_skipped_rows():
     totals = Totals(n_shards=4, n_rows=40, started=100.0)
     totals.add(report())
     assert totals.describe(now=105.0) == "10 of 40 rows, 2 rows/s, 15 s left, 1.5 kB, 2 skipped"
-    totals.add(report(n_skipped=0, n_halved=3))
+    totals.add(report(n_skipped=0, n_halved=3, n_shared=5, n_different=1))
     assert totals.describe(now=105.0) == (
         "18 of 40 rows, 3.6 rows/s, 6 s left, 3 kB, 2 skipped, 3 in batches halved for lack of memory: try a smaller "
-        "--batch-tokens"
+        "--batch-tokens, 5 images shared with other rows, 1 images not shared though they follow the same text: this "
+        "teacher's vision tokens depend on more than that"
     )
     assert totals.shards == 2
 

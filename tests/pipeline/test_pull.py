@@ -1,5 +1,7 @@
 """The pool of workers, with real actors whose shards end as told."""
 
+import gc
+import weakref
 from typing import Any
 
 import pytest
@@ -23,7 +25,7 @@ class Told:
         if number in self.ends:
             raise self.ends[number]
         return ShardReport(
-            number=number, committed=True, n_samples=1, n_skipped=0, n_halved=0, n_bytes=1, seconds=0.0
+            number=number, committed=True, n_samples=1, n_skipped=0, n_halved=0, n_shared=0, n_different=0, n_bytes=1, seconds=0.0
         )  # fmt: skip
 
 
@@ -49,29 +51,46 @@ def run(ends: dict[int, Exception], n_workers: int = 1, stop_after: int | None =
 def test_every_shard_is_done_once(session, n_workers):
     outcome, shown = run({}, n_workers)
     assert sorted(shown) == list(range(10))
-    assert (outcome.failed, outcome.left, outcome.interrupted) == ({}, [], False)
+    assert (outcome.n_done, outcome.failed, outcome.left, outcome.interrupted) == (10, [], [], False)
+
+
+def test_nothing_is_kept_of_a_shard_that_is_done(session):
+    """The driver of 100,000 shards must not grow with them."""
+    seen: list[weakref.ref] = []
+    outcome = pull(
+        [ray.remote(Told).remote({})], range(10), Interrupt(), lambda report: seen.append(weakref.ref(report))
+    )
+    gc.collect()
+    assert [ref() for ref in seen] == [None] * 10
+    assert outcome.n_done == 10
+
+
+def test_an_error_that_is_no_workers_own_arrives_as_it_is(session):
+    outcome, _ = run({7: JobFailedError("broken")})
+    assert (outcome.first_failure[0], str(outcome.first_failure[1])) == (7, "broken")
 
 
 def test_single_failures_do_not_stop_the_others(session):
     outcome, shown = run({2: ValueError("odd"), 3: ValueError("odd"), 7: JobFailedError("broken")})
     assert shown == [0, 1, 4, 5, 6, 8, 9]
-    assert set(outcome.failed) == {2, 3, 7}
-    assert "a worker failed: ValueError: odd" in str(outcome.failed[2])
-    assert str(outcome.failed[7]) == "broken"
+    assert (outcome.n_done, outcome.failed) == (7, [2, 3, 7])
+    assert outcome.first_failure[0] == 2
+    assert "a worker failed: ValueError: odd" in str(outcome.first_failure[1])
     assert outcome.left == []
 
 
 def test_failures_in_a_row_stop_the_job(session):
     outcome, shown = run({number: ValueError("gone") for number in range(2, 10)})
     assert shown == [0, 1]
-    assert set(outcome.failed) == set(range(2, 2 + FAILURES_IN_A_ROW))
+    assert outcome.failed == list(range(2, 2 + FAILURES_IN_A_ROW))
     assert outcome.left == list(range(2 + FAILURES_IN_A_ROW, 10))
 
 
 def test_a_place_that_cannot_be_written_stops_the_job(session):
     outcome, shown = run({4: CacheWriteError("full")})
     assert shown == [0, 1, 2, 3]
-    assert isinstance(outcome.failed[4], CacheWriteError)
+    assert (outcome.failed, outcome.full) == ([4], True)
+    assert isinstance(outcome.first_failure[1], CacheWriteError)
     assert outcome.left == [5, 6, 7, 8, 9]
 
 

@@ -26,7 +26,7 @@ V = 40
 
 
 def make_manifest(
-    *, n_rows=5, rows_per_shard=2, top_k=4, answer_top_k=3, logits="bfloat16", affinity="int8", **changes
+    *, n_rows=5, rows_per_shard=2, top_k=4, answer_top_k=3, logits="bfloat16", affinity="int8", n_tokens=V, **changes
 ):
     manifest = Manifest(
         teacher=TeacherIdentity(name="tiny-teacher", weights_sha256="ab" * 32, dtype="bfloat16", architecture="llava"),
@@ -34,7 +34,10 @@ def make_manifest(
             class_name="TinyProcessor", sha256="cd" * 32, settings={"size": (336, 336), "mean": [0.5, 0.25]}
         ),
         tokenizer=TokenizerIdentity(
-            sha256=sha256_hex(TOKENIZER_JSON), n_tokens=V, lm_head_rows=V + 24, chat_template_sha256="01" * 32
+            sha256=sha256_hex(TOKENIZER_JSON),
+            n_tokens=n_tokens,
+            lm_head_rows=n_tokens + 24,
+            chat_template_sha256="01" * 32,
         ),
         top_k=top_k,
         answer_top_k=answer_top_k,
@@ -172,3 +175,16 @@ def row_of(record, row, **changes):
 def array_fields(record):
     """Name -> array of a record."""
     return {name: value for name, value in vars(record).items() if isinstance(value, np.ndarray)}
+
+
+def with_image(record, image, source, n):
+    """The record with the vision tokens of its image replaced by those of another record's image."""
+    mine, theirs = record.images[image], source.images[n]
+    assert mine.count == theirs.count
+    arrays = {
+        name: getattr(record, name).copy()
+        for name in ("vision_ids", "vision_logits", "vision_tail_logsumexp", "vision_tail_mean")
+    }
+    for name, array in arrays.items():
+        array[mine.start : mine.start + mine.count] = getattr(source, name)[theirs.start : theirs.start + theirs.count]
+    return replace(record, **arrays)

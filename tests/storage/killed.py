@@ -75,7 +75,7 @@ def begin_extend(folder: str) -> None:
 def begin_repair(folder: str) -> None:
     """Shard 1 has lost an object, the tokenizer and the consolidated index are changed."""
     make_cache(Path(folder), MANIFEST, contents=CONTENTS[0])
-    Path(folder, "shards/000001-a1/vision_ids/zarr.json").unlink()
+    Path(folder, "shards/000001-a1/vision_ids_low/zarr.json").unlink()
     Path(folder, "tokenizer.json").write_bytes(TOKENIZER_JSON[:-1] + b" ")
     Path(folder, "index.parquet").write_bytes(b"PAR1")
 

@@ -101,9 +101,9 @@ def test_an_unsealed_cache_opens_only_when_asked(tmp_path):
 
 def test_a_newer_cache_says_so(tmp_path):
     make_cache(tmp_path, sealed=False)
-    value = json.loads((tmp_path / "manifest.json").read_text()) | {"format_version": 2}
+    value = json.loads((tmp_path / "manifest.json").read_text()) | {"format_version": 3}
     (tmp_path / "manifest.json").write_text(json.dumps(value))
-    with pytest.raises(CacheVersionError, match="format version 2; this emkd reads versions up to 1"):
+    with pytest.raises(CacheVersionError, match="format version 3; this emkd reads versions up to 2"):
         Cache.open(tmp_path, partial=True)
 
 

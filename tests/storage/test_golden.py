@@ -1,37 +1,73 @@
 """A small cache of each format version, kept for ever: what was written once stays readable.
 
-golden/v1/ was made by `make_golden`, and golden/v1.json holds its records as plain numbers. Run
-`python -m tests.storage.test_golden` to make those of a new format version; never replace the old ones once
-that version has been released.
+golden/v<n>/ was made by `make_golden` when version n was the newest, and golden/v<n>.json holds its records as plain
+numbers. Run `python -m tests.storage.test_golden` to make those of a new format version; never replace the old ones.
 """
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from emkd.storage.cache import Cache, verify
+from emkd.storage.cache import Cache, create_cache, verify
+from emkd.storage.index import commit_shard
 from emkd.storage.manifest import FORMAT_VERSION
+from emkd.storage.record import CapturedRow, RowHint
+from emkd.storage.seal import seal
+from emkd.storage.shard import write_shard
 
-from .builders import TOKENIZER_JSON, array_fields, make_cache, make_manifest, make_rows
+from .builders import TOKENIZER_JSON, array_fields, make_manifest, make_record, row_of, with_image
 
 GOLDEN = Path(__file__).parent / "golden"
 VERSIONS = range(1, FORMAT_VERSION + 1)
 
 
-def make_golden(version: int) -> None:
-    """Three rows in two shards, the last one skipped; the records are exact as they come back."""
-    manifest = make_manifest(n_rows=3, rows_per_shard=2, logits="bfloat16", affinity="float32")
-    make_cache(GOLDEN / f"v{version}", manifest, skip=(2,))
-    records = [row.record for shard in range(2) for row in make_rows(manifest, shard, skip=(2,))]
+def golden_rows(manifest, shard):
+    """Three rows in two shards, the last one skipped: ids on both sides of 65,536, more vision tokens than are
+    differences in a row, and an image that two samples have in common."""
+    rng = np.random.default_rng(2)
+    first, second = (
+        make_record(rng, manifest, image_sizes=sizes, n_text=4 + i) for i, sizes in enumerate(((40, 3), (5, 40)))
+    )
+    records = [wide(first), wide(with_image(second, 1, first, 0))]
+    skipped = CapturedRow(hint=RowHint(row=2, id=""), key="", record=None, reason="no_answer", detail="empty turn")
+    rows = [*(row_of(record, i) for i, record in enumerate(records)), skipped]
+    return [row for row in rows if row.hint.row in manifest.rows(shard)]
+
+
+def wide(record):
+    """Every second id above 65,536, and cosines that 8 bits hold."""
+    cosines = np.rint(record.affinity * np.float32(127)) / np.float32(127)
+    ids = {
+        name: getattr(record, name) + np.int32(65_536) * (getattr(record, name) % 2)
+        for name in ("vision_ids", "answer_ids")
+    }
+    return replace(record, affinity=cosines, **ids)
+
+
+def make_golden() -> None:
+    """Of the present version. The records are exact as they come back."""
+    manifest = make_manifest(n_rows=3, rows_per_shard=2, n_tokens=140_000)
+    folder = GOLDEN / f"v{FORMAT_VERSION}"
+    files = create_cache(folder, manifest, TOKENIZER_JSON)
+    rows = {shard: golden_rows(manifest, shard) for shard in range(2)}
+    for shard, captured in rows.items():
+        assert commit_shard(files, write_shard(files, shard, f"a{shard}", captured, manifest))
+    seal(files)
     expected = [
-        {"key": record.key, "images": [vars(span) for span in record.images]}
-        | {name: array.tolist() for name, array in array_fields(record).items()}
-        for record in records
-        if record is not None
+        {"key": row.key, "images": [vars(span) for span in row.record.images]}
+        | {name: array.tolist() for name, array in array_fields(row.record).items()}
+        for captured in rows.values()
+        for row in captured
+        if row.record is not None
     ]
-    (GOLDEN / f"v{version}.json").write_text(json.dumps(expected) + "\n")
+    (GOLDEN / f"v{FORMAT_VERSION}.json").write_text(json.dumps(expected) + "\n")
+
+
+def test_there_is_one_of_each_version():
+    assert {path.name for path in GOLDEN.iterdir() if path.is_dir()} == {f"v{version}" for version in VERSIONS}
 
 
 @pytest.mark.parametrize("version", VERSIONS)
@@ -53,5 +89,4 @@ def test_every_format_version_stays_readable(version):
 
 
 if __name__ == "__main__":
-    for missing in (v for v in VERSIONS if not (GOLDEN / f"v{v}.json").exists()):
-        make_golden(missing)
+    make_golden()

@@ -17,7 +17,7 @@ from emkd.storage.manifest import Manifest
 from emkd.storage.repair import withdraw
 from emkd.storage.seal import seal
 from emkd.storage.shard import write_shard
-from emkd.storage.table import FIRST_SCHEMA, INDEX_SCHEMA, TEXT_COLUMN, read_parquet
+from emkd.storage.table import FIRST_SCHEMA, TEXT_COLUMN, TEXT_SCHEMA, read_parquet
 
 from .builders import TOKENIZER_JSON, keyed_rows, make_manifest, make_rows, text_sha256, with_data
 from .test_extend import state
@@ -37,10 +37,10 @@ RUN = with_template(make_manifest(n_rows=3, rows_per_shard=2, logits="bfloat16",
 @pytest.fixture
 def older(tmp_path) -> LocalFiles:
     """A sealed cache as those versions wrote it: byte for byte, but for the manifest's field of null."""
-    manifest = RUN.without_chat_template()
+    manifest = RUN.without_chat_template().in_first_format()
     files = create_cache(tmp_path / "cache", manifest, TOKENIZER_JSON)
     value = json.loads(files.read("manifest.json"))
-    del value["tokenizer"]["chat_template"]
+    del value["tokenizer"]["chat_template"], value["compression"]
     (files.root / "manifest.json").write_text(json.dumps(value))
     for shard in range(2):
         index = write_shard(files, shard, f"a{shard}", make_rows(manifest, shard, skip=(2,)), manifest)
@@ -104,7 +104,7 @@ def test_a_missing_shard_is_made_with_the_new_column(older):
     complete(older)
     assert verify(older.root) == []
     assert columns(older, "index/000000.parquet") == FIRST_SCHEMA.names
-    assert columns(older, "index/000001.parquet") == columns(older, "index.parquet") == INDEX_SCHEMA.names
+    assert columns(older, "index/000001.parquet") == columns(older, "index.parquet") == TEXT_SCHEMA.names
     cache = Cache.open(older.root)
     assert not cache.knows_texts
     assert cache.skipped[TEXT_COLUMN].to_pylist() == [text_sha256(2)]

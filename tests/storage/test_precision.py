@@ -40,7 +40,34 @@ def test_bfloat16_is_the_nearest_even_neighbour(values):
     assert encode_logits(values, "bfloat16").dtype == np.uint16
 
 
+@given(arrays(np.float32, (3, 4), elements=st.floats(-3276, 3276, width=32)), st.sampled_from(["step0.1", "step0.2"]))
+def test_steps_are_the_nearest_multiples(values, precision):
+    step = float(precision[4:])
+    stored = encode_logits(values, precision)
+    assert stored.dtype == np.int16
+    rounded = round_logits(values, precision)
+    assert (np.abs(rounded.astype(np.float64) - values) <= step / 2 + 1e-6 * np.abs(values)).all()
+    np.testing.assert_allclose(rounded, stored.astype(np.float64) * step, rtol=1e-6)
+
+
+def test_a_logit_without_such_a_multiple_is_refused():
+    np.testing.assert_allclose(round_logits(np.array([-3276.7, 3276.7], np.float32), "step0.1"), [-3276.7, 3276.7])
+    for wrong in (3276.9, -np.inf, np.inf):
+        with pytest.raises(
+            ValueError, match=r"does not fit in step0.1, which ends at multiple 32767 \(1 of 2 values\)"
+        ):
+            encode_logits(np.array([0, wrong], np.float32), "step0.1")
+
+
 @pytest.mark.parametrize("precision", ["bfloat16", "float16", "float32"])
+def test_a_zero_has_no_sign(precision):
+    """Or two logits that are equal would be stored as different ones."""
+    zeros = np.array([0.0, -0.0, -1e-45], np.float32)[: 2 if precision == "float32" else 3]
+    assert not np.signbit(round_logits(zeros, precision)).any()
+    assert not encode_logits(zeros, precision).astype(bool).any()
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "float16", "float32", "step0.1", "step0.2"])
 def test_rounding_twice_changes_nothing(precision):
     values = np.random.default_rng(0).normal(0, 20, (50, 8)).astype(np.float32)
     once = round_logits(values, precision)
@@ -52,7 +79,7 @@ def test_rounding_twice_changes_nothing(precision):
 
 def test_rounding_keeps_the_order():
     values = np.sort(np.random.default_rng(1).normal(0, 20, 1000).astype(np.float32))
-    for precision in ("bfloat16", "float16"):
+    for precision in ("bfloat16", "float16", "step0.1"):
         assert (np.diff(round_logits(values, precision)) >= 0).all()
 
 
@@ -114,7 +141,7 @@ def test_wrong_types_and_names_are_refused():
         decode_logits(np.zeros(3, np.float32), "bfloat16")
     with pytest.raises(ValueError, match="stored as int8, got uint8"):
         decode_affinity(np.zeros(3, np.uint8), "int8")
-    with pytest.raises(ValueError, match="'int4'; expected one of bfloat16, float16, float32"):
+    with pytest.raises(ValueError, match="'int4'; expected one of bfloat16, float16, float32, step0.1, step0.2"):
         logits_dtype("int4")
     with pytest.raises(ValueError, match="'bfloat16'; expected one of int8"):
         affinity_dtype("bfloat16")

@@ -1,5 +1,7 @@
 """Which samples of a cache a run trains on: those that its data name, found by place, by text or by key."""
 
+import hashlib
+import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -187,6 +189,16 @@ def test_the_hash_tells_selections_apart(cache, folder, tmp_path):
         )
         == 3
     )
+
+
+def test_the_hash_is_of_one_json_text_however_it_is_cut(cache, folder, monkeypatch):
+    """A run that was begun by an earlier version goes on: the hash is in its run.json."""
+    chosen = select(cache, Dataset(str(folder / "first.parquet")), lambda text: None)
+    keys = [cache.sample_keys[number] for number in chosen.numbers]
+    listing = json.dumps([keys, chosen.rows.tolist(), chosen.shard_sizes(cache)])
+    for piece in (1, 3, 8, 100):
+        monkeypatch.setattr("emkd.trainer.selection.PIECE", piece)
+        assert chosen.sha256(cache) == hashlib.sha256(listing.encode()).hexdigest()
 
 
 def test_skipped_rows_are_known_and_not_trained_on(teacher_path, tmp_path):

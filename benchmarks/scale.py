@@ -1,0 +1,240 @@
+"""What a million samples and 100,000 shards cost: opening, finding, inspecting, ordering; and the driver of the job.
+
+    python benchmarks/scale.py
+    python benchmarks/scale.py --samples 1000 10000 --shards 1000
+
+Index: sealed caches without arrays (scale_cache.py), 250 samples a shard. Each run of each part is a process of its
+own, with a warm page cache: `Cache.open` and its peak memory, then the first search and others; all that training asks
+of the index alone, in its order; the order itself; `emkd inspect` from its start to its end; sealing.
+
+Driver: `emkd.pipeline.pull.pull` and the progress of a real job, and one real Ray actor whose capture_shard returns at
+once; seconds a shard, and how much the driver's resident memory grows after its first 500 shards.
+
+Another script writes what `measure` returns to results/storage.json.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from scale_cache import ROWS_PER_SHARD, make_unsealed
+
+SAMPLES = (1_000, 10_000, 100_000, 1_000_000)
+SHARDS = (1_000, 10_000, 100_000)
+WALKED = 20_000  # samples, in training order
+WINDOW, BATCH_SIZE = 8, 8
+WARM_SHARDS = 500
+MIB = 1 << 20
+
+Figures = dict[str, float]
+
+
+def resident_mib(name: str = "VmRSS") -> float:
+    """Memory of this process now, or the most so far with VmHWM."""
+    status = Path("/proc/self/status").read_text().splitlines()
+    (size,) = (line.split()[1] for line in status if line.startswith(f"{name}:"))
+    return int(size) * 1024 / MIB
+
+
+def seconds(part: Callable[[], Any]) -> float:
+    started = time.perf_counter()
+    part()
+    return time.perf_counter() - started
+
+
+def open_and_find(folder: Path) -> Figures:
+    """Milliseconds of the first search are of one for the last key, right after opening."""
+    from emkd.storage.cache import Cache
+
+    before, started = resident_mib("VmHWM"), time.perf_counter()
+    cache = Cache.open(folder)
+    found = {"open_s": time.perf_counter() - started}
+    found |= {"open_peak_mib": resident_mib("VmHWM"), "before_open_mib": before}
+    n = cache.n_samples
+    keys = [str(cache.rows["key"][int(cache.rows.samples[i])].as_py()) for i in (0, n // 2, n - 1)]
+    ids = [str(cache.rows["id"][int(cache.rows.samples[i])].as_py()) for i in (0, n // 2, n - 1)]
+    wanted = {"first_key": keys[-1:], "key": keys, "id": ids, "prefix": [key[:12] for key in keys]}
+    for name, texts in wanted.items():
+        found[f"find_{name}_ms"] = max(1000 * seconds(lambda text=text: cache.find(text)) for text in texts)
+    if cache.find(keys[-1]) != n - 1 or cache.find(ids[0]) != 0:
+        raise RuntimeError(f"{folder}: another sample was found than was asked for")
+    return found
+
+
+def order_and_walk(folder: Path) -> Figures:
+    """What training asks the index for: of each sample in its order, of each shard once in each window."""
+    from emkd.storage.cache import Cache
+    from emkd.trainer.order import ShardBatchSampler, epoch_order
+
+    cache = Cache.open(folder)
+    sizes = cache.shard_sizes
+    found = {"order_s": seconds(lambda: epoch_order(sizes, WINDOW, 0, 0))}
+    sampler = ShardBatchSampler(sizes, window=WINDOW, seed=0, batch_size=BATCH_SIZE)
+    found["sampler_s"] = seconds(lambda: sum(map(len, sampler)))
+    order = epoch_order(sizes, WINDOW, 0, 0)[:WALKED].tolist()
+    shards = list(dict.fromkeys(cache.sample_info(i).shard for i in order))  # decodes what is decoded once
+    cache.shard_index(shards[0])
+    found["sample_info_us"] = 1e6 * seconds(lambda: [cache.sample_info(i) for i in order]) / len(order)
+    found["shard_index_ms"] = 1000 * seconds(lambda: [cache.shard_index(shard) for shard in shards]) / len(shards)
+    found["walk_us_per_sample"] = found["sample_info_us"] + 1000 * found["shard_index_ms"] / ROWS_PER_SHARD
+    found["walk_peak_mib"] = resident_mib("VmHWM")
+    return found
+
+
+def seal_again(folder: Path) -> Figures:
+    from emkd.storage.files import open_files
+    from emkd.storage.seal import seal
+
+    for name in ("seal.json", "index.parquet"):
+        (folder / name).unlink(missing_ok=True)
+    took = seconds(lambda: seal(open_files(folder)))
+    return {"seal_s": took, "seal_peak_mib": resident_mib("VmHWM")}
+
+
+class Instant:
+    """A teacher that needs no time."""
+
+    def capture_shard(self, number: int) -> Any:
+        from emkd.pipeline.worker import ShardReport
+
+        return ShardReport(
+            number=number, committed=True, n_samples=250, n_skipped=0, n_halved=0, n_bytes=10**8, seconds=0.0
+        )
+
+
+def drive(n_shards: int) -> Figures:
+    """The time of the whole, and of its first and last tenth: a shard's part of it must not grow."""
+    import ray
+
+    from emkd.cluster import session
+    from emkd.pipeline.cluster import RETRIES
+    from emkd.pipeline.interrupt import finish_on_interrupt
+    from emkd.pipeline.progress import progress
+    from emkd.pipeline.pull import pull
+    from emkd.pipeline.worker import ShardReport
+
+    tenth = n_shards // 10
+    at: dict[int, float] = {}
+    with session(None, workers=1, gpus_per_worker=0):
+        worker = ray.remote(max_restarts=-1, max_task_retries=RETRIES, num_cpus=1)(Instant).remote()
+        with progress(WARM_SHARDS, 1) as show, finish_on_interrupt() as interrupt:
+            pull([worker], range(WARM_SHARDS), interrupt, show)
+        before, done, started = resident_mib(), 0, time.perf_counter()
+        with progress(n_shards, 250 * n_shards) as show, finish_on_interrupt() as interrupt:
+
+            def counted(report: ShardReport) -> None:
+                nonlocal done
+                done += 1
+                if done in (tenth, n_shards - tenth, n_shards):
+                    at[done] = time.perf_counter() - started
+                show(report)
+
+            outcome = pull([worker], range(n_shards), interrupt, counted)
+        grown = resident_mib() - before
+    if outcome.n_done != n_shards:
+        raise RuntimeError(f"{outcome.n_done} of {n_shards} shards were done")
+    return {
+        "ms_per_shard": 1000 * at[n_shards] / n_shards,
+        "first_tenth_ms_per_shard": 1000 * at[tenth] / tenth,
+        "last_tenth_ms_per_shard": 1000 * (at[n_shards] - at[n_shards - tenth]) / tenth,
+        "rss_growth_mib": grown,
+        "rss_mib": before + grown,
+    }
+
+
+PARTS: dict[str, Callable[[Path], Figures]] = {"open": open_and_find, "walk": order_and_walk, "seal": seal_again}
+
+
+def in_process(*arguments: str) -> Figures:
+    command = [sys.executable, str(Path(__file__)), *arguments]
+    result = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    figures: Figures = json.loads(result.stdout.splitlines()[-1])
+    return figures
+
+
+def inspect(folder: Path) -> Figures:
+    """The whole of `emkd inspect`, with and without --json."""
+    command = [sys.executable, "-m", "emkd.cli", "inspect", str(folder)]
+
+    def run(*more: str) -> float:
+        return seconds(lambda: subprocess.run([*command, *more], check=True, stdout=subprocess.DEVNULL))
+
+    return {"inspect_s": run(), "inspect_json_s": run("--json")}
+
+
+def middle(runs: list[Figures]) -> Figures:
+    """Median of each figure, to four digits."""
+    return {name: float(f"{median(run[name] for run in runs):.4g}") for name in runs[0]}
+
+
+def measure_index(n_samples: int, runs: int) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory(prefix="emkd-scale-") as scratch:
+        folder = Path(scratch) / "cache"
+        make_unsealed(folder, n_samples)
+        found = [in_process("--part", "seal", str(folder)) for _ in range(runs)]
+        for run in found:
+            run |= in_process("--part", "open", str(folder)) | in_process("--part", "walk", str(folder))
+            run |= inspect(folder)
+    return {"n_shards": -(-n_samples // ROWS_PER_SHARD), "median": middle(found), "runs": found}
+
+
+def measure_driver(n_shards: int, runs: int) -> dict[str, Any]:
+    found = [in_process("--part", "driver", str(n_shards)) for _ in range(runs)]
+    return {"median": middle(found), "runs": found}
+
+
+def measure(
+    samples: tuple[int, ...] = SAMPLES,
+    shards: tuple[int, ...] = SHARDS,
+    runs: int = 3,
+    log: Callable[[str], None] = print,
+) -> dict[str, Any]:
+    """`index` by number of samples and `driver` by number of shards, medians and raw repeats, and `index_open_s`."""
+    result: dict[str, Any] = {"index_open_s": {}, "index": {}, "driver": {}}
+    for n in samples:
+        result["index"][str(n)] = one = measure_index(n, runs)
+        result["index_open_s"][str(n)] = one["median"]["open_s"]
+        log(f"{n:,} samples: {one['median']}")
+    for n in shards:
+        result["driver"][str(n)] = one = measure_driver(n, runs)
+        log(f"{n:,} shards: {one['median']}")
+    return result
+
+
+def show(result: dict[str, Any]) -> str:
+    """Two tables in Markdown: a figure a row, a size a column."""
+    tables = []
+    for part, unit in (("index", "samples"), ("driver", "shards")):
+        columns = result[part]
+        if columns:
+            tables.append(" | ".join([unit, *(f"{int(n):,}" for n in columns)]))
+            tables.append("|".join(["---", *("---:" for _ in columns)]))
+            names = next(iter(columns.values()))["median"]
+            tables += [" | ".join([n, *(f"{c['median'][n]:,.4g}" for c in columns.values())]) for n in names]
+            tables.append("")
+    return "\n".join(tables)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--part", nargs=2, metavar=("NAME", "OF"), help="run one part here, print its figures as JSON")
+    parser.add_argument("--samples", type=int, nargs="*", default=SAMPLES)
+    parser.add_argument("--shards", type=int, nargs="*", default=SHARDS)
+    parser.add_argument("--runs", type=int, default=3)
+    arguments = parser.parse_args()
+    if arguments.part:
+        name, of = arguments.part
+        print(json.dumps(drive(int(of)) if name == "driver" else PARTS[name](Path(of))))
+    else:
+        print(show(measure(tuple(arguments.samples), tuple(arguments.shards), arguments.runs)))
+
+
+if __name__ == "__main__":
+    main()

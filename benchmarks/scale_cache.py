@@ -1,0 +1,97 @@
+"""Sealed caches of any number of samples, made without a teacher: everything that opening and inspecting one reads.
+
+Committed and sealed by the storage's own functions. The rows of the index are as long and as varied as real ones, and
+one in SKIPPED_EVERY is skipped; the objects of the shards are there with their names and are two bytes long each, so
+that no array can be read.
+"""
+
+import random
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from emkd.storage.cache import create_cache
+from emkd.storage.digest import ObjectDigest, sha256_hex
+from emkd.storage.files import LocalFiles
+from emkd.storage.index import ShardIndex, commit_shard
+from emkd.storage.layout import AXES, array_layouts
+from emkd.storage.manifest import ImageProcessorIdentity, Manifest, TeacherIdentity, TokenizerIdentity
+from emkd.storage.plan import DatasetFile, DatasetIdentity, ShardPlan
+from emkd.storage.record import ImageSpan
+from emkd.storage.table import INDEX_SCHEMA, OK, SKIPPED, TEXT_COLUMN, images_to_json
+
+ROWS_PER_SHARD = 250
+SKIPPED_EVERY = 200
+TOKENIZER = b'{"version": "1.0", "model": {"type": "WordLevel"}}'
+TILE, TILES = 24, 5  # five tiles of 24 x 24 vision tokens, as LLaVA-NeXT has them
+CONTENT = b"{}"
+
+
+def make_manifest(n_samples: int) -> Manifest:
+    files = (DatasetFile(name="train.parquet", n_rows=n_samples, n_bytes=1000 * n_samples),)
+    return Manifest(
+        teacher=TeacherIdentity(name="none", weights_sha256="00" * 32, dtype="float32", architecture="none"),
+        image_processor=ImageProcessorIdentity(class_name="none", sha256="00" * 32, settings={}),
+        tokenizer=TokenizerIdentity(sha256=sha256_hex(TOKENIZER), n_tokens=32_000, lm_head_rows=32_064),
+        top_k=64,
+        answer_top_k=64,
+        batch_tokens=16_384,
+        dataset=DatasetIdentity(fingerprint="00" * 32, n_rows=n_samples, files=files),
+        plan=ShardPlan.of(n_rows=n_samples, rows_per_shard=ROWS_PER_SHARD),
+    )
+
+
+def index_row(row: int, shard: int, offsets: dict[str, int]) -> dict[str, Any]:
+    """One row of INDEX_SCHEMA, a pure function of its number; `offsets` move on by its counts."""
+    rng = random.Random(row)
+    skipped = row % SKIPPED_EVERY == SKIPPED_EVERY - 1
+    n_text, n_vision, n_answer = rng.randint(40, 400), TILES * TILE * TILE, rng.randint(10, 200)
+    counts = dict.fromkeys(AXES, 0)
+    if not skipped:
+        counts = {"text": n_text, "vision": n_vision, "affinity": n_text * n_vision, "answer": n_answer}
+    size = (rng.randint(300, 1200), rng.randint(300, 1200))
+    span = ImageSpan(text_position=3, start=0, count=n_vision, grids=((TILE, TILE),) * TILES, original_size=size)
+    entry = {
+        "row": row,
+        "id": f"{row:012d}",
+        "key": rng.randbytes(32).hex(),
+        TEXT_COLUMN: rng.randbytes(32).hex(),
+        "status": SKIPPED if skipped else OK,
+        "reason": "too-long" if skipped else "",
+        "detail": f"{rng.randint(4097, 9999)} tokens, --max-length is 4096" if skipped else "",
+        "shard": shard,
+        "images": [] if skipped else images_to_json([span]),
+        "retained_mass": None if skipped else rng.betavariate(20, 2),
+    }
+    for axis in AXES:
+        entry[f"{axis}_offset"], entry[f"{axis}_count"] = 0 if skipped else offsets[axis], counts[axis]
+        offsets[axis] += counts[axis]
+    return entry
+
+
+def shard_index(manifest: Manifest, shard: int) -> ShardIndex:
+    offsets = dict.fromkeys(AXES, 0)
+    rows = [index_row(row, shard, offsets) for row in manifest.rows(shard)]
+    names = ["zarr.json"]
+    for layout in array_layouts(manifest):
+        names += [f"{layout.name}/c/0" if layout.width is None else f"{layout.name}/c/0/0", f"{layout.name}/zarr.json"]
+    return ShardIndex(
+        shard=shard,
+        attempt="scale",
+        settings_sha256=manifest.shard_sha256(shard),
+        objects={name: ObjectDigest.of(CONTENT) for name in sorted(names)},
+        table=pa.Table.from_pylist(rows, schema=INDEX_SCHEMA),
+    )
+
+
+def make_unsealed(folder: Path, n_samples: int) -> LocalFiles:
+    """A cache whose shards are all committed."""
+    manifest = make_manifest(n_samples)
+    files: LocalFiles = create_cache(folder, manifest, TOKENIZER)
+    for shard in manifest.shards:
+        index = shard_index(manifest, shard)
+        for name in index.objects:
+            files.write(f"{index.prefix}/{name}", CONTENT)
+        commit_shard(files, index)
+    return files

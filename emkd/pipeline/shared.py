@@ -1,0 +1,130 @@
+"""Images that several rows of a shard show after the same text.
+
+Instruction data ask many questions of one image, in many rows. What a causal teacher makes of an image does not depend
+on the text behind it: its vision tokens have the same logits in all these rows, but for rounding, which depends on what
+else is in a batch. So the first row's numbers are taken for all of them, and the shard's writer, which stores equal
+numbers once, does the rest.
+
+Nothing is taken for granted: each row's own numbers are computed and compared, within what the same teacher explains
+(`vlm/tolerance.py`). Where they differ by more, as with a teacher whose vision tokens see the text behind them, the row
+keeps its own.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from emkd.storage.record import CapturedRow, ImageSpan, Record
+from emkd.vlm.tolerance import UNIT, tolerance
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageTokens:
+    """What a record has of one image: n vision tokens, k stored logits of each."""
+
+    ids: NDArray[np.int32]
+    logits: NDArray[np.float32]
+    tail_logsumexp: NDArray[np.float32]
+    tail_mean: NDArray[np.float32]
+
+    @classmethod
+    def of(cls, record: Record, span: ImageSpan) -> "ImageTokens":
+        own = slice(span.start, span.start + span.count)
+        return cls(
+            ids=record.vision_ids[own],
+            logits=record.vision_logits[own],
+            tail_logsumexp=record.vision_tail_logsumexp[own],
+            tail_mean=record.vision_tail_mean[own],
+        )
+
+    def agrees(self, other: "ImageTokens", dtype: str) -> bool:
+        """Whether a teacher in this dtype may have answered both for the same tokens. Logits are compared rank by rank:
+        rounding lets ids of nearly equal logits change places."""
+        if self.logits.shape != other.logits.shape:
+            return False
+        scale = max(_rms(self.logits), _rms(self.tail_mean))
+        return all(
+            _within(getattr(self, name), getattr(other, name), f"vision_{name}", dtype, scale)
+            for name in ("logits", "tail_logsumexp", "tail_mean")
+        )
+
+
+class SharedImages:
+    """Finds what the rows of a shard have in common: `expect` all of them, then `unify` one record after the other.
+
+    dtype: of the teacher
+
+    `n_shared` images had another row's numbers, `n_different` should have had and kept their own. The first record's
+    numbers of an image are held until the last row that shows it.
+    """
+
+    def __init__(self, dtype: str) -> None:
+        self.dtype = dtype
+        self.n_shared = self.n_different = 0
+        self._to_come: Counter[str] = Counter()
+        self._first: dict[str, ImageTokens] = {}
+
+    def expect(self, keys: Iterable[str]) -> None:
+        """Rows with these images (`Encoded.image_keys`) will come."""
+        self._to_come.update(keys)
+
+    def unify(self, record: Record, keys: Sequence[str]) -> Record:
+        """The record with the first row's numbers of the images that it shares. keys: of its images"""
+        found = [self._known(key, ImageTokens.of(record, span)) for key, span in zip(keys, record.images, strict=True)]
+        if all(tokens is None for tokens in found):
+            return record
+        parts = [
+            ImageTokens.of(record, span) if tokens is None else tokens
+            for tokens, span in zip(found, record.images, strict=True)
+        ]
+        return replace(
+            record,
+            vision_ids=np.concatenate([part.ids for part in parts]),
+            vision_logits=np.concatenate([part.logits for part in parts]),
+            vision_tail_logsumexp=np.concatenate([part.tail_logsumexp for part in parts]),
+            vision_tail_mean=np.concatenate([part.tail_mean for part in parts]),
+        )
+
+    def apply(self, row: CapturedRow, keys: Sequence[str]) -> CapturedRow:
+        """The row with the record that `unify` makes of its own. A row without one frees what it would have shown."""
+        if row.record is not None:
+            return replace(row, record=self.unify(row.record, keys))
+        for key in keys:
+            self._leave(key)
+        return row
+
+    def _known(self, key: str, own: ImageTokens) -> ImageTokens | None:
+        """The numbers to take for an image's own, None for its own."""
+        first = self._first.get(key)
+        if first is None and self._to_come[key] > 1:
+            self._first[key] = own
+        self._leave(key)
+        if first is None:
+            return None
+        if not first.agrees(own, self.dtype):
+            self.n_different += 1
+            return None
+        self.n_shared += 1
+        return first
+
+    def _leave(self, key: str) -> None:
+        self._to_come[key] -= 1
+        if self._to_come[key] <= 0:
+            self._first.pop(key, None)
+
+
+def _rms(values: NDArray[np.float32]) -> float:
+    return float(np.sqrt(np.square(values, dtype=np.float64).mean())) if values.size else 0.0
+
+
+def _within(a: NDArray[np.float32], b: NDArray[np.float32], quantity: str, dtype: str, scale: float) -> bool:
+    if np.array_equal(a, b):  # -inf of an empty tail among them
+        return True
+    if dtype not in UNIT:
+        return False
+    allowed = tolerance(quantity, dtype, scale)
+    difference = np.abs(a.astype(np.float64) - b)
+    return bool(difference.max() <= allowed.largest and difference.mean() <= allowed.mean)
