@@ -13,13 +13,14 @@ import torch
 from emkd.errors import CacheWriteError
 from emkd.pipeline.identify import identify
 from emkd.pipeline.settings import JobSettings
+from emkd.pipeline.shared import SharedImages
 from emkd.pipeline.worker import CaptureWorker, record_bytes
 from emkd.samples import Dataset
 from emkd.samples.encode import Encoder
 from emkd.storage.create import create_cache
 from emkd.storage.files import LocalFiles
 from emkd.storage.index import read_index
-from emkd.storage.shard import write_shard
+from emkd.storage.shard import ShardWriter
 from tests import tiny
 
 ROWS = 12
@@ -98,11 +99,14 @@ def test_rows_that_cannot_be_read_come_before_the_first_pass(teacher_path, tmp_p
     assert sorted(result.hint.row for result in found) == [0, 2, 3, 4, 5]
 
 
-def test_a_shard_is_what_write_shard_makes_of_all_its_rows(worker, tmp_path):
+def test_a_shard_is_what_a_writer_makes_of_all_its_rows_at_once(worker, tmp_path):
     report = worker.capture_shard(0)
     files = LocalFiles(tmp_path / "cache")
     teacher, dataset = worker._loaded()
-    at_once = write_shard(files, 0, "at-once", teacher.capture(dataset, range(ROWS)), worker.manifest)
+    writer = ShardWriter(files, 0, "at-once", worker.manifest)
+    for row in list(teacher.captured(dataset, range(ROWS), SharedImages(worker.manifest.teacher.dtype))):
+        writer.add(row)
+    at_once = writer.finish()
     found = read_index(files, 0)
     assert found.objects == at_once.objects
     assert found.table.equals(at_once.table)
