@@ -1,13 +1,13 @@
 """Reading whole samples in training order: our cache beside raw numbers, MDS and slices of Zarr arrays.
 
-    python benchmarks/reading.py [--work FOLDER] [--shards 4] [--per-shard 256] [--rounds 3]
+    python benchmarks/reading.py [--work FOLDER] [--shards 8] [--per-shard 128] [--rounds 3]
 
 The samples of synthetic_records.py (k = 64, affinity, tails and answers included), written in all forms of
 reading_data.py, and read by the systems of reading_systems.py in the order that a student's run has: shards shuffled,
 samples shuffled within windows of two. Ours compares every object with its hash; no other one checks anything. All
 end with the same numbers in memory, which is compared on some samples of each run.
 
-Each run is a process of its own: it imports and opens, and the clock runs from the first sample to the last one.
+Each run is a process of its own: it imports, opens and reads one epoch, and then the clock runs for another one.
 Systems take turns, round after round, files in the page cache. On a machine that does other things as well, samples
 per second of CPU time say more (all threads of the process count; a reader that waits for nothing has the same rate
 when alone). With two processes at once each one has its own half of the shards and their rates are added. Peak memory
@@ -45,8 +45,11 @@ BUILD = HERE.parent / "build"
 TOKENIZER = b"{}"
 K, WINDOW, SEED = 64, 2, 0
 COMPRESSIONS = ("zstd", "lz4")
+MDS_CODECS = ("same-zstd", "same-lz4", "zstd", "lz4", "whole")
 # ratio -> (ours, the other)
 RATIOS = {
+    "zstd_over_mds_same_codec": ("emkd-zstd", "mds-same-zstd"),
+    "lz4_over_mds_same_codec": ("emkd-lz4", "mds-same-lz4"),
     "zstd_over_mds_zstd": ("emkd-zstd", "mds-zstd"),
     "lz4_over_mds_lz4": ("emkd-lz4", "mds-lz4"),
     "zstd_over_mds_whole": ("emkd-zstd", "mds-whole-zstd"),
@@ -104,7 +107,7 @@ def prepare(work: Path, n_shards: int, per_shard: int) -> None:
         write_small_chunks(work / "zarr-small" / raw.name, raw, K)
     for place in files.values():
         seal(place)
-    script = [str(HERE / "reading_data.py"), str(work), "--k", str(K), "--codecs", *COMPRESSIONS, "whole"]
+    script = [str(HERE / "reading_data.py"), str(work), "--k", str(K), "--codecs", *MDS_CODECS]
     subprocess.run([str(mds_environment()), *script], check=True, env=environment())
     (work / "complete").touch()
 
@@ -210,7 +213,7 @@ def _array_bytes(cache: Path) -> dict[str, int]:
     return found
 
 
-def measure(work: Path, n_shards: int = 4, per_shard: int = 256, rounds: int = 3, only: Any = None) -> dict[str, Any]:
+def measure(work: Path, n_shards: int = 8, per_shard: int = 128, rounds: int = 3, only: Any = None) -> dict[str, Any]:
     """Medians by system and processes, ratios of them, peak memory, bytes, and all repeats."""
     prepare(work, n_shards, per_shard)
     for file in work.rglob("*"):
@@ -260,8 +263,8 @@ def show(found: dict[str, Any]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, default=BUILD / "reading")
-    parser.add_argument("--shards", type=int, default=4)
-    parser.add_argument("--per-shard", type=int, default=256)
+    parser.add_argument("--shards", type=int, default=8)
+    parser.add_argument("--per-shard", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--only", nargs="+", choices=list(SYSTEMS), help="these systems alone")
     parser.add_argument("--json", type=Path, help="write all figures there too")

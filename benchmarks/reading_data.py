@@ -2,13 +2,14 @@
 
     raw/<shard>/<field>.bin, offsets.npz     numbers as they are, one sample behind the other
     emkd-zstd/ emkd-lz4/                     our caches
+    mds-same-<codec>/<shard>/                MDS, the arrays of our cache, with the same codec, of each sample by itself
     mds-<codec>/<shard>/                     MDS, each field of a sample compressed by itself (`packed`)
     mds-whole/<shard>/                       MDS, raw fields, the shard's file compressed by MDS itself (zstd)
     zarr-small/<shard>/                      Zarr arrays with chunks for per-sample reading: 1,024 tokens
 
-All rivals hold the same types: int32 ids, bfloat16 logits as uint16, float32 tails, int8 affinity. They are made from
-`raw`, so that no number can differ. Codecs of rivals are FACTS' choice: Blosc with bitshuffle for ids and logits,
-plain Blosc for affinity, in blocks of 1 MiB, which are read faster than those that Blosc would choose.
+All other rivals hold the same types: int32 ids, bfloat16 logits as uint16, float32 tails, int8 affinity. They are made
+from `raw`, so that no number can differ. Their codecs are Blosc with bitshuffle for ids and logits, plain Blosc for
+affinity, in blocks of 1 MiB, which are read faster than those that Blosc would choose.
 """
 
 import argparse
@@ -119,6 +120,22 @@ def write_mds(folder: Path, raw: Path, k: int, codec: str) -> None:
             writer.write({n: a.tobytes() if whole else packed(n, a, codec) for n, a in sample.items()})
 
 
+def write_mds_same(folder: Path, cache: Path, number: int) -> None:
+    """One shard of our cache as MDS: nothing but the container differs."""
+    from streaming import MDSWriter
+
+    from emkd.storage import Cache
+    from emkd.storage.codec import encode_chunk
+
+    opened = Cache.open(cache)
+    shard = opened.read_shard(opened.shards[number])
+    columns = dict.fromkeys(shard.arrays, "bytes")
+    with MDSWriter(out=str(folder), columns=columns, size_limit=None) as writer:
+        for i in range(len(shard)):
+            stored = shard.stored(i)
+            writer.write({name: encode_chunk(shard.arrays[name].layout, array) for name, array in stored.items()})
+
+
 def write_small_chunks(folder: Path, raw: Path, k: int) -> None:
     """One shard as Zarr arrays of chunks of SMALL_CHUNK tokens, which is kinder to slices than our 16,384."""
     import zarr
@@ -146,7 +163,11 @@ def main() -> None:
     parser.add_argument("--codecs", nargs="+", required=True)
     arguments = parser.parse_args()
     for codec in arguments.codecs:
-        for raw in sorted((arguments.work / "raw").iterdir()):
+        for number, raw in enumerate(sorted((arguments.work / "raw").iterdir())):
+            if codec.startswith("same-"):
+                cache = arguments.work / f"emkd-{codec.removeprefix('same-')}"
+                write_mds_same(arguments.work / f"mds-{codec}" / raw.name, cache, number)
+                continue
             write_mds(arguments.work / f"mds-{codec}" / raw.name, raw, arguments.k, codec)
 
 

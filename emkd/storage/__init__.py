@@ -12,12 +12,17 @@ In reading order:
     described     the manifest and the plans of its extensions, read from disk
     create        the beginning of a cache: manifest and tokenizer, only if absent
     layout        the arrays of a shard: shapes, types, chunks, codecs
+    rearrange     integers in an order that compresses well, and back
+    encoding      from a record to what is stored of it, and back
+    codec         chunks as bytes and back
     check         what must hold of rows before they are written
-    shard         writing: the rows of one shard -> one Zarr group and its index
+    index_rows    the rows of a shard's index, made while its records are written
+    shard         writing: rows, one after the other -> one Zarr group and its index
     table         the rows of an index, in Arrow and Parquet
     index         one row per row of the plan; its appearance is the commit of a shard
     seal          the end of a job: totals, and the hash of everything
     integrity     reading: no byte is used that was not checked
+    buffers       memory of shards that are not needed any more, for the next ones
     decode        a shard in memory, and records cut from it
     rows          the rows of all shards in memory, decoded as far as they are asked for
     find          from a key or an id to a sample

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from emkd.errors import SampleNotFoundError
 from emkd.storage.buffers import Buffers
 from emkd.storage.codec import StoredArray
-from emkd.storage.encoding import decode
+from emkd.storage.encoding import Arrays, decode
 from emkd.storage.files import LocalFiles
 from emkd.storage.index import ShardIndex
 from emkd.storage.integrity import CheckedObjects
@@ -81,12 +81,17 @@ class DecodedShard:
         if not 0 <= i < len(self):
             raise SampleNotFoundError(f"sample {i} of shard {self.number}: it has {len(self)} samples")
         row = self.samples[i]
+        stored = self.stored(i)
+        return Record(key=row["key"], images=images_from_json(row["images"]), **decode(stored, self.manifest))
+
+    def stored(self, i: int) -> Arrays:
+        """What is stored of the i-th sample, by array name: views, where it is in one piece."""
+        row = self.samples[i]
         runs: dict[Axis, list[tuple[int, int]]] = {
             axis: [(row[f"{axis}_offset"], row[f"{axis}_offset"] + row[f"{axis}_count"])] for axis in AXES
         }
         runs["vision"] = _runs(row["images"])
-        stored = {name: array.take(runs[array.layout.axis]) for name, array in self.arrays.items()}
-        return Record(key=row["key"], images=images_from_json(row["images"]), **decode(stored, self.manifest))
+        return {name: array.take(runs[array.layout.axis]) for name, array in self.arrays.items()}
 
 
 def read_shard(

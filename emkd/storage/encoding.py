@@ -2,8 +2,8 @@
 
     Record --encode_vision, encode_rest--> {array name: numbers} --decode--> the fields of a Record
 
-Both format versions, by what the manifest says. Vision tokens are encoded image by image, because images that several
-samples share are stored once. All of this is exact but for the rounding that the precision asks for.
+Rearranged or as they are, by what the manifest says. Vision tokens are encoded image by image, because images that
+several samples share are stored once. All of this is exact but for the rounding that the precision asks for.
 
 Shape legend: n tokens, k stored logits of each, L text and Nt vision tokens of a sample
 """
@@ -72,7 +72,7 @@ def _encode_tokens(kind: str, ids: NDArray[np.int32], logits: NDArray[np.float32
     """ids and logits [n, k] of one kind of tokens."""
     stored = encode_logits(logits, manifest.logits_precision)
     ids, keys, stored = _ranked(ids, to_keys(stored), stored)
-    if manifest.format_version == 1:
+    if not manifest.rearranged:
         return {f"{kind}_ids": ids, f"{kind}_logits": stored}
     low, high = split_ids(ids)
     found: Arrays = {f"{kind}_ids_low": low, f"{kind}_logits": by_rank(keys)}
@@ -83,7 +83,7 @@ def _decode_tokens(
     kind: str, arrays: Mapping[str, NDArray[Any]], manifest: Manifest
 ) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
     precision = manifest.logits_precision
-    if manifest.format_version == 1:
+    if not manifest.rearranged:
         logits = decode_logits(arrays[f"{kind}_logits"], precision)
         return arrays[f"{kind}_ids"].copy(), logits.copy() if precision == "float32" else logits
     ids = join_ids(arrays[f"{kind}_ids_low"], arrays.get(f"{kind}_ids_high"))
@@ -109,7 +109,7 @@ def _ranked(
 def _encode_affinity(affinity: NDArray[np.float32], manifest: Manifest) -> NDArray[Any]:
     """[L, Nt] as the numbers of one axis."""
     stored = encode_affinity(affinity, manifest.affinity_precision)
-    if manifest.format_version == 1:
+    if not manifest.rearranged:
         return stored.reshape(-1)
     by_vision = np.ascontiguousarray(stored.T)
     return (along_tokens(by_vision) if manifest.affinity_precision == "int8" else by_vision).reshape(-1)
@@ -117,7 +117,7 @@ def _encode_affinity(affinity: NDArray[np.float32], manifest: Manifest) -> NDArr
 
 def _decode_affinity(flat: NDArray[Any], n_text: int, n_vision: int, manifest: Manifest) -> NDArray[np.float32]:
     precision = manifest.affinity_precision
-    if manifest.format_version == 1:
+    if not manifest.rearranged:
         found = decode_affinity(flat.reshape(n_text, n_vision), precision)
     else:
         by_vision = flat.reshape(n_vision, n_text)

@@ -14,14 +14,18 @@ samples share are there once), n_pairs is the sum of L * Nt over the samples; k,
     answer_ids_low, answer_ids_high, answer_logits as for vision tokens, with k'
     answer_tail_logsumexp   [n_answer]      float32
 
-Shards of format version 1 have ids as int32 [n, k], logits as they are [n, k], and affinity text token by text token.
+Where nothing is rearranged (with lz4, and in format version 1) there are instead
+
+    vision_ids, answer_ids        [n, k]     int32
+    vision_logits, answer_logits  [n, k]     uint16 (bfloat16), float16, float32 or int16 (multiples of a step)
+    affinity                      [n_pairs]  each sample's [L, Nt], row by row
 
 Chunks hold 16,384 tokens of a two-dimensional array (smaller ones read slower, larger ones cost memory) and 4 MiB of
 a one-dimensional one, or the whole array if it is smaller. Only codecs of the Zarr v3 core are used, so that any Zarr
 reader opens a shard.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -84,11 +88,10 @@ class ArrayLayout:
 
 def array_layouts(manifest: Manifest) -> tuple[ArrayLayout, ...]:
     """The arrays of every shard of a cache, in the order of the module's table."""
-    if manifest.format_version == 1:
-        return _first_layouts(manifest)
-    compression = manifest.compression or "zstd"
+    if not manifest.rearranged:
+        return _plain_layouts(manifest)
     int32, float32 = np.dtype(np.int32), np.dtype(np.float32)
-    layouts = [
+    return (
         ArrayLayout(name="text_ids", axis="text", dtype=int32),
         *_token_layouts("vision", manifest.top_k, manifest),
         ArrayLayout(name="vision_tail_logsumexp", axis="vision", dtype=float32, attributes=_TAIL),
@@ -97,14 +100,13 @@ def array_layouts(manifest: Manifest) -> tuple[ArrayLayout, ...]:
             name="affinity",
             axis="affinity",
             dtype=affinity_dtype(manifest.affinity_precision),
-            shuffle="noshuffle" if (compression, manifest.affinity_precision) == ("zstd", "int8") else "bitshuffle",
+            shuffle="noshuffle" if manifest.affinity_precision == "int8" else "bitshuffle",
             attributes=_affinity_attributes(manifest),
         ),
         ArrayLayout(name="answer_positions", axis="answer", dtype=int32, attributes=_PLACE),
         *_token_layouts("answer", manifest.answer_top_k, manifest),
         ArrayLayout(name="answer_tail_logsumexp", axis="answer", dtype=float32, attributes=_TAIL),
-    ]
-    return tuple(ArrayLayout(**{**vars(layout), "compression": compression}) for layout in layouts)
+    )
 
 
 def _token_layouts(axis: Literal["vision", "answer"], k: int, manifest: Manifest) -> list[ArrayLayout]:
@@ -135,15 +137,16 @@ def _token_layouts(axis: Literal["vision", "answer"], k: int, manifest: Manifest
     return [low, high, logits] if manifest.vocabulary_size > 1 << LOW_BITS else [low, logits]
 
 
-def _first_layouts(manifest: Manifest) -> tuple[ArrayLayout, ...]:
-    """Those of format version 1."""
+def _plain_layouts(manifest: Manifest) -> tuple[ArrayLayout, ...]:
+    """Those of which nothing is rearranged."""
     int32, float32 = np.dtype(np.int32), np.dtype(np.float32)
+    compression = manifest.compression or "zstd"
     k, answer_k = manifest.top_k, manifest.answer_top_k
     logits: dict[str, Any] = {
         "dtype": logits_dtype(manifest.logits_precision),
         "attributes": _logits_attributes(manifest),
     }
-    return (
+    layouts = [
         ArrayLayout(name="text_ids", axis="text", dtype=int32),
         ArrayLayout(name="vision_ids", axis="vision", dtype=int32, width=k),
         ArrayLayout(name="vision_logits", axis="vision", width=k, **logits),
@@ -153,14 +156,15 @@ def _first_layouts(manifest: Manifest) -> tuple[ArrayLayout, ...]:
             name="affinity",
             axis="affinity",
             dtype=affinity_dtype(manifest.affinity_precision),
-            shuffle="noshuffle" if manifest.affinity_precision == "int8" else "bitshuffle",
+            shuffle="noshuffle" if (compression, manifest.affinity_precision) == ("zstd", "int8") else "bitshuffle",
             attributes=_affinity_attributes(manifest),
         ),
         ArrayLayout(name="answer_positions", axis="answer", dtype=int32, attributes=_PLACE),
         ArrayLayout(name="answer_ids", axis="answer", dtype=int32, width=answer_k),
         ArrayLayout(name="answer_logits", axis="answer", width=answer_k, **logits),
         ArrayLayout(name="answer_tail_logsumexp", axis="answer", dtype=float32, attributes=_TAIL),
-    )
+    ]
+    return tuple(replace(layout, compression=compression) for layout in layouts)
 
 
 def group_attributes(manifest: Manifest, shard: int) -> dict[str, Any]:
@@ -184,33 +188,37 @@ def _logits_attributes(manifest: Manifest) -> dict[str, Any]:
         "kind": "raw logits, descending; equal ones by ascending id",
         "temperature": 1,
     }
-    if manifest.logits_precision == "bfloat16":
-        attributes["stored_as"] = "the upper 16 bits of the float32"
+    if manifest.logits_precision != "float16" and manifest.logits_precision != "float32":
+        attributes["stored_as"] = _number(manifest)
     return attributes
 
 
-def _key_attributes(manifest: Manifest) -> dict[str, Any]:
-    number = {"bfloat16": "the upper 16 bits of the float32"}.get(manifest.logits_precision, "the number")
+def _number(manifest: Manifest) -> str:
+    """What stands for a logit."""
     if manifest.logits_precision in STEPS:
-        number = f"the logit in multiples of {STEPS[manifest.logits_precision]:g}"
+        return f"multiples of {STEPS[manifest.logits_precision]:g}"
+    return {"bfloat16": "the upper 16 bits of the float32"}.get(manifest.logits_precision, "the number")
+
+
+def _key_attributes(manifest: Manifest) -> dict[str, Any]:
     return {
         "precision": manifest.logits_precision,
         "kind": "raw logits, descending; equal ones by ascending id",
         "temperature": 1,
-        "stored_as": f"keys: {number} as unsigned integers of the same order; the first rank, then how much each rank "
-        "falls below the one before it",
+        "stored_as": f"keys: {_number(manifest)}, as unsigned integers of the same order; the first rank, then how "
+        "much each rank falls below the one before it",
     }
 
 
 def _affinity_attributes(manifest: Manifest) -> dict[str, Any]:
-    order = "[text, vision]" if manifest.format_version == 1 else "[vision, text]"
+    order = "[vision, text]" if manifest.rearranged else "[text, vision]"
     attributes = {
         "precision": manifest.affinity_precision,
         "kind": f"cosine similarity of hidden states; each sample's {order} matrix row by row",
     }
     if manifest.affinity_precision == "int8":
         attributes["stored_as"] = "round(127 * cosine): divide by 127"
-        if manifest.format_version > 1:
+        if manifest.rearranged:
             attributes["stored_as"] = (
                 "round(127 * cosine), as differences from vision token to vision token but for every 32nd of a sample"
             )
