@@ -207,8 +207,13 @@ def write_llava(folder: Path, chosen: Sequence[dict[str, Any]], lines: bool = Fa
     return file
 
 
-def make_cache(teacher: Path, data: Path, cache: Path, *, extend: bool = False, **chosen: Any) -> Path:
-    """The job without Ray: the same worker, shard by shard, and the seal."""
+def make_cache(
+    teacher: Path, data: Path, cache: Path, *, extend: bool = False, first_format: bool = False, **chosen: Any
+) -> Path:
+    """The job without Ray: the same worker, shard by shard, and the seal.
+
+    first_format: begin the cache in format version 1, as an older emkd would have
+    """
     defaults: dict[str, Any] = {
         "top_k": 0, "answer_top_k": 0, "precision": "float32", "affinity_precision": "float32",
         "rows_per_shard": 4, "gpus_per_worker": 0,
@@ -216,6 +221,7 @@ def make_cache(teacher: Path, data: Path, cache: Path, *, extend: bool = False, 
     settings = JobSettings(teacher=str(teacher), data=str(data), cache=str(cache), **{**defaults, **chosen})
     dataset = Dataset(settings.data, settings.image_root)
     run, tokenizer = identify(settings, dataset)
+    run = run.in_first_format() if first_format else run
     if extend:
         extend_cache(open_files(settings.cache), run, tokenizer, dataset.keyed_rows)
     files = create_cache(settings.cache, run, tokenizer)

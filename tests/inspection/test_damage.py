@@ -137,7 +137,7 @@ def test_another_version_and_no_cache_stay_errors(cache, tmp_path):
     flip(cache / "tokenizer.json")
     with pytest.raises(CacheVersionError, match="format version 3"):
         inspect_cache(cache)
-    with pytest.raises(CacheVersionError, match="format version 2"):
+    with pytest.raises(CacheVersionError, match="format version 3"):
         inspect_cache(cache, verify_bytes=True)
 
 

@@ -6,6 +6,7 @@ The golden cache of format version 1 is such a one, too. What is on disk stays a
 import json
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from emkd.errors import CacheConflictError
@@ -19,7 +20,16 @@ from emkd.storage.seal import seal
 from emkd.storage.shard import write_shard
 from emkd.storage.table import FIRST_SCHEMA, TEXT_COLUMN, TEXT_SCHEMA, read_parquet
 
-from .builders import TOKENIZER_JSON, keyed_rows, make_manifest, make_rows, text_sha256, with_data
+from .builders import (
+    TOKENIZER_JSON,
+    array_fields,
+    keyed_rows,
+    make_cache,
+    make_manifest,
+    make_rows,
+    text_sha256,
+    with_data,
+)
 from .test_extend import state
 from .test_golden import GOLDEN
 
@@ -94,6 +104,17 @@ def test_a_job_that_was_killed_before_its_seal_ends_with_the_same_bytes(older):
     assert contents(older) == whole
     with pytest.raises(CacheConflictError, match="tokenizer.chat_template_sha256: cache has"):
         create_cache(older.root, with_template(RUN, "02" * 32), TOKENIZER_JSON)
+
+
+def test_records_of_both_formats_are_the_same(older, tmp_path):
+    """What a shard of the first format gives back is what the same rows give back today."""
+    today = make_cache(tmp_path / "today", RUN, skip=(2,))
+    assert Cache.open(today.root).manifest.format_version == 2
+    for i in range(2):
+        then, now = Cache.open(older.root).record(i), Cache.open(today.root).record(i)
+        assert (then.key, then.images) == (now.key, now.images)
+        for name, array in array_fields(then).items():
+            np.testing.assert_array_equal(array, array_fields(now)[name], err_msg=name)
 
 
 def test_a_missing_shard_is_made_with_the_new_column(older):

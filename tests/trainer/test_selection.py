@@ -295,7 +295,8 @@ def without_texts(path: Path) -> Cache:
 
 
 def test_a_cache_without_hashes_of_texts_is_compared_by_key(teacher_path, folder, tmp_path):
-    tiny.make_cache(teacher_path, folder / "first.parquet", tmp_path / "cache", rows_per_shard=3)
+    first = folder / "first.parquet"
+    tiny.make_cache(teacher_path, first, tmp_path / "cache", rows_per_shard=3, first_format=True)
     copy = Dataset(str(tiny.write_data(tmp_path / "copy.parquet", rows(0, 8)[::-1])))
     now = select(Cache.open(tmp_path / "cache"), copy, print)
     told: list[str] = []
