@@ -31,10 +31,11 @@ types: setup
 
 check: lint types test
 
-# About 25 minutes, on a machine that does nothing else. The demonstration is made first where it is not there.
+# About an hour, on a machine that does nothing else. The demonstration is made first where it is not there.
 bench: setup $(OUT)/results.json
 	$(RUN) $(BIN)/python benchmarks/matching.py $(OUT)
 	$(RUN) $(BIN)/python benchmarks/step.py
+	$(RUN) $(BIN)/python benchmarks/storage.py
 
 $(OUT)/results.json:
 	$(MAKE) demo

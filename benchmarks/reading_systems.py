@@ -58,11 +58,12 @@ class EmkdThroughZarrs(Emkd):
         super().__init__(folder, window)
         zarr.config.set({"codec_pipeline.path": "zarrs.ZarrsCodecPipeline", "threading.max_workers": 1})
 
-        def read_array(objects: Any, layout: Any, length: int) -> Any:
+        def read_array(objects: Any, layout: Any, length: int, buffers: Any) -> Any:
             for name in objects.objects:
                 if name.startswith(f"{layout.name}/"):
                     objects.read(name)
-            array: Any = zarr.open_array(objects.where(layout.name), mode="r")[...]
+            array: Any = buffers.empty(layout.shape(length), layout.dtype)
+            array[...] = zarr.open_array(objects.where(layout.name), mode="r")[...]
             one = emkd.storage.decode.ChunkedArray(layout=layout, tokens_per_chunk=max(1, length), chunks=[array])
             return one
 

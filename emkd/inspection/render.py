@@ -61,6 +61,7 @@ def _facts(report: dict[str, Any]) -> list[tuple[str, str]]:
     shards, teacher, data, stored = report["shards"], report["teacher"], report["dataset"], report["stored"]
     state = ("sealed" if report["sealed"] else "NOT SEALED") + (", every byte verified" if report["verified"] else "")
     skipped = ", ".join(f"{count:,} {reason}" for reason, count in report["skipped"].items())
+    shared = report["shared_vision_tokens"]
     licence = f", licence {teacher['licence']}" if teacher["licence"] else ""
     return [
         ("cache", f"{report['uri']} ({state}; format {report['format_version']})"),
@@ -71,10 +72,11 @@ def _facts(report: dict[str, Any]) -> list[tuple[str, str]]:
         *((f"extension {i}", f"{_files(e['files'])}: {e['added_rows']:,} of {e['rows']:,} rows added")
           for i, e in enumerate(report["extensions"], 1)),
         ("stored", f"top {stored['top_k']} logits of vision tokens, {stored['answer_top_k']} of answers, "
-                   f"{stored['logits']}; affinity {stored['affinity']}"),
+                   f"{stored['logits']}; affinity {stored['affinity']}; {stored['compression']}"),
         ("samples", f"{report['samples']:,}" + (f"; skipped: {skipped}" if skipped else "")),
         ("shards", f"{shards['committed']:,} of {shards['planned']:,}"),
-        ("tokens", ", ".join(f"{count:,} {name}" for name, count in report["tokens"].items())),
+        ("tokens", ", ".join(f"{count:,} {name}" for name, count in report["tokens"].items())
+                   + (f"; {shared:,} of the vision tokens are stored with another row's" if shared else "")),
         ("dense logits", "none" if report["dense_ratio"] is None else
                          f"would be {report['dense_ratio']:.1f} times larger (all V, bfloat16)"),
         ("retained mass", _masses(report["retained_mass"])),

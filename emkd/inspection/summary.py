@@ -35,6 +35,7 @@ def summarize(cache: Cache) -> dict[str, Any]:
             "answer_top_k": manifest.answer_top_k,
             "logits": manifest.logits_precision,
             "affinity": manifest.affinity_precision,
+            "compression": manifest.compression or "zstd",
         },
         "dataset": {
             "files": [file.name for file in manifest.dataset.files],
@@ -53,6 +54,7 @@ def summarize(cache: Cache) -> dict[str, Any]:
             "text": totals.text_tokens,
             "answer": totals.answer_tokens,
         },
+        "shared_vision_tokens": totals.vision_tokens - (totals.stored_vision_tokens or totals.vision_tokens),
         "bytes": {**totals.n_bytes, "total": n_bytes},
         "bytes_per_vision_token": _per_vision_token(totals.n_bytes, totals.vision_tokens),
         "dense_ratio": _dense_ratio(cache, totals.n_bytes),

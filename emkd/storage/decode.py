@@ -23,7 +23,7 @@ from emkd.storage.integrity import CheckedObjects
 from emkd.storage.layout import AXES, ArrayLayout, Axis, array_layouts
 from emkd.storage.manifest import Manifest
 from emkd.storage.record import Record
-from emkd.storage.table import OK, images_from_json, with_all_columns
+from emkd.storage.table import OK, images_from_json, n_stored_vision, with_all_columns
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,9 +126,7 @@ def _lengths(table: pa.Table) -> dict[Axis, int]:
     """Elements along each axis of the shard's arrays, as the index has them: vision tokens that several rows share
     count once."""
     lengths: dict[Axis, int] = {axis: pc.sum(table[f"{axis}_count"]).as_py() or 0 for axis in AXES}
-    images = table["images"].combine_chunks().flatten()
-    ends = pc.add(images.field("offset"), images.field("count"))
-    return lengths | {"vision": pc.max(ends).as_py() or 0}
+    return lengths | {"vision": n_stored_vision(table)}
 
 
 def _runs(images: Iterable[dict[str, Any]]) -> list[tuple[int, int]]:

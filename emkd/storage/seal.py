@@ -23,7 +23,7 @@ from emkd.storage.files import LocalFiles
 from emkd.storage.index import ShardIndex, changed_sizes, index_name, missing_shards, read_index
 from emkd.storage.layout import array_layouts
 from emkd.storage.manifest import MANIFEST_NAME, TOKENIZER_NAME, Manifest
-from emkd.storage.table import INDEX_SCHEMA, OK, TEXT_COLUMN, read_parquet, with_texts, write_parquet
+from emkd.storage.table import INDEX_SCHEMA, OK, TEXT_COLUMN, n_stored_vision, read_parquet, with_texts, write_parquet
 
 
 class _Stored(BaseModel):
@@ -40,9 +40,13 @@ class SealedObject(_Stored):
 
 
 class Totals(_Stored):
-    """Tokens of all samples, and stored bytes of the shards by array ("group": what describes the arrays)."""
+    """Tokens of all samples, and stored bytes of the shards by array ("group": what describes the arrays).
+
+    stored_vision_tokens: those of images that samples share counted once; None in format version 1, which has no such
+    """
 
     vision_tokens: int
+    stored_vision_tokens: int | None = None
     text_tokens: int
     answer_tokens: int
     n_bytes: dict[str, int]
@@ -88,7 +92,7 @@ def seal(files: LocalFiles, committed: "Committed | None" = None) -> Seal:
     check_tokenizer(files, manifest)
     _create_table(files, manifest, committed.table)
     body = _summary(files, manifest, committed)
-    envelope = seal_envelope(body.model_dump(mode="json"))
+    envelope = seal_envelope(body.model_dump(mode="json", exclude_none=True))
     text = json.dumps(envelope, indent=2, sort_keys=True, ensure_ascii=False)
     number = len(manifest.extensions)
     files.sync_names(body.objects)
@@ -161,19 +165,23 @@ def read_shards(
     tables: list[pa.Table] = []
     n_bytes = Counter({name: 0 for name in ("group", *(layout.name for layout in array_layouts(manifest)))})
     indexes: dict[str, SealedObject] = {}
+    stored = 0
     for shard in shards:
         name = index_name(shard)
         data = _whole(files, name)
         index = read_committed(files, shard, manifest, data)
         if check_sizes:
             _check_sizes(files, index)
+        stored += n_stored_vision(index.table)
         tables.append(index.table)
         indexes[name] = _sealed(data)
         for part, size in _parts(index):
             n_bytes[part] += size
     table = _merged(tables).combine_chunks()
     counts = {f"{axis}_tokens": pc.sum(table[f"{axis}_count"]).as_py() or 0 for axis in ("vision", "text", "answer")}
-    return Committed(table=table, totals=Totals(**counts, n_bytes=dict(n_bytes)), indexes=indexes)
+    vision = None if manifest.format_version == 1 else stored
+    totals = Totals(**counts, stored_vision_tokens=vision, n_bytes=dict(n_bytes))
+    return Committed(table=table, totals=totals, indexes=indexes)
 
 
 def _merged(tables: list[pa.Table]) -> pa.Table:

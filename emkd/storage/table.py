@@ -104,6 +104,12 @@ def placed_images(column: pa.ChunkedArray, vision_offset: pa.ChunkedArray) -> pa
     return pa.ListArray.from_arrays(pa.array(bounds - bounds[0], pa.int32()), placed)
 
 
+def n_stored_vision(table: pa.Table) -> int:
+    """Vision tokens that the shard of an index has; those of images that rows share count once."""
+    images = with_all_columns(table)["images"].combine_chunks().flatten()
+    return pc.max(pc.add(images.field("offset"), images.field("count"))).as_py() or 0
+
+
 def schema_of(found: pa.Schema) -> pa.Schema | None:
     """The one of the known schemas that this is, None for another one."""
     return next((known for known in _SCHEMAS if found.equals(known, check_metadata=False)), None)

@@ -134,11 +134,11 @@ class StudentSamples(TorchDataset[StudentSample | Skipped]):
         if self.cache is None or self.limits is None:
             return StudentSample(encoded=encoded, teacher=None)
         number = element if self.numbers is None else int(self.numbers[element])
-        info = self.cache.sample_info(number)
-        if sample.key != info.key:
+        key = self.cache.sample_key(number)
+        if sample.key != key:
             raise DataMismatchError(
                 f"row {row} (id {sample.id!r}) of {self.dataset.data} is not what the teacher saw: its key is "
-                f"{sample.key[:12]}, the cache has {info.key[:12]}. The data changed after they were cached"
+                f"{sample.key[:12]}, the cache has {key[:12]}. The data changed after they were cached"
             )
         record = self.cache.record(number)
         check_same_text(encoded, record, row, words=self.encoder.words)

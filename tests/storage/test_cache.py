@@ -25,7 +25,16 @@ from emkd.storage.record import CapturedRow, RowHint
 from emkd.storage.seal import seal
 from emkd.storage.shard import write_shard
 
-from .builders import TOKENIZER_JSON, make_cache, make_manifest, make_record, make_rows, text_sha256
+from .builders import (
+    TOKENIZER_JSON,
+    array_fields,
+    make_cache,
+    make_manifest,
+    make_record,
+    make_rows,
+    row_of,
+    text_sha256,
+)
 
 
 def test_importing_storage_needs_neither_torch_nor_transformers_nor_ray():
@@ -209,3 +218,21 @@ def test_an_empty_plan(tmp_path):
     files = create_cache(tmp_path, manifest, TOKENIZER_JSON)
     seal(files)
     assert (Cache.open(tmp_path).n_samples, Cache.open(tmp_path).shards) == (0, ())
+
+
+@pytest.mark.parametrize("compression", ["zstd", "lz4"])
+@pytest.mark.parametrize("affinity", ["int8", "float32"])
+def test_a_record_keeps_its_numbers_when_its_shards_memory_is_used_again(tmp_path, compression, affinity):
+    """With a window of one shard, each shard is read into the memory of the one before it."""
+    manifest = make_manifest(n_rows=6, rows_per_shard=1, logits="float32", affinity=affinity, compression=compression)
+    files = create_cache(tmp_path, manifest, TOKENIZER_JSON)
+    for shard in range(6):
+        row = row_of(make_record(np.random.default_rng(shard), manifest), shard)
+        assert commit_shard(files, write_shard(files, shard, "a", [row], manifest))
+    seal(files)
+    cache = Cache.open(tmp_path, window=1)
+    kept = [cache.record(i) for i in range(6)]
+    for i, record in enumerate(kept):
+        again = Cache.open(tmp_path).record(i)
+        for name, array in array_fields(record).items():
+            np.testing.assert_array_equal(array, array_fields(again)[name], err_msg=name)

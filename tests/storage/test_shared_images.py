@@ -47,7 +47,7 @@ def test_they_are_there_once(tmp_path, logits):
     assert len(shard.arrays["vision_tail_mean"].take([(0, 29)])) == 29
     for i, row in enumerate(rows):
         assert_same(cache.record(i), row.record, logits, manifest.affinity_precision)
-    assert cache.totals.vision_tokens == 48
+    assert (cache.totals.vision_tokens, cache.totals.stored_vision_tokens) == (48, 29)
 
 
 def test_nothing_is_shared_where_a_single_number_differs(tmp_path):
