@@ -54,7 +54,7 @@ def rows_of(pool: Pool, k: int) -> Iterator[CapturedRow]:
 def figures(pool: Pool, k: int, precision: str) -> dict[str, float]:
     """Bytes a vision token by part, of an affinity entry, and the KL."""
     n = POOL // TILES[0]
-    settings = manifest(n, n, "zstd").model_copy(update={"top_k": k, "answer_top_k": k, "logits_precision": precision})
+    settings = manifest(1, n, "zstd").model_copy(update={"top_k": k, "answer_top_k": k, "logits_precision": precision})
     with tempfile.TemporaryDirectory(prefix="emkd-bytes-") as folder:
         files = create_cache(folder, settings, TOKENIZER)
         writer = ShardWriter(files, 0, "a", settings)
