@@ -112,6 +112,50 @@ def test_what_it_costs_is_what_was_measured():
     assert found["machine"]["threads"] == "1"
 
 
+def storage_rows(found):
+    """The rows of README's tables about the cache, from storage.json."""
+    sizes, rates, ratios = (found[key] for key in ("bytes_per_vision_token", "read_samples_per_s", "read_ratios"))
+    index, driver = found["index"]["1000000"]["median"], found["driver"]["100000"]["median"]
+    shared, own = found["sharing"]["median"].values()
+
+    def level(k, precision):
+        one = sizes[f"k={k} {precision}"]
+        kl = f"{one['kl']:.1e}" if one["kl"] else "0"
+        return f"| emkd, k = {k}, `{precision}` | {one['ids_and_logits']:.0f} | {kl} | {one['whole_record']:.0f} |"
+
+    def reader(system, text):
+        return f"| {text} | {rates['1'][system]:,.0f} | {rates['2'][system]:,.0f} |"
+
+    return [
+        *(level(k, precision) for k in (64, 128) for precision in ("bfloat16", "step0.1", "step0.2")),
+        level(50, "step0.1"),
+        level(50, "step0.2"),
+        reader("emkd-zstd", "emkd, zstd, every byte checked"),
+        reader("emkd-lz4", "emkd, lz4, every byte checked"),
+        reader("mds-same-zstd", "MDS, the same arrays and codec, zstd"),
+        reader("mds-same-lz4", "MDS, the same arrays and codec, lz4"),
+        reader("zarr-slices", "slices of Zarr arrays, zstd"),
+        reader("raw-memmap", "raw numbers, memory-mapped"),
+        f"| an entry of the affinity | {found['affinity_bytes_per_entry']:.3f} bytes, error at most {found['affinity_largest_error']:.4f} |",
+        f"| reading: emkd / MDS with the same codec | zstd {ratios['zstd_over_mds_same_codec']['1']:.2f}, lz4 {ratios['lz4_over_mds_same_codec']['1']:.2f} |",
+        f"| encoding and writing a sample of 2,916 vision tokens | {found['encode_ms']:.1f} ms of CPU |",
+        f"| the job / the bare teacher, 0.1B, V = 151,936, on a CPU | {found['capture_overhead']['cpu-100m']:.2f} |",
+        f"| the job / the bare teacher, 0.1B, V = 32,000, on a CPU | {found['capture_overhead']['cpu-100m-32k']:.2f} |",
+        f"| the job / the demonstration's tiny teacher | {found['capture_overhead']['demo']:.2f} |",
+        f"| 1,000,000 samples: open | {index['open_s']:.2f} s, {index['open_peak_mib']:,.0f} MiB |",
+        f"| 1,000,000 samples: `emkd inspect` | {index['inspect_s']:.1f} s |",
+        f"| 100,000 shards: driver, a shard | {driver['ms_per_shard']:.1f} ms, {driver['rss_growth_mib']:.0f} MiB more than after 500 shards |",
+        f"| 40% of rows share images: bytes of vision tokens | {shared['with']['vision_bytes'] / own['with']['vision_bytes']:.2f} of those of rows that do not |",
+    ]
+
+
+def test_the_cache_in_figures_is_what_was_measured():
+    readme, found = (ROOT / "README.md").read_text(), results("storage")
+    for row in storage_rows(found):
+        assert row in readme, row
+    assert all(part["machine"]["threads"] == "1" and not part["dirty"] for part in found["parts"].values())
+
+
 def test_the_choice_of_the_tail_is_what_was_measured():
     """Each row of docs/method.md's table of cuts, and the rule's figures."""
     page, found = (ROOT / "docs" / "method.md").read_text(), results("matching")["fidelity"]
