@@ -1,7 +1,7 @@
 """Memory that is used again: chunks of shards that are not needed any more become those of the next ones.
 
-Fresh memory comes from the system page by page, and each page is cleared before it is ours: of what reading a chunk
-takes, that is more than decompressing it.
+Fresh memory comes from the system page by page, and each page is cleared before it is ours, which takes time that
+reading does not have.
 """
 
 from collections import defaultdict

@@ -25,9 +25,9 @@ NEXT_STEP = (
 class ObjectDigest:
     """Size and hashes (hex) of an object.
 
-    xxh128: XXH3 of 128 bits, None where the object is small or was written in format version 1. It is as good against
-        accidents as SHA-256 and takes a thirtieth of its time, so that what is read again and again is compared by it;
-        `verify` compares both.
+    xxh128: XXH3 of 128 bits, of the objects of shards; None of all others, and in format version 1. It is as good
+        against accidents as SHA-256 and much faster, so that what is read again and again is compared by it; `verify`
+        compares both.
     """
 
     n_bytes: int

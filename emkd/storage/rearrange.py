@@ -67,7 +67,8 @@ def _sign_spread(bits: NDArray[Any]) -> NDArray[Any]:
 
 def by_rank(keys: NDArray[Any]) -> NDArray[Any]:
     """[k, n] from keys [n, k]: the first rank, then how much each falls below the one before it (modulo the type)."""
-    ranks = np.ascontiguousarray(keys.T)
+    # Not ascontiguousarray, which is the very memory of `keys` where there is one token or one rank.
+    ranks = np.array(keys.T, order="C")
     ranks[1:] = ranks[:-1] - ranks[1:]
     return ranks
 

@@ -12,6 +12,7 @@ from emkd.storage.cache import Cache
 from emkd.storage.record import CapturedRow, RowHint
 from emkd.vlm import load
 from tests import tiny
+from tests.pipeline.test_capture_shard import begin
 from tests.storage.builders import array_fields, make_manifest, make_record
 
 MANIFEST = make_manifest(logits="float32")
@@ -166,3 +167,11 @@ def test_no_images_in_common_cost_nothing(teacher_path, data_path, tmp_path):
     for found, expected in zip(teacher.capture(data, range(6), shared), teacher.capture(data, range(6)), strict=True):
         assert equal(found.record, expected.record)
     assert (shared.n_shared, shared.n_different) == (0, 0)
+
+
+def test_the_jobs_worker_looks_for_them(teacher_path, tmp_path):
+    """Not only where batches happen to give bit-equal numbers: it counts what it took from another row."""
+    data = tiny.write_data(tmp_path / "rows.parquet", ROWS)
+    report = begin(teacher_path, data, tmp_path / "cache").capture_shard(0)
+    assert (report.n_samples, report.n_skipped) == (7, 1)
+    assert (report.n_shared, report.n_different) == (sum(map(len, OFFSETS)) - 5, 0)

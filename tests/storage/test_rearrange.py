@@ -67,6 +67,13 @@ def test_ranks(dtype, data):
         np.testing.assert_array_equal(by_rank(falling.astype(dtype)), naive)
 
 
+@pytest.mark.parametrize("shape", [(1, 5), (5, 1), (3, 5)])
+def test_the_keys_are_left_as_they_are(shape):
+    keys = np.full(shape, 7, np.uint16)
+    by_rank(keys)
+    assert (keys == 7).all()
+
+
 @settings(deadline=None)
 @given(arrays(np.int8, array_shapes(min_dims=2, max_dims=2, min_side=0, max_side=80)))
 def test_affinity(affinity):
