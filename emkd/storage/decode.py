@@ -46,11 +46,12 @@ class ChunkedArray:
         return np.concatenate(parts or [np.empty(self.layout.shape(0), self.layout.dtype)], axis=self.layout.token_axis)
 
     def _parts(self, first: int, last: int) -> Iterable[NDArray[Any]]:
-        size = self.tokens_per_chunk
-        for i in range(first // size, -(-last // size)):
-            within = slice(max(first - i * size, 0), min(last - i * size, size))
-            chunk = self.chunks[i]
-            yield chunk[:, within] if self.layout.by_rank else chunk[within]
+        size, by_rank = self.tokens_per_chunk, self.layout.by_rank
+        while first < last:
+            i, start = divmod(first, size)
+            stop = min(start + last - first, size)
+            yield self.chunks[i][:, start:stop] if by_rank else self.chunks[i][start:stop]
+            first += stop - start
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -62,7 +62,7 @@ class LocalFiles:
 
     def where(self, name: str) -> str:
         """The full name of an object, for messages."""
-        return str(self._path(name))
+        return f"{self.root}/{name}"
 
     def free_bytes(self) -> int:
         """Free space where the cache lies or will lie."""
