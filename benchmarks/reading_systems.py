@@ -62,10 +62,9 @@ class EmkdThroughZarrs(Emkd):
             for name in objects.objects:
                 if name.startswith(f"{layout.name}/"):
                     objects.read(name)
-            array: Any = buffers.empty(layout.shape(length), layout.dtype)
-            array[...] = zarr.open_array(objects.where(layout.name), mode="r")[...]
-            one = emkd.storage.decode.ChunkedArray(layout=layout, tokens_per_chunk=max(1, length), chunks=[array])
-            return one
+            array: Any = buffers.empty((1, *layout.shape(length)), layout.dtype)
+            array[0] = zarr.open_array(objects.where(layout.name), mode="r")[...]
+            return emkd.storage.decode.ChunkedArray(layout=layout, chunks=array)
 
         emkd.storage.decode._read_array = read_array
 

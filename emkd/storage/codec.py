@@ -20,7 +20,6 @@ from zarr.core.buffer import Buffer
 from zarr.storage import MemoryStore
 
 from emkd.errors import DamagedCacheError
-from emkd.storage.buffers import Buffers
 from emkd.storage.digest import NEXT_STEP
 from emkd.storage.layout import ArrayLayout
 
@@ -113,22 +112,20 @@ class StoredArray:
         n_chunks = -(-self.shape[self.layout.token_axis] // self.tokens_per_chunk)
         return [chunk_name(self.layout, i) for i in range(n_chunks)]
 
-    def decode(self, where: str, data: bytes, buffers: Buffers) -> NDArray[Any]:
-        """A whole chunk, in one of the buffers. DamagedCacheError where the bytes are not one."""
+    def decode(self, where: str, data: bytes, chunk: NDArray[Any]) -> None:
+        """Fills `chunk`, of the shape and type of one. DamagedCacheError where the bytes are not a whole chunk."""
         try:
             if self.codec == "blosc":
-                plain = buffers.empty(self.chunk, self.layout.dtype)
-                complete = int.from_bytes(data[4:8], "little") == plain.nbytes  # of the header: else it fills less
-                numcodecs.blosc.decompress(data, plain)
+                complete = int.from_bytes(data[4:8], "little") == chunk.nbytes  # of the header: else it fills less
+                numcodecs.blosc.decompress(data, chunk)
             else:
                 flat = np.frombuffer(numcodecs.zstd.decompress(data), self.layout.dtype)
-                plain, complete = buffers.empty(self.chunk, self.layout.dtype), True
-                plain[...] = flat.reshape(self.chunk)
+                complete = True
+                chunk[...] = flat.reshape(self.chunk)
         except (ValueError, RuntimeError) as error:
             raise DamagedCacheError(f"{where}: not a chunk of shape {self.chunk} ({error}). {NEXT_STEP}") from error
         if not complete:
             raise DamagedCacheError(f"{where}: not a chunk of shape {self.chunk}. {NEXT_STEP}")
-        return plain
 
 
 def chunk_name(layout: ArrayLayout, number: int) -> str:

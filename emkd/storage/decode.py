@@ -28,30 +28,30 @@ from emkd.storage.table import OK, images_from_json, n_stored_vision, with_all_c
 
 @dataclass(frozen=True, kw_only=True)
 class ChunkedArray:
-    """An array as its decompressed chunks, all of them equally long."""
+    """An array as its decompressed chunks, one behind the other.
+
+    chunks: [chunks, tokens of a chunk, ...], or [chunks, k, tokens of a chunk] where the layout is by rank; the last
+            one may be longer than the array
+    """
 
     layout: ArrayLayout
-    tokens_per_chunk: int
-    chunks: Sequence[NDArray[Any]]
-
-    @property
-    def n_bytes(self) -> int:
-        return sum(chunk.nbytes for chunk in self.chunks)
+    chunks: NDArray[Any]
 
     def take(self, runs: Iterable[tuple[int, int]]) -> NDArray[Any]:
-        """Elements [first, last) of the array's axis, run after run: a view where they are in one piece."""
+        """Tokens [first, last) of the array, run after run: a view where they are in one piece."""
         parts = [part for run in runs for part in self._parts(*run)]
         if len(parts) == 1:
             return parts[0]
         return np.concatenate(parts or [np.empty(self.layout.shape(0), self.layout.dtype)], axis=self.layout.token_axis)
 
     def _parts(self, first: int, last: int) -> Iterable[NDArray[Any]]:
-        size, by_rank = self.tokens_per_chunk, self.layout.by_rank
-        while first < last:
-            i, start = divmod(first, size)
-            stop = min(start + last - first, size)
-            yield self.chunks[i][:, start:stop] if by_rank else self.chunks[i][start:stop]
-            first += stop - start
+        if not self.layout.by_rank:  # one piece, whatever the chunks
+            n_chunks, size, *rest = self.chunks.shape
+            yield self.chunks.reshape(n_chunks * size, *rest)[first:last]
+            return
+        size = self.chunks.shape[2]
+        for i in range(first // size, -(-last // size)):
+            yield self.chunks[i][:, max(first - i * size, 0) : min(last - i * size, size)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +70,7 @@ class DecodedShard:
     @property
     def n_bytes(self) -> int:
         """Memory that the arrays take."""
-        return sum(array.n_bytes for array in self.arrays.values())
+        return sum(array.chunks.nbytes for array in self.arrays.values())
 
     def release(self, buffers: Buffers) -> None:
         """Gives the memory of the arrays to those that come next; the shard is of no use any more."""
@@ -119,8 +119,10 @@ def _read_array(objects: CheckedObjects, layout: ArrayLayout, length: int, buffe
     described = f"{layout.name}/zarr.json"
     stored = StoredArray.of(objects.where(described), objects.read(described), layout, length)
     names = [f"{layout.name}/{name}" for name in stored.chunk_names()]
-    chunks = [stored.decode(objects.where(name), objects.read(name), buffers) for name in names]
-    return ChunkedArray(layout=layout, tokens_per_chunk=stored.tokens_per_chunk, chunks=chunks)
+    chunks = buffers.empty((len(names), *stored.chunk), layout.dtype)
+    for name, chunk in zip(names, chunks, strict=True):
+        stored.decode(objects.where(name), objects.read(name), chunk)
+    return ChunkedArray(layout=layout, chunks=chunks)
 
 
 def _lengths(table: pa.Table) -> dict[Axis, int]:

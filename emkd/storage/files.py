@@ -16,7 +16,7 @@ import shutil
 import uuid
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from emkd.errors import CacheWriteError, EmkdError, UsageError
@@ -235,10 +235,9 @@ class LocalFiles:
                 shutil.rmtree(doomed)
 
     def _path(self, name: str) -> Path:
-        parts = PurePosixPath(name)
-        if parts.is_absolute() or ".." in parts.parts:  # names are read from files, which may be foreign
+        if name.startswith("/") or ".." in name.split("/"):  # names are read from files, which may be foreign
             raise ValueError(f"{name!r} is not the name of an object of {self.root}: it leads outside")
-        return self.root / parts
+        return self.root / name
 
     def _make_folder(self, folder: Path) -> None:
         """mkdir -p, with the names of the new folders durable."""

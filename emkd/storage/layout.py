@@ -142,13 +142,16 @@ def _plain_layouts(manifest: Manifest) -> tuple[ArrayLayout, ...]:
     int32, float32 = np.dtype(np.int32), np.dtype(np.float32)
     compression = manifest.compression or "zstd"
     k, answer_k = manifest.top_k, manifest.answer_top_k
+    # Of bytes and not of bits with lz4: a twentieth larger, and decoded in two thirds of the time.
+    shuffle: Shuffle = "shuffle" if compression == "lz4" else "bitshuffle"
     logits: dict[str, Any] = {
         "dtype": logits_dtype(manifest.logits_precision),
+        "shuffle": shuffle,
         "attributes": _logits_attributes(manifest),
     }
     layouts = [
         ArrayLayout(name="text_ids", axis="text", dtype=int32),
-        ArrayLayout(name="vision_ids", axis="vision", dtype=int32, width=k),
+        ArrayLayout(name="vision_ids", axis="vision", dtype=int32, width=k, shuffle=shuffle),
         ArrayLayout(name="vision_logits", axis="vision", width=k, **logits),
         ArrayLayout(name="vision_tail_logsumexp", axis="vision", dtype=float32, attributes=_TAIL),
         ArrayLayout(name="vision_tail_mean", axis="vision", dtype=float32, attributes=_MEAN),
@@ -160,7 +163,7 @@ def _plain_layouts(manifest: Manifest) -> tuple[ArrayLayout, ...]:
             attributes=_affinity_attributes(manifest),
         ),
         ArrayLayout(name="answer_positions", axis="answer", dtype=int32, attributes=_PLACE),
-        ArrayLayout(name="answer_ids", axis="answer", dtype=int32, width=answer_k),
+        ArrayLayout(name="answer_ids", axis="answer", dtype=int32, width=answer_k, shuffle=shuffle),
         ArrayLayout(name="answer_logits", axis="answer", width=answer_k, **logits),
         ArrayLayout(name="answer_tail_logsumexp", axis="answer", dtype=float32, attributes=_TAIL),
     ]

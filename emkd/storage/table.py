@@ -156,7 +156,7 @@ def read_parquet(where: str, data: bytes) -> pa.Table:
     """The table in the bytes of a Parquet file, with the columns that it was written with; DamagedCacheError where
     they are not those of an index."""
     try:
-        table = pq.ParquetFile(BytesIO(data)).read(use_threads=False)
+        table = pq.ParquetFile(pa.BufferReader(data)).read(use_threads=False)
         table.validate(full=True)
     except (pa.ArrowException, OSError, ValueError, MemoryError) as error:
         raise DamagedCacheError(f"{where}: not the Parquet file that was written ({error}). {NEXT_STEP}") from error

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from emkd.errors import OutputExistsError, SampleNotFoundError
+from emkd.storage.buffers import Buffers
 from emkd.storage.cache import Cache, create_cache
 from emkd.storage.decode import ChunkedArray
 from emkd.storage.index import commit_shard
@@ -200,11 +201,11 @@ def test_chunks_of_zeros_are_objects_too(tmp_path):
 def test_chunks_have_every_token_once(lengths, size, by_rank):
     layout = ArrayLayout(name="x", axis="vision", dtype=np.dtype("u2"), width=3, by_rank=by_rank)
     whole = np.arange(3 * sum(lengths), dtype="u2").reshape(layout.shape(sum(lengths)))
-    chunks = [
-        np.pad(whole[:, i : i + size] if by_rank else whole[i : i + size], [(0, 0), (0, 0)])
-        for i in range(0, sum(lengths), size)
-    ]
-    array = ChunkedArray(layout=layout, tokens_per_chunk=size, chunks=chunks)
+    chunks = np.zeros((-(-sum(lengths) // size), *layout.shape(size)), "u2")
+    for token in range(sum(lengths)):
+        place = (token // size, slice(None), token % size) if by_rank else divmod(token, size)
+        chunks[place] = whole[:, token] if by_rank else whole[token]
+    array = ChunkedArray(layout=layout, chunks=chunks)
     for first in range(0, sum(lengths), 7):
         for last in (first, first + 1, sum(lengths)):
             expected = whole[:, first:last] if by_rank else whole[first:last]
@@ -284,3 +285,23 @@ def test_only_the_rows_of_the_plan_make_a_shard(tmp_path):
     write_shard(files, 0, "a", rows, manifest)
     with pytest.raises(OutputExistsError, match="give each attempt its own name"):
         write_shard(files, 0, "a", rows, manifest)
+
+
+def test_memory_is_used_again_where_it_fits():
+    buffers, dtype = Buffers(), np.dtype(np.int32)
+    large, small = buffers.empty((5, 20), dtype), buffers.empty((60,), dtype)
+    assert (large.shape, small.shape, large.dtype) == ((5, 20), (60,), dtype)
+    assert not np.shares_memory(large, small)
+    memory = {array.__array_interface__["data"][0] for array in (large, small)}
+    buffers.give_back(large)
+    buffers.give_back(small)
+    again = [buffers.empty((2, 29), dtype), buffers.empty((90,), dtype)]
+    assert [array.__array_interface__["data"][0] for array in again] == [
+        array.__array_interface__["data"][0] for array in (small, large)
+    ]
+    for array in again:
+        buffers.give_back(array)
+    others = [buffers.empty((20,), dtype), buffers.empty((101,), dtype)]  # too small for theirs, and too large
+    assert not memory & {array.__array_interface__["data"][0] for array in others}
+    with pytest.raises(ValueError, match="did not come from empty"):
+        buffers.give_back(np.empty(3))
