@@ -1,6 +1,6 @@
 """Reading whole samples in training order: our cache beside raw numbers, MDS and slices of Zarr arrays.
 
-    python benchmarks/reading.py [--work FOLDER] [--shards 8] [--per-shard 128] [--rounds 3]
+    python benchmarks/reading.py [--work FOLDER] [--shards 8] [--per-shard 128] [--rounds 5]
 
 The samples of synthetic_records.py (k = 64, affinity, tails and answers included), written in all forms of
 reading_data.py, and read by the systems of reading_systems.py in the order that a student's run has: shards shuffled,
@@ -13,45 +13,45 @@ per second of CPU time say more (all threads of the process count; a reader that
 when alone). With two processes at once each one has its own half of the shards and their rates are added. Peak memory
 is the largest resident size beyond that after opening (mapped pages of files count, which only raw-memmap has).
 
+A reader that frees what a sample took gives it back to the system or not, as glibc's malloc happens to see it, and then
+has to fault it in again: 460 pages a sample or none, from one process to the next. That moves MDS by half, ours not,
+which uses its memory again itself. So those that matter run a second time with a malloc that keeps what it has (+kept:
+MALLOC_TRIM_THRESHOLD_, MALLOC_MMAP_THRESHOLD_), which nobody's training has unless somebody thought of it.
+
 mosaicml-streaming and zarrs are in an environment of their own (build/mds, made here with requirements-mds.txt),
 which sees our packages too, so that NumPy and numcodecs are the same for all.
 """
 
 import argparse
 import json
-import os
 import subprocess
 import sys
-import sysconfig
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import numpy as np
-from reading_data import offsets, write_raw, write_small_chunks
+from reading_data import offsets
+from reading_prepare import BUILD, COMPRESSIONS, HERE, K, environment, mds_environment, prepare
 from reading_systems import FOREIGN, SYSTEMS
-from synthetic_records import N_ANSWER, V, sample_rows, tile_pool
 
-from emkd.storage import Cache, Manifest, commit_shard, create_cache
-from emkd.storage.digest import sha256_hex
-from emkd.storage.manifest import ImageProcessorIdentity, TeacherIdentity, TokenizerIdentity
-from emkd.storage.plan import DatasetFile, DatasetIdentity, ShardPlan
-from emkd.storage.seal import seal
-from emkd.storage.shard import ShardWriter
+from emkd.storage import Cache
 from emkd.trainer.order import epoch_order
 
-HERE = Path(__file__).parent
-BUILD = HERE.parent / "build"
-TOKENIZER = b"{}"
-K, WINDOW, SEED = 64, 2, 0
-COMPRESSIONS = ("zstd", "lz4")
-MDS_CODECS = ("same-zstd", "same-lz4", "zstd", "lz4", "whole")
+WINDOW, SEED = 2, 0
+KEPT = "+kept"
+RUNS = [
+    *SYSTEMS,
+    *(f"{name}{KEPT}" for name in ("emkd-zstd", "emkd-lz4", "mds-same-zstd", "mds-same-lz4", "mds-zstd", "mds-lz4")),
+]
 # ratio -> (ours, the other)
 RATIOS = {
     "zstd_over_mds_same_codec": ("emkd-zstd", "mds-same-zstd"),
     "lz4_over_mds_same_codec": ("emkd-lz4", "mds-same-lz4"),
     "zstd_over_mds_zstd": ("emkd-zstd", "mds-zstd"),
     "lz4_over_mds_lz4": ("emkd-lz4", "mds-lz4"),
+    "zstd_over_mds_same_codec_kept": ("emkd-zstd+kept", "mds-same-zstd+kept"),
+    "lz4_over_mds_same_codec_kept": ("emkd-lz4+kept", "mds-same-lz4+kept"),
     "zstd_over_mds_whole": ("emkd-zstd", "mds-whole-zstd"),
     "zstd_over_slices": ("emkd-zstd", "zarr-slices"),
     "zstd_over_slices_of_small_chunks": ("emkd-zstd", "zarr-slices-small-chunks"),
@@ -60,73 +60,6 @@ RATIOS = {
     "zarrs_over_own_zstd": ("emkd-zstd-zarrs", "emkd-zstd"),
     "zarrs_over_own_lz4": ("emkd-lz4-zarrs", "emkd-lz4"),
 }
-
-
-def mds_environment(folder: Path = BUILD / "mds") -> Path:
-    """The Python of an environment with MDS and zarrs, made if it is not there. What it has of ours comes from the
-    environment that runs this: streaming asks for older versions of NumPy and transformers, and works with these."""
-    python = folder / "bin" / "python"
-    if not (folder / ".ready").exists():
-        subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
-        version = f"python{sys.version_info.major}.{sys.version_info.minor}"
-        ours = folder / "lib" / version / "site-packages" / "ours.pth"
-        ours.write_text(sysconfig.get_path("purelib") + "\n")
-        install = [str(python), "-m", "pip", "install", "--quiet", "--no-deps"]
-        subprocess.run([*install, "-r", str(HERE / "requirements-mds.txt")], check=True)
-        (folder / ".ready").touch()
-    return python
-
-
-def environment() -> dict[str, str]:
-    """Of every process: this working tree, one thread."""
-    return os.environ | {"PYTHONPATH": str(HERE.parent), "OMP_NUM_THREADS": "1"}
-
-
-def prepare(work: Path, n_shards: int, per_shard: int) -> None:
-    """Write all forms; what is complete already is kept if it has as many samples."""
-    about = {"k": K, "shards": n_shards, "per_shard": per_shard}
-    if (work / "complete").exists() and json.loads((work / "about.json").read_text()) == about:
-        return
-    work.mkdir(parents=True)  # an error where there is something else
-    (work / "about.json").write_text(json.dumps(about))
-    pool = tile_pool(K, per_shard * N_ANSWER, BUILD / f"pool-{K}-{per_shard}.npz")
-    files = {
-        name: create_cache(work / f"emkd-{name}", manifest(n_shards, per_shard, name), TOKENIZER)
-        for name in COMPRESSIONS
-    }
-    rows = sample_rows(pool, n_shards * per_shard, per_shard)
-    for shard in range(n_shards):
-        part = [next(rows) for _ in range(per_shard)]
-        for name, place in files.items():
-            writer = ShardWriter(place, shard, "a", manifest(n_shards, per_shard, name))
-            for row in part:
-                writer.add(row)
-            commit_shard(place, writer.finish())
-        raw = work / "raw" / f"{shard:03d}"
-        write_raw(raw, (row.record for row in part))
-        write_small_chunks(work / "zarr-small" / raw.name, raw, K)
-    for place in files.values():
-        seal(place)
-    script = [str(HERE / "reading_data.py"), str(work), "--k", str(K), "--codecs", *MDS_CODECS]
-    subprocess.run([str(mds_environment()), *script], check=True, env=environment())
-    (work / "complete").touch()
-
-
-def manifest(n_shards: int, per_shard: int, compression: Any) -> Manifest:
-    n = n_shards * per_shard
-    return Manifest(
-        teacher=TeacherIdentity(name="synthetic", weights_sha256="0" * 64, dtype="float32", architecture="llava"),
-        image_processor=ImageProcessorIdentity(class_name="None", sha256="0" * 64, settings={}),
-        tokenizer=TokenizerIdentity(sha256=sha256_hex(TOKENIZER), n_tokens=V, lm_head_rows=V),
-        top_k=K,
-        answer_top_k=K,
-        compression=compression,
-        batch_tokens=1,
-        dataset=DatasetIdentity(
-            fingerprint="0" * 64, n_rows=n, files=(DatasetFile(name="synthetic", n_rows=n, n_bytes=0),)
-        ),
-        plan=ShardPlan.of(n_rows=n, rows_per_shard=per_shard),
-    )
 
 
 def orders(work: Path, n_shards: int, per_shard: int, n_processes: int) -> list[Path]:
@@ -140,8 +73,9 @@ def orders(work: Path, n_shards: int, per_shard: int, n_processes: int) -> list[
     return found
 
 
-def run(work: Path, system: str, order_files: list[Path]) -> dict[str, Any]:
-    """One run of a system in as many processes as there are orders, begun at once."""
+def run(work: Path, name: str, order_files: list[Path]) -> dict[str, Any]:
+    """One of RUNS in as many processes as there are orders, begun at once."""
+    system = name.removesuffix(KEPT)
     python = str(mds_environment()) if system in FOREIGN else sys.executable
     script = [python, str(HERE / "reading_systems.py"), str(work), "--system", system, "--window", str(WINDOW)]
     processes = [
@@ -150,13 +84,13 @@ def run(work: Path, system: str, order_files: list[Path]) -> dict[str, Any]:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            env=environment(),
+            env=environment(kept=name != system),
         )
         for order in order_files
     ]
     for process in processes:
         if process.stdout is None or process.stdout.readline() != "ready\n":
-            raise RuntimeError(f"{system} did not start")
+            raise RuntimeError(f"{name} did not start")
     for process in processes:
         if process.stdin is not None:
             process.stdin.write("go\n")
@@ -166,6 +100,7 @@ def run(work: Path, system: str, order_files: list[Path]) -> dict[str, Any]:
         "samples_per_s": sum(one["samples"] / one["seconds"] for one in found),
         "samples_per_cpu_s": sum(one["samples"] / one["cpu_seconds"] for one in found),
         "peak_mib": max(one["peak_mib"] for one in found),
+        "page_faults_per_sample": sum(one["page_faults"] for one in found) / sum(one["samples"] for one in found),
         "digest": [one["digest"] for one in found],
     }
 
@@ -213,16 +148,16 @@ def _array_bytes(cache: Path) -> dict[str, int]:
     return found
 
 
-def measure(work: Path, n_shards: int = 8, per_shard: int = 128, rounds: int = 3, only: Any = None) -> dict[str, Any]:
+def measure(work: Path, n_shards: int = 8, per_shard: int = 128, rounds: int = 5, only: Any = None) -> dict[str, Any]:
     """Medians by system and processes, ratios of them, peak memory, bytes, and all repeats."""
     prepare(work, n_shards, per_shard)
     for file in work.rglob("*"):
         if file.is_file():
             file.read_bytes()  # into the page cache
-    runs = race(work, n_shards, per_shard, rounds, list(only or SYSTEMS))
+    runs = race(work, n_shards, per_shard, rounds, list(only or RUNS))
     middle = {
         key: {p: {name: median(one[key] for one in r) for name, r in by.items()} for p, by in runs.items()}
-        for key in ("samples_per_s", "samples_per_cpu_s", "peak_mib")
+        for key in ("samples_per_s", "samples_per_cpu_s", "peak_mib", "page_faults_per_sample")
     }
     rates = middle["samples_per_s"]
     return {
@@ -234,6 +169,7 @@ def measure(work: Path, n_shards: int = 8, per_shard: int = 128, rounds: int = 3
         "read_samples_per_cpu_s": middle["samples_per_cpu_s"],
         "read_cpu_ratios": _ratios(middle["samples_per_cpu_s"]),
         "read_peak_mib": middle["peak_mib"],
+        "read_page_faults_per_sample": middle["page_faults_per_sample"],
         "read_runs": runs,
     }
 
@@ -246,13 +182,15 @@ def _ratios(rates: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
 def show(found: dict[str, Any]) -> str:
     """Tables in Markdown."""
     lines = [
-        "system | samples/s | with two processes | samples per CPU second | peak, MiB | bytes a vision token",
-        "---|---|---|---|---|---",
+        "system | samples/s | with two processes | samples per CPU second | faults a sample | peak, MiB | bytes a "
+        "vision token",
+        "---|---|---|---|---|---|---",
     ]
     for name, rate in found["read_samples_per_s"]["1"].items():
         two, memory = found["read_samples_per_s"]["2"][name], found["read_peak_mib"]["1"][name]
-        cpu, size = found["read_samples_per_cpu_s"]["1"][name], found["bytes_per_vision_token"][SYSTEMS[name][0]]
-        lines.append(f"{name} | {rate:,.0f} | {two:,.0f} | {cpu:,.0f} | {memory:,.0f} | {size:.1f}")
+        cpu, faults = (found[f"read_{key}"]["1"][name] for key in ("samples_per_cpu_s", "page_faults_per_sample"))
+        size = found["bytes_per_vision_token"][SYSTEMS[name.removesuffix(KEPT)][0]]
+        lines.append(f"{name} | {rate:,.0f} | {two:,.0f} | {cpu:,.0f} | {faults:.0f} | {memory:,.0f} | {size:.1f}")
     lines += ["", "ratio | one process | two | by CPU time, one process", "---|---|---|---"]
     for name, by in found["read_ratios"].items():
         lines.append(f"{name} | {by['1']:.2f} | {by['2']:.2f} | {found['read_cpu_ratios'][name]['1']:.2f}")
@@ -265,8 +203,8 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=BUILD / "reading")
     parser.add_argument("--shards", type=int, default=8)
     parser.add_argument("--per-shard", type=int, default=128)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--only", nargs="+", choices=list(SYSTEMS), help="these systems alone")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--only", nargs="+", choices=RUNS, help="these alone")
     parser.add_argument("--json", type=Path, help="write all figures there too")
     arguments = parser.parse_args()
     found = measure(arguments.work, arguments.shards, arguments.per_shard, arguments.rounds, arguments.only)

@@ -22,7 +22,7 @@ from typing import Any, Protocol
 
 import numpy as np
 from reading_data import FIELDS, decoded, offsets
-from resident import peak, reset_peak
+from resident import page_faults, peak, reset_peak
 
 N_COMPARED = 8  # samples whose numbers are hashed
 MIB = 1 << 20
@@ -256,15 +256,16 @@ def run(work: Path, system: str, order: Path, window: int) -> dict[str, Any]:
         reader.read(*number)
     print("ready", flush=True)
     sys.stdin.readline()
-    started, cpu_before = time.perf_counter(), time.process_time()
+    started, cpu_before, faults_before = time.perf_counter(), time.process_time(), page_faults()
     for shard, i in numbers:
         reader.read(shard, i)
     seconds, cpu_seconds = time.perf_counter() - started, time.process_time() - cpu_before
+    faults = page_faults() - faults_before
     extra = peak() - before
     compared = digest([reader.read(*number) for number in numbers[-N_COMPARED:]])
     if isinstance(reader, MdsWhole):
         reader.close()
-    took = {"seconds": seconds, "cpu_seconds": cpu_seconds, "peak_mib": extra / MIB}
+    took = {"seconds": seconds, "cpu_seconds": cpu_seconds, "peak_mib": extra / MIB, "page_faults": faults}
     return {"samples": len(numbers), **took, "digest": compared}
 
 

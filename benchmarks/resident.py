@@ -1,6 +1,7 @@
 """Resident memory of this process. Linux with glibc alone."""
 
 import ctypes
+import resource
 from pathlib import Path
 
 
@@ -16,3 +17,8 @@ def peak() -> int:
     status = Path("/proc/self/status").read_text().splitlines()
     (size,) = (line.split()[1] for line in status if line.startswith("VmHWM:"))
     return int(size) * 1024
+
+
+def page_faults() -> int:
+    """Pages of fresh memory that this process has had from the system so far."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
