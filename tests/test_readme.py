@@ -134,10 +134,17 @@ def storage_rows(found):
         reader("emkd-lz4", "emkd, lz4, every byte checked"),
         reader("mds-same-zstd", "MDS, the same arrays and codec, zstd"),
         reader("mds-same-lz4", "MDS, the same arrays and codec, lz4"),
+        *(reader(f"emkd-{codec}+kept", f"emkd, {codec}, memory kept") for codec in ("zstd", "lz4")),
+        *(reader(f"mds-same-{codec}+kept", f"MDS, the same arrays, {codec}, memory kept") for codec in ("zstd", "lz4")),
         reader("zarr-slices", "slices of Zarr arrays, zstd"),
         reader("raw-memmap", "raw numbers, memory-mapped"),
         f"| an entry of the affinity | {found['affinity_bytes_per_entry']:.3f} bytes, error at most {found['affinity_largest_error']:.4f} |",
-        f"| reading: emkd / MDS with the same codec | zstd {ratios['zstd_over_mds_same_codec']['1']:.2f}, lz4 {ratios['lz4_over_mds_same_codec']['1']:.2f} |",
+        *(
+            f"| reading: emkd / MDS with the same arrays, {codec} | {one['1']:.2f}, two processes {one['2']:.2f}; "
+            f"memory kept {kept['1']:.2f}, {kept['2']:.2f} |"
+            for codec in ("zstd", "lz4")
+            for one, kept in [[ratios[f"{codec}_over_mds_same_codec{end}"] for end in ("", "_kept")]]
+        ),
         f"| encoding and writing a sample of 2,916 vision tokens | {found['encode_ms']:.1f} ms of CPU |",
         f"| the job / the bare teacher, 0.1B, V = 151,936, on a CPU | {found['capture_overhead']['cpu-100m']:.2f} |",
         f"| the job / the bare teacher, 0.1B, V = 32,000, on a CPU | {found['capture_overhead']['cpu-100m-32k']:.2f} |",
