@@ -18,7 +18,7 @@ import torch
 import xxhash
 from PIL import Image
 
-from emkd.errors import SampleError
+from emkd.errors import ModelError, SampleError
 from emkd.samples.geometry import tile_grids
 from emkd.samples.images import decode_image
 from emkd.samples.render import Span, render
@@ -144,7 +144,14 @@ class Encoder:
             raise SampleError("processor-error", detail) from error
         inputs = dict(features)
         offsets = inputs.pop("offset_mapping")[0]
-        found = inputs.pop("text_replacement_offsets", None) or [[]]
+        found = inputs.pop("text_replacement_offsets", None)
+        if not images:  # where nothing was replaced, families say so in several ways
+            return inputs, [], offsets
+        if found is None:
+            raise ModelError(
+                f"{type(self.processor).__name__} does not say by which text it replaced an image's placeholder "
+                "(text_replacement_offsets): it is not supported"
+            )
         return inputs, [(entry["span"], entry["new_span"]) for entry in found[0]], offsets
 
     def _image_spans(
