@@ -287,6 +287,7 @@ def gemma3(hidden: int) -> tuple[Any, Any]:
         boi_token_index=ID["<start_of_image>"],
         eoi_token_index=ID["<end_of_image>"],
         image_token_index=ID["<image_soft_token>"],
+        initializer_range=0.3,
         tie_word_embeddings=False,
     )
     pixels = hf.Gemma3ImageProcessor(size={"height": SIDE, "width": SIDE})

@@ -2,6 +2,10 @@
 which are those of the teacher in memory."""
 
 import io
+import os
+import shutil
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -9,16 +13,19 @@ import torch
 from PIL import Image
 
 from emkd.cli import main
+from emkd.errors import ModelError, UsageError
 from emkd.samples.dataset import Dataset
 from emkd.samples.encode import Encoder
 from emkd.storage.cache import Cache
 from emkd.trainer.objective import Objective, Weights
 from emkd.trainer.stream import Collator, StudentSamples, TeacherLimits
 from emkd.vlm import load
+from emkd.vlm.pooling import pooled
 from tests import families, tiny
 from tests.trainer import dense
 
 V = len(families.VOCABULARY)
+POOLING = ("llava", "llava_next", "llava_onevision", "internvl", "idefics3", "smolvlm", "gemma3")
 TEACHER, STUDENT = {"seed": 1, "hidden": 48}, {"seed": 2, "hidden": 64}
 
 
@@ -112,14 +119,22 @@ def cached_losses(student: Any, cache: Cache, data: Any) -> Any:
     return objective(student.model, student.model, batch["inputs"], batch["samples"], objective.count(batch["samples"]))
 
 
-def test_cached_losses_are_those_of_the_teacher_in_memory(family, teacher, student, cache, data):
+@pytest.mark.parametrize("window", [1, 2])
+def test_cached_losses_are_those_of_the_teacher_in_memory(family, window, teacher, student, cache, data):
+    """With the vision tokens that the student has, and with a quarter of them."""
+    if window > 1 and family not in POOLING:
+        pytest.skip("has the vision tokens that it has")
     assert (len(cache), cache.skipped.num_rows) == (len(ROWS), 0), cache.skipped.to_pylist()
     loaded = load(str(student))
+    loaded.model = pooled(loaded.model, loaded.processor, window)
     found = cached_losses(loaded, cache, data)
     memory = load(str(teacher))
     with torch.no_grad():
         theirs = [naive_view(memory.model, memory.processor, family, row) for row in ROWS]
         ours = [naive_view(loaded.model, loaded.processor, family, row) for row in ROWS]
+    for few, many in zip(ours, theirs, strict=True):
+        for own, whole in zip(few.vision, many.vision, strict=True):
+            assert (len(own) < len(whole) / 2) if window == 2 else (len(own) == len(whole))
     expected = dense.losses(ours, theirs)
     for name in ("sup", "rld", "vsd", "vlad"):
         reference = float(expected[name])
@@ -127,26 +142,124 @@ def test_cached_losses_are_those_of_the_teacher_in_memory(family, teacher, stude
         assert abs(float(getattr(found, name).detach()) - reference) <= 1e-5 * reference, name
 
 
+def features(loaded: Any, height: int, width: int) -> torch.Tensor:
+    """[n, d] what the language model is given of one picture."""
+    picture = Image.open(io.BytesIO(tiny.png(3, height, width))).convert("RGB")
+    text = families.PLACEHOLDERS.get(loaded.model.config.model_type.removesuffix("_pooled"), "<image>")
+    inputs = dict(loaded.processor(text=[text], images=[picture], return_tensors="pt"))
+    places = int((inputs.pop("input_ids") == loaded.image_token_id).sum())
+    wanted = ("pixel_values", "image_sizes", "batch_num_images", "pixel_attention_mask")
+    with torch.no_grad():
+        found = loaded.model.get_image_features(**{n: inputs[n] for n in wanted if n in inputs}).pooler_output
+    found = torch.cat([one.reshape(-1, one.shape[-1]) for one in found])
+    assert len(found) == places, "as many placeholders as there are vision tokens"
+    return found
+
+
+def blocks(grid: torch.Tensor) -> torch.Tensor:
+    """[H, W, d] -> [H/2, W/2, d], naive means of 2 x 2 neighbours."""
+    return torch.stack(
+        [
+            torch.stack([grid[i : i + 2, j : j + 2].mean((0, 1)) for j in range(0, grid.shape[1], 2)])
+            for i in range(0, grid.shape[0], 2)
+        ]
+    )
+
+
+@pytest.mark.parametrize("family", ["llava", "internvl", "idefics3", "smolvlm"], indirect=True)
+def test_each_tile_is_averaged(student):
+    plain, changed = load(str(student)), load(str(student))
+    changed.model = pooled(changed.model, changed.processor, 2)
+    before, after = features(plain, 40, 24), features(changed, 40, 24)
+    side = {"llava": 4}.get(plain.model.config.model_type, 2)
+    tiles = before.reshape(-1, side, side, before.shape[-1])
+    torch.testing.assert_close(after, torch.cat([blocks(tile).flatten(0, 1) for tile in tiles]))
+
+
+@pytest.mark.parametrize("family", ["llava_next", "llava_onevision"], indirect=True)
+@pytest.mark.parametrize(("height", "width"), [(40, 40), (20, 40), (40, 20)])
+def test_tiles_with_newline_tokens_are_averaged(student, height, width):
+    """An overview of 4 x 4, then all tiles as one grid of which each row ends in a newline token."""
+    plain, changed = load(str(student)), load(str(student))
+    changed.model = pooled(changed.model, changed.processor, 2)
+    before, after = features(plain, height, width), features(changed, height, width)
+    rows, columns = height // families.PATCH, width // families.PATCH
+    overview, tiles = before[:16].reshape(4, 4, -1), before[16:].reshape(rows, columns + 1, -1)
+    newline = tiles[:1, -1:].expand(rows // 2, 1, -1)
+    expected = torch.cat([blocks(tiles[:, :-1]), newline], dim=1)
+    torch.testing.assert_close(after, torch.cat([blocks(overview).flatten(0, 1), expected.flatten(0, 1)]))
+
+
+@pytest.mark.parametrize("family", ["gemma3"], indirect=True)
+def test_gemma3_averages_before_its_projector(student):
+    """By its own number of tokens: nothing is saved that transformers does not know."""
+    loaded = load(str(student))
+    loaded.model = pooled(loaded.model, loaded.processor, 2)
+    assert type(loaded.model).__module__.startswith("transformers.")
+    assert (loaded.model.config.mm_tokens_per_image, loaded.model.config.vision_pool) == (1, 2)
+    assert len(features(loaded, 24, 24)) == 1
+    assert pooled(loaded.model, loaded.processor, 2) is loaded.model
+    with pytest.raises(UsageError, match="averages 2 x 2 tokens already"):
+        pooled(loaded.model, loaded.processor, 4)
+
+
+@pytest.mark.parametrize("family", ["qwen2_vl", "qwen2_5_vl", "qwen3_vl"], indirect=True)
+def test_who_cannot_average_says_so(student):
+    loaded = load(str(student))
+    with pytest.raises(ModelError, match="--vision-pool works on models of type llava, .*, not on 'qwen"):
+        pooled(loaded.model, loaded.processor, 2)
+
+
+ALONE = """
+import sys, torch
+sys.modules["emkd"] = None
+from transformers import AutoModelForImageTextToText, AutoProcessor
+torch.set_num_threads(1)
+folder, out = sys.argv[1:]
+model, report = AutoModelForImageTextToText.from_pretrained(folder, trust_remote_code=True, output_loading_info=True)
+assert not report["missing_keys"] and not report["unexpected_keys"], report
+processor = AutoProcessor.from_pretrained(folder)
+question = [{"type": "image", "path": "picture.png"}, {"type": "text", "text": "what is that"}]
+inputs = processor.apply_chat_template(
+    [{"role": "user", "content": question}],
+    add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt",
+)
+with torch.no_grad():
+    logits = model(**inputs).logits
+said = model.generate(**inputs, max_new_tokens=3, do_sample=False)
+torch.save({"inputs": dict(inputs), "logits": logits, "said": said}, out)
+"""
+
+
+@pytest.mark.slow
 def test_by_commands(family, teacher, student, data, tmp_path, capfd):
-    """What a user types: the job on Ray, training that stops and goes on, and a student that loads and generates."""
+    """What a user types: the job on Ray, training that stops and goes on, and a student that answers without emkd."""
+    window = 2 if family in POOLING else 1
     call("cache-teacher", "--teacher", teacher, "--data", data, "--cache", tmp_path / "cache", "--gpus-per-worker", 0)
     call("inspect", tmp_path / "cache")
     assert f"{len(ROWS)} samples" in capfd.readouterr().out
-    train = ["train-student", "--student", student, "--data", data, "--cache", tmp_path / "cache"]
-    train += ["--output", tmp_path / "out", "--batch-size", 2, "--recipe", tmp_path / "recipe.yaml"]
-    (tmp_path / "recipe.yaml").write_text("training: {max_steps: 2, save_steps: 1}")
-    call(*train)
-    trained = load(str(tmp_path / "out"))
-    text = families.template(family)
-    inputs = trained.processor.apply_chat_template(
-        [{"role": "user", "content": [{"type": "image", "image": picture()}, {"type": "text", "text": "what is that"}]}],
-        add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt",
+    (tmp_path / "recipe.yaml").write_text("training: {max_steps: 2, save_steps: 1, learning_rate: 0.001}")
+    train = ["train-student", "--student", student, "--data", data, "--cache", tmp_path / "cache", "--batch-size", 2]
+    train += ["--recipe", tmp_path / "recipe.yaml", "--vision-pool", window]
+    call(*train, "--output", tmp_path / "out")
+    shutil.copytree(tmp_path / "out" / "checkpoint-1", tmp_path / "again" / "checkpoint-1")
+    shutil.copy(tmp_path / "out" / "run.json", tmp_path / "again")
+    call(*train, "--output", tmp_path / "again", "--resume")
+    trained, again = (load(str(tmp_path / name)) for name in ("out", "again"))
+    begun = load(str(student)).model.state_dict()
+    weights = trained.model.state_dict()
+    assert all(torch.equal(weight, again.model.state_dict()[name]) for name, weight in weights.items())
+    assert any(not torch.equal(weight, begun[name]) for name, weight in weights.items())
+    (tmp_path / "picture.png").write_bytes(tiny.png(5, 24, 50))
+    done = subprocess.run(
+        [sys.executable, "-c", ALONE, tmp_path / "out", tmp_path / "alone.pt"], capture_output=True, text=True,
+        timeout=240, check=False, cwd=tmp_path, env={**os.environ, "HF_HOME": str(tmp_path / "home")},
     )  # fmt: skip
-    assert text and trained.model.generate(**inputs, max_new_tokens=3, do_sample=False).shape[1] > inputs["input_ids"].shape[1]
-
-
-def picture() -> Image.Image:
-    return Image.open(io.BytesIO(tiny.png(5, 24, 50))).convert("RGB")
+    assert done.returncode == 0, done.stderr
+    alone = torch.load(tmp_path / "alone.pt")
+    with torch.no_grad():
+        assert torch.equal(alone["logits"], trained.model(**alone["inputs"]).logits)
+    assert torch.equal(alone["said"], trained.model.generate(**alone["inputs"], max_new_tokens=3, do_sample=False))
 
 
 def call(*arguments: object) -> None:

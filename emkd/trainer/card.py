@@ -13,7 +13,7 @@ import yaml
 from emkd import __version__
 from emkd.storage.manifest import Manifest
 from emkd.trainer.recipe import LossRecipe, Recipe
-from emkd.vlm.pooling import MODEL_TYPE
+from emkd.vlm.pooling import is_pooled
 
 METHOD = "[EM-KD](https://arxiv.org/abs/2511.21106)"
 DIVERGENCES = {
@@ -115,7 +115,8 @@ def _student(facts: CardFacts) -> str:
     ]
     if facts.vision_pool > 1:
         side = facts.vision_pool
-        lines.append(f"- averages {side} x {side} vision tokens into one, behind the projector")
+        place = "behind" if is_pooled(facts.model_type) else "before"
+        lines.append(f"- averages {side} x {side} vision tokens into one, {place} the projector")
     if student.freeze:
         lines.append(f"- frozen: {_listed(student.freeze)}")
     if student.lora is not None:
@@ -182,10 +183,11 @@ def _recipe(facts: CardFacts) -> str:
 
 
 def _loading(facts: CardFacts) -> str:
-    is_pooled = facts.model_type == MODEL_TYPE
-    pooled = "import emkd.vlm.pooling  # registers this architecture with transformers\n" if is_pooled else ""
-    needs = "transformers and emkd" if pooled else "transformers alone"
-    return f"## How to load it\n\nNeeds {needs}; `folder` is where this card lies.\n\n```python\n{pooled}{_LOADING}```"
+    code = _LOADING
+    if is_pooled(facts.model_type):
+        own = "folder, trust_remote_code=True)  # runs pooled_models.py, beside this card"
+        code = code.replace("ImageTextToText.from_pretrained(folder)", f"ImageTextToText.from_pretrained({own}")
+    return f"## How to load it\n\nNeeds transformers; `folder` is where this card lies.\n\n```python\n{code}```"
 
 
 _LOADING = """\

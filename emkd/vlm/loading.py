@@ -14,8 +14,8 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 import emkd.vlm.pooling  # noqa: F401  registers the pooled student, so that its checkpoints load by name
 from emkd.errors import InputNotFoundError, ModelError
 
-# No *.bin, *.pt: pickle is never read.
-FILES = ("*.json", "*.safetensors", "*.jinja", "*.model", "*.txt", "README.md")
+# No *.bin, *.pt: pickle is never read. Code is run with --trust-remote-code alone.
+FILES = ("*.json", "*.safetensors", "*.jinja", "*.model", "*.txt", "*.py", "README.md")
 
 
 @dataclass(kw_only=True)

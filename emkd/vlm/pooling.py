@@ -1,76 +1,24 @@
-"""LLaVA with fewer vision tokens: the projector's outputs are averaged over windows of R x R.
+"""Students with fewer vision tokens, of any family that allows it without changing the shapes of its weights.
 
-The factor is in the config (`vision_pool`), so saving, loading, `generate` and resumed training need nothing
-but this module to be imported (`emkd.vlm.loading` does). The projector keeps its weights and their names, and
-the processor's `patch_size` grows by R, so that it writes as many placeholders as there are tokens left.
+    llava, llava_next, llava_onevision, internvl, idefics3, smolvlm   `pooled_models`: the projector's outputs averaged
+    gemma3                                                            its own `mm_tokens_per_image`: averaged before
+                                                                      the projector, by the family's own code
+
+The processor is changed along, so that it writes as many placeholders as there are tokens left; both save what they
+were changed to.
 """
 
+from collections.abc import Callable
 from typing import Any
 
-import torch
-from transformers import AutoConfig, AutoModelForImageTextToText, LlavaConfig, LlavaForConditionalGeneration
-from transformers.conversion_mapping import (
-    get_checkpoint_conversion_mapping,
-    register_checkpoint_conversion_mapping,
-)
-from transformers.models.llava.modeling_llava import LlavaModel, LlavaMultiModalProjector
+from transformers import AutoConfig, AutoModelForImageTextToText
 
 from emkd.errors import ModelError, UsageError
+from emkd.vlm.pooled_models import POOLED_CLASSES
 
-MODEL_TYPE = "llava_pooled"
+SUFFIX = "_pooled"
 
-
-class PooledLlavaConfig(LlavaConfig):
-    """LlavaConfig and `vision_pool`, the side R of the window that becomes one vision token."""
-
-    model_type = MODEL_TYPE
-    vision_pool: int = 1
-
-
-class PooledProjector(LlavaMultiModalProjector):
-    """The projector, then the mean over R x R neighbours: [images, H·W, d] -> [images, H·W / R², d]."""
-
-    def __init__(self, config: PooledLlavaConfig) -> None:
-        super().__init__(config)
-        self.vision_pool = config.vision_pool
-
-    def forward(self, image_features: torch.Tensor) -> torch.Tensor:
-        return pool_tokens(super().forward(image_features), self.vision_pool)
-
-
-class PooledLlavaModel(LlavaModel):
-    """LlavaModel with the pooling projector."""
-
-    config_class = PooledLlavaConfig
-
-    def __init__(self, config: PooledLlavaConfig) -> None:
-        super().__init__(config)
-        self.multi_modal_projector = PooledProjector(config)
-        self.post_init()
-
-
-class PooledLlavaForConditionalGeneration(LlavaForConditionalGeneration):
-    """LlavaForConditionalGeneration over PooledLlavaModel; same weights, same names."""
-
-    config_class = PooledLlavaConfig
-
-    def __init__(self, config: PooledLlavaConfig) -> None:
-        super().__init__(config)
-        self.model = PooledLlavaModel(config)
-        self.post_init()
-
-
-def pool_tokens(features: torch.Tensor, window: int) -> torch.Tensor:
-    """Means over windows of a square grid: [N, H·H, d] -> [N, (H/window)², d], row by row."""
-    n, tokens, width = features.shape
-    side = int(tokens**0.5)
-    if side * side != tokens or side % window:
-        raise ModelError(
-            f"cannot pool {tokens} vision tokens in windows of {window} x {window}: a square grid is needed whose "
-            f"side is a multiple of {window}"
-        )
-    grid = features.reshape(n, side // window, window, side // window, window, width)
-    return grid.mean(dim=(2, 4)).reshape(n, -1, width)
+_CLASSES: dict[str, Any] = {found.config_class.model_type.removesuffix(SUFFIX): found for found in POOLED_CLASSES}
 
 
 def pooled(model: Any, processor: Any, window: int) -> Any:
@@ -78,36 +26,107 @@ def pooled(model: Any, processor: Any, window: int) -> Any:
 
     window: R; a model that pools already has to have the same. Raises UsageError, ModelError.
     """
-    present = getattr(model.config, "vision_pool", 1) if model.config.model_type == MODEL_TYPE else 1
+    present = model.config.to_dict().get("vision_pool", 1)
     if window == present:
         return model
-    if model.config.model_type == MODEL_TYPE:
+    if present != 1:
         raise UsageError(f"--vision-pool {window}: this student averages {present} x {present} tokens already")
-    if model.config.model_type != "llava":
+    family = model.config.model_type
+    if family not in _SIDES:
         raise ModelError(
-            f"--vision-pool works on models of type llava in this version, not on {model.config.model_type!r}"
+            f"--vision-pool works on models of type {', '.join(_SIDES)}, not on {family!r}; train it with the vision "
+            "tokens that it has"
         )
-    _check_grid(model.config, window)
-    config = PooledLlavaConfig(**{**model.config.to_dict(), "model_type": MODEL_TYPE, "vision_pool": window})
-    config.architectures = [PooledLlavaForConditionalGeneration.__name__]
-    student = PooledLlavaForConditionalGeneration._from_config(config, dtype=model.dtype)
-    student.load_state_dict(model.state_dict(), strict=True)
-    student.generation_config = model.generation_config
-    processor.patch_size = processor.patch_size * window
-    return student.to(model.device)
-
-
-def _check_grid(config: LlavaConfig, window: int) -> None:
-    vision: Any = config.vision_config
-    side = vision.image_size // vision.patch_size
+    side = _SIDES[family](model.config)
     if side % window:
         raise UsageError(
             f"--vision-pool {window} does not divide this model's grid of {side} x {side} vision tokens; "
             "choose a divisor of its side"
         )
+    student = _with_config(model, _pooled_config(model.config, window))
+    _PROCESSORS[family](processor, window)
+    return student
 
 
-AutoConfig.register(MODEL_TYPE, PooledLlavaConfig, exist_ok=True)
-AutoModelForImageTextToText.register(PooledLlavaConfig, PooledLlavaForConditionalGeneration, exist_ok=True)
-# Checkpoints keep LLaVA's own key names on disk; without its mapping, half the weights would not be found.
-register_checkpoint_conversion_mapping(MODEL_TYPE, get_checkpoint_conversion_mapping("llava"), overwrite=True)
+def is_pooled(model_type: str) -> bool:
+    """Whether models of this type need the code that is saved beside them."""
+    return model_type.removesuffix(SUFFIX) in _CLASSES and model_type.endswith(SUFFIX)
+
+
+def _pooled_config(config: Any, window: int) -> Any:
+    """The family's config with `vision_pool`, and with the number of tokens where it names one."""
+    family, settings = config.model_type, config.to_dict()
+    settings |= {name: settings[name] // window**2 for name in _COUNTS.get(family, ())}
+    if family not in _CLASSES:
+        return type(config)(**settings, vision_pool=window)
+    kind = _CLASSES[family]
+    settings |= {"model_type": kind.config_class.model_type, "vision_pool": window, "architectures": [kind.__name__]}
+    return kind.config_class(**settings)
+
+
+def _with_config(model: Any, config: Any) -> Any:
+    """A model of another config that has the very weights of this one."""
+    kind = _CLASSES.get(model.config.model_type, type(model))
+    student = kind._from_config(config, dtype=model.dtype)
+    student.load_state_dict(model.state_dict(), strict=True)
+    student.generation_config = model.generation_config
+    return student.to(model.device)
+
+
+# Fields of a config that count an image's (or a tile's) vision tokens.
+_COUNTS = {"internvl": ("image_seq_length",), "gemma3": ("mm_tokens_per_image",)}
+
+
+def _patches(config: Any) -> int:
+    """Patches of a tile's side."""
+    size, patch = config.vision_config.image_size, config.vision_config.patch_size
+    return int(size[0] // patch[0]) if isinstance(size, list | tuple) else int(size // patch)
+
+
+# Vision tokens of a tile's side, before they are averaged.
+_SIDES: dict[str, Callable[[Any], int]] = {
+    "llava": _patches,
+    "llava_next": _patches,
+    "llava_onevision": _patches,
+    "internvl": lambda config: round(_patches(config) * config.downsample_ratio),
+    "idefics3": lambda config: _patches(config) // config.scale_factor,
+    "smolvlm": lambda config: _patches(config) // config.scale_factor,
+    "gemma3": lambda config: round(config.mm_tokens_per_image**0.5),
+}
+
+
+def _larger_patches(processor: Any, window: int) -> None:
+    processor.patch_size = processor.patch_size * window
+
+
+def _fewer(name: str) -> Callable[[Any, int], None]:
+    def change(processor: Any, window: int) -> None:
+        setattr(processor, name, getattr(processor, name) // window**2)
+
+    return change
+
+
+def _fewer_in_gemma3(processor: Any, window: int) -> None:
+    """What stands for an image is written down when the processor is made."""
+    tokens = processor.image_seq_length // window**2
+    token = processor.tokenizer.image_token
+    processor.full_image_sequence = processor.full_image_sequence.replace(
+        token * processor.image_seq_length, token * tokens
+    )
+    processor.image_seq_length = tokens
+
+
+# What makes a processor write as many placeholders as there are tokens.
+_PROCESSORS: dict[str, Callable[[Any, int], None]] = {
+    "llava": _larger_patches,
+    "llava_next": _larger_patches,
+    "llava_onevision": _fewer("num_image_tokens"),
+    "internvl": _fewer("image_seq_length"),
+    "idefics3": _fewer("image_seq_len"),
+    "smolvlm": _fewer("image_seq_len"),
+    "gemma3": _fewer_in_gemma3,
+}
+
+for _class in POOLED_CLASSES:
+    AutoConfig.register(_class.config_class.model_type, _class.config_class, exist_ok=True)
+    AutoModelForImageTextToText.register(_class.config_class, _class, exist_ok=True)

@@ -16,7 +16,7 @@ from emkd.trainer.recipe import make_recipe
 from emkd.trainer.settings import TrainSettings
 from emkd.trainer.student import load_student
 from emkd.vlm.loading import load
-from emkd.vlm.pooling import PooledLlavaForConditionalGeneration
+from emkd.vlm.pooled_models import PooledLlavaForConditionalGeneration
 from tests import tiny
 from tests.trainer.test_lora import batch, learn, logits
 from tests.trainer.test_modules import tied_model

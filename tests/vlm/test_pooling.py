@@ -4,11 +4,12 @@ import pytest
 import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from emkd.errors import ModelError, UsageError
+from emkd.errors import UsageError
 from emkd.samples import Dataset
 from emkd.samples.encode import Encoder
 from emkd.vlm import load
-from emkd.vlm.pooling import PooledLlavaForConditionalGeneration, pool_tokens, pooled
+from emkd.vlm.pooled_models import PooledLlavaForConditionalGeneration, pool_tokens
+from emkd.vlm.pooling import pooled
 from tests import tiny
 
 
@@ -24,7 +25,7 @@ def test_pooling_averages_windows():
 
 @pytest.mark.parametrize("tokens", [15, 25])
 def test_grids_that_do_not_fit_are_refused(tokens):
-    with pytest.raises(ModelError, match="square grid is needed"):
+    with pytest.raises(ValueError, match="square grid is needed"):
         pool_tokens(torch.zeros(1, tokens, 2), 2)
 
 
