@@ -13,7 +13,7 @@ import yaml
 from emkd import __version__
 from emkd.storage.manifest import Manifest
 from emkd.trainer.recipe import LossRecipe, Recipe
-from emkd.vlm.pooling import is_pooled
+from emkd.vlm.pooling import own_code
 
 METHOD = "[EM-KD](https://arxiv.org/abs/2511.21106)"
 DIVERGENCES = {
@@ -115,7 +115,7 @@ def _student(facts: CardFacts) -> str:
     ]
     if facts.vision_pool > 1:
         side = facts.vision_pool
-        place = "behind" if is_pooled(facts.model_type) else "before"
+        place = "before" if own_code(facts.model_type) is None else "behind"
         lines.append(f"- averages {side} x {side} vision tokens into one, {place} the projector")
     if student.freeze:
         lines.append(f"- frozen: {_listed(student.freeze)}")
@@ -183,11 +183,11 @@ def _recipe(facts: CardFacts) -> str:
 
 
 def _loading(facts: CardFacts) -> str:
-    code = _LOADING
-    if is_pooled(facts.model_type):
-        own = "folder, trust_remote_code=True)  # runs pooled_models.py, beside this card"
-        code = code.replace("ImageTextToText.from_pretrained(folder)", f"ImageTextToText.from_pretrained({own}")
-    return f"## How to load it\n\nNeeds transformers; `folder` is where this card lies.\n\n```python\n{code}```"
+    file, code = own_code(facts.model_type), _LOADING
+    own = "" if file is None else f", and runs the code of [{file}]({file}), which lies there too"
+    if file is not None:
+        code = code.replace("from_pretrained(folder)", "from_pretrained(folder, trust_remote_code=True)")
+    return f"## How to load it\n\nNeeds transformers{own}; `folder` is where this card lies.\n\n```python\n{code}```"
 
 
 _LOADING = """\

@@ -1,6 +1,8 @@
 """Students with fewer vision tokens, of any family that allows it without changing the shapes of its weights.
 
-    llava, llava_next, llava_onevision, internvl, idefics3, smolvlm   `pooled_models`: the projector's outputs averaged
+    llava, llava_next, llava_onevision, internvl, idefics3, smolvlm   `pooled_models`: each tile of what the projector
+                                                                      gives is averaged
+    qwen2_vl, qwen2_5_vl, qwen3_vl                                    `pooled_qwen`: the same of a picture's own grid
     gemma3                                                            its own `mm_tokens_per_image`: averaged before
                                                                       the projector, by the family's own code
 
@@ -11,14 +13,20 @@ were changed to.
 from collections.abc import Callable
 from typing import Any
 
-from transformers import AutoConfig, AutoModelForImageTextToText
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
 from emkd.errors import ModelError, UsageError
 from emkd.vlm.pooled_models import POOLED_CLASSES
+from emkd.vlm.pooled_qwen import POOLED_QWENS
 
 SUFFIX = "_pooled"
 
-_CLASSES: dict[str, Any] = {found.config_class.model_type.removesuffix(SUFFIX): found for found in POOLED_CLASSES}
+
+def _family(kind: Any) -> str:
+    return str(kind.config_class.model_type.removesuffix(SUFFIX))
+
+
+_CLASSES: dict[str, Any] = {_family(kind): kind for kind in (*POOLED_CLASSES, *(model for model, _ in POOLED_QWENS))}
 
 
 def pooled(model: Any, processor: Any, window: int) -> Any:
@@ -32,12 +40,12 @@ def pooled(model: Any, processor: Any, window: int) -> Any:
     if present != 1:
         raise UsageError(f"--vision-pool {window}: this student averages {present} x {present} tokens already")
     family = model.config.model_type
-    if family not in _SIDES:
+    if family not in _PROCESSORS:
         raise ModelError(
-            f"--vision-pool works on models of type {', '.join(_SIDES)}, not on {family!r}; train it with the vision "
-            "tokens that it has"
+            f"--vision-pool works on models of type {', '.join(_PROCESSORS)}, not on {family!r}; train it with the "
+            "vision tokens that it has"
         )
-    side = _SIDES[family](model.config)
+    side = _SIDES[family](model.config) if family in _SIDES else window
     if side % window:
         raise UsageError(
             f"--vision-pool {window} does not divide this model's grid of {side} x {side} vision tokens; "
@@ -48,9 +56,11 @@ def pooled(model: Any, processor: Any, window: int) -> Any:
     return student
 
 
-def is_pooled(model_type: str) -> bool:
-    """Whether models of this type need the code that is saved beside them."""
-    return model_type.removesuffix(SUFFIX) in _CLASSES and model_type.endswith(SUFFIX)
+def own_code(model_type: str) -> str | None:
+    """Name of the file that is saved beside models of this type, whose code they need; None for those of
+    transformers."""
+    kind = _CLASSES.get(model_type.removesuffix(SUFFIX)) if model_type.endswith(SUFFIX) else None
+    return None if kind is None else f"{kind.__module__.rpartition('.')[2]}.py"
 
 
 def _pooled_config(config: Any, window: int) -> Any:
@@ -83,7 +93,7 @@ def _patches(config: Any) -> int:
     return int(size[0] // patch[0]) if isinstance(size, list | tuple) else int(size // patch)
 
 
-# Vision tokens of a tile's side, before they are averaged.
+# Vision tokens of a tile's side, before they are averaged; Qwens have no tiles, and take any window.
 _SIDES: dict[str, Callable[[Any], int]] = {
     "llava": _patches,
     "llava_next": _patches,
@@ -116,6 +126,13 @@ def _fewer_in_gemma3(processor: Any, window: int) -> None:
     processor.image_seq_length = tokens
 
 
+def _averaging(kind: Any) -> Callable[[Any, int], None]:
+    def change(processor: Any, window: int) -> None:
+        processor.__class__, processor.vision_pool = kind, window  # in place: an Encoder may hold it already
+
+    return change
+
+
 # What makes a processor write as many placeholders as there are tokens.
 _PROCESSORS: dict[str, Callable[[Any, int], None]] = {
     "llava": _larger_patches,
@@ -125,8 +142,11 @@ _PROCESSORS: dict[str, Callable[[Any, int], None]] = {
     "idefics3": _fewer("image_seq_len"),
     "smolvlm": _fewer("image_seq_len"),
     "gemma3": _fewer_in_gemma3,
+    **{_family(model): _averaging(processor) for model, processor in POOLED_QWENS},
 }
 
-for _class in POOLED_CLASSES:
+for _class in _CLASSES.values():
     AutoConfig.register(_class.config_class.model_type, _class.config_class, exist_ok=True)
     AutoModelForImageTextToText.register(_class.config_class, _class, exist_ok=True)
+for _model, _processor in POOLED_QWENS:
+    AutoProcessor.register(_model.config_class, _processor, exist_ok=True)
