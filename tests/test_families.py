@@ -3,6 +3,7 @@ which are those of the teacher in memory."""
 
 import io
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from emkd.cli import main
 from emkd.errors import ModelError, UsageError
 from emkd.samples.dataset import Dataset
 from emkd.samples.encode import Encoder
+from emkd.samples.render import adopt_template
 from emkd.storage.cache import Cache
 from emkd.trainer.objective import Objective, Weights
 from emkd.trainer.stream import Collator, StudentSamples, TeacherLimits
@@ -137,6 +139,40 @@ def test_cached_losses_are_those_of_the_teacher_in_memory(family, window, teache
         reference = float(expected[name])
         assert reference > 1e-3, "a loss of nothing would agree with anything"
         assert abs(float(getattr(found, name).detach()) - reference) <= 1e-5 * reference, name
+
+
+@pytest.mark.parametrize(
+    ("teacher_family", "student_family"),
+    [("llava_onevision", "llava"), ("llava", "llava_next"), ("qwen2_5_vl", "qwen3_vl"), ("idefics3", "smolvlm")],
+)
+def test_a_student_of_another_family(teacher_family, student_family, data, tmp_path):
+    """Where both write images alike. It has another hidden size, other tiles and fewer vision tokens."""
+    teacher = families.save(teacher_family, tmp_path / "teacher", **TEACHER)
+    opened = Cache.open(tiny.make_cache(teacher, data, tmp_path / "cache"))
+    loaded, memory = load(str(families.save(student_family, tmp_path / "student", **STUDENT))), load(str(teacher))
+    adopt_template(loaded.processor, opened.manifest.tokenizer.chat_template)
+    loaded.model = pooled(loaded.model, loaded.processor, 2)
+    found = cached_losses(loaded, opened, data)
+    with torch.no_grad():
+        theirs = [naive_view(memory.model, memory.processor, teacher_family, row) for row in ROWS]
+        ours = [naive_view(loaded.model, loaded.processor, student_family, row) for row in ROWS]
+    expected = dense.losses(ours, theirs)
+    for name in ("sup", "rld", "vsd", "vlad"):
+        assert float(getattr(found, name).detach()) == pytest.approx(float(expected[name]), rel=1e-5), name
+
+
+def test_a_student_whose_images_are_written_in_another_way_is_refused(data, tmp_path, capfd):
+    """At once, and not row by row."""
+    teacher = families.save("llava", tmp_path / "teacher", **TEACHER)
+    student = families.save("qwen2_vl", tmp_path / "student", **STUDENT)
+    cache = tiny.make_cache(teacher, data, tmp_path / "cache")
+    arguments = ["--student", student, "--data", data, "--cache", cache, "--output", tmp_path / "out"]
+    with pytest.raises(SystemExit) as left:
+        main(["train-student", *map(str, arguments)])
+    assert left.value.code == 2
+    error = capfd.readouterr().err
+    assert re.search(r"writes a question about an image as '.*<image>.*', .* replaces '<\|image_pad\|>'", error), error
+    assert "is skipped" not in error
 
 
 def features(loaded: Any, height: int, width: int) -> torch.Tensor:

@@ -11,8 +11,8 @@ from typing import Any
 
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from emkd.errors import SampleError
-from emkd.samples.sample import Turn
+from emkd.errors import SampleError, TokenizerMismatchError
+from emkd.samples.sample import ImagePart, Turn
 
 Span = tuple[int, int]
 
@@ -61,6 +61,19 @@ def adopt_template(processor: Any, template: str | None) -> bool:
     differs = template_of(processor) != template
     processor.chat_template = processor.tokenizer.chat_template = template
     return differs
+
+
+def check_places_images(processor: Any) -> None:
+    """Raises TokenizerMismatchError for a template that writes something else for an image than what this processor
+    replaces by vision tokens: that of a teacher of another family."""
+    text, _ = render(processor, [Turn(role="user", parts=(ImagePart(), "a")), Turn(role="assistant", parts=("b",))])
+    if text.count(processor.image_token) != 1:
+        raise TokenizerMismatchError(
+            f"the teacher's chat template writes a question about an image as {text!r}, and the student's "
+            f"{type(processor).__name__} replaces {processor.image_token!r} by vision tokens. In this version both "
+            "have to be of families that write images alike (the LLaVAs, the Qwens, Idefics3 and SmolVLM): take such "
+            "a student, or make a cache with such a teacher"
+        )
 
 
 def writes_end_token(processor: Any) -> bool:

@@ -7,7 +7,7 @@ from typing import Any
 
 from emkd.errors import DamagedCheckpointError, InputNotFoundError, OutputExistsError, UsageError
 from emkd.samples.dataset import Dataset
-from emkd.samples.render import adopt_template, writes_end_token
+from emkd.samples.render import adopt_template, check_places_images, writes_end_token
 from emkd.storage.cache import Cache
 from emkd.trainer.arguments import same_in_effect
 from emkd.trainer.checkpoints import checkpoints, last_complete
@@ -86,7 +86,8 @@ def agree_about_pictures_and_text(cache: Cache | None, student: VisionLanguageMo
     """The teacher's chat template decides the text; to learn from it (`distils`), a student has to see the same part of
     a picture. Tells what differs without being an obstacle.
 
-    Raises GeometryMismatchError, and ModelError where there is no template at all.
+    Raises GeometryMismatchError, TokenizerMismatchError where the template has no place for the student's images, and
+    ModelError where there is no template at all.
     """
     if cache is not None:
         if adopt_template(student.processor, cache.manifest.tokenizer.chat_template):
@@ -98,6 +99,8 @@ def agree_about_pictures_and_text(cache: Cache | None, student: VisionLanguageMo
         if differing:
             log(f"student and teacher prepare images differently ({', '.join(differing)}): they may see other pictures")
     check_template(student.path, student.processor)
+    if cache is not None and cache.totals.vision_tokens:
+        check_places_images(student.processor)
     if not writes_end_token(student.processor):
         log(
             "the chat template writes no end token behind answers: the student will not learn where to stop. If that "

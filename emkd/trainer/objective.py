@@ -82,7 +82,7 @@ class Losses:
     total:         the weighted sum, a scalar that goes backward once
     sup, rld, vsd, vlad: each loss without its weight, for the log alone: they have no gradients, and are 0 where they
                    have no weight
-    retained_mass: [teacher's vision tokens of the micro-batch], for the log alone
+    retained_mass, lacking_mass: [teacher's vision tokens of the micro-batch], for the log alone (see `TruncatedLogits`)
     """
 
     total: torch.Tensor
@@ -91,6 +91,7 @@ class Losses:
     vsd: torch.Tensor
     vlad: torch.Tensor
     retained_mass: torch.Tensor
+    lacking_mass: torch.Tensor
 
 
 class Objective:
@@ -156,6 +157,7 @@ class Objective:
             vsd=sums.get("vsd", none) / max(1, counts.pairs),
             vlad=affinities.detach(),
             retained_mass=torch.cat([none[None][:0], *(s.teacher.vision.retained_mass() for s in seen)]),
+            lacking_mass=torch.cat([none[None][:0], *(s.teacher.vision.lacking_mass() for s in seen)]),
         )
 
     def _hidden_states(

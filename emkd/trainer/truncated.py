@@ -52,6 +52,13 @@ class TruncatedLogits:
         stored = self.logits.masked_fill(~self.known, -torch.inf).logsumexp(dim=1)
         return torch.sigmoid(stored - self.tail_logsumexp)
 
+    def lacking_mass(self) -> torch.Tensor:
+        """[n] share of the teacher's probability that stored logits hold of ids that the student lacks (the tail has
+        it)."""
+        stored = self.logits.masked_fill(~self.known, -torch.inf).logsumexp(dim=1)
+        lacking = self.logits.masked_fill(self.known, -torch.inf).logsumexp(dim=1)
+        return torch.exp(lacking - torch.logaddexp(stored, self.tail_logsumexp))
+
     def rows(self, chosen: torch.Tensor | slice) -> "TruncatedLogits":
         """The same for some of the tokens."""
         return TruncatedLogits(

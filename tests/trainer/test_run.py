@@ -1,6 +1,7 @@
 """`train_student` as a user calls it: whole runs, small models."""
 
 import json
+import re
 import shutil
 from dataclasses import replace
 from types import SimpleNamespace
@@ -178,6 +179,27 @@ def test_a_row_whose_tokens_differ_is_refused_with_the_first_one(settings, tmp_p
         match=r"row 2: .* differ first at text token \d+: student '<unk>' \(id 1\), teacher '.*' \(id 25\), after",
     ):
         train_student(settings(student=str(student)))
+
+
+def test_ids_that_the_student_lacks_are_the_tails_and_their_mass_is_told(settings, teacher_path, tmp_path, capsys):
+    """The last word of the teacher's tokenizer, "no", which these rows do not say."""
+    data = tiny.write_data(tmp_path / "rows.parquet", [tiny.rows()[n] for n in (0, 1, 4)])
+    cache = tiny.make_cache(teacher_path, data, tmp_path / "cache")
+    student = tiny.save_model(tmp_path / "student", seed=3, hidden=24, words=tiny.VOCABULARY[:-1])
+    whole = with_flags(BASE, {"training.max_steps": 1, "training.per_device_train_batch_size": 3})
+    train_student(settings(whole, student=str(student), data=str(data), cache=str(cache)))
+    opened = Cache.open(cache)
+    records = [opened.record(n) for n in range(3)]
+    mass = [
+        torch.from_numpy(record.vision_logits).double().softmax(1)[torch.from_numpy(record.vision_ids) == 25]
+        for record in records
+    ]
+    (told,) = re.findall(r"lacking_mass ([0-9.e-]+)", capsys.readouterr().err)
+    assert float(told) == pytest.approx(float(torch.cat(mass).mean()), rel=1e-3)
+    train_student(
+        settings(whole, student=str(tiny.save_model(tmp_path / "s", seed=3, hidden=24)), output=tmp_path / "o")
+    )
+    assert "lacking_mass" not in capsys.readouterr().err
 
 
 def test_a_cache_of_other_data_is_refused_with_counts(settings, tmp_path):

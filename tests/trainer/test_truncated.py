@@ -26,6 +26,16 @@ def test_whole_only_where_nothing_is_cut():
     assert not naive.cut(DENSE, V).for_student(V - 1).whole
 
 
+def test_the_mass_of_lacking_ids_is_that_of_the_full_softmax():
+    cut = naive.cut(DENSE, 20)
+    full = torch.zeros(DENSE.shape, dtype=torch.float64).scatter_(
+        1, cut.ids, DENSE.double().softmax(1).gather(1, cut.ids)
+    )
+    torch.testing.assert_close(cut.for_student(25).lacking_mass().double(), full[:, 25:].sum(1), atol=1e-6, rtol=1e-5)
+    assert float(full[:, 25:].sum(1).min()) > 0
+    assert not cut.lacking_mass().any()
+
+
 def test_mass_of_lacking_ids_moves_to_the_tail():
     whole, cut = naive.cut(DENSE, 20), naive.cut(DENSE, 20).for_student(25)
     before = torch.logaddexp(whole.logits.logsumexp(1), whole.tail_logsumexp)
