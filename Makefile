@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 RUN := OMP_NUM_THREADS=1 RAY_USAGE_STATS_ENABLED=0
 OUT ?= demo-out
 
-.PHONY: setup demo test lint types check bench clean
+.PHONY: setup demo test lint types check bench families clean
 
 setup: $(VENV)/.ready
 
@@ -30,6 +30,10 @@ types: setup
 	$(BIN)/mypy
 
 check: lint types test
+
+# docs/families.md from the outcome of its tests.
+families: setup
+	$(RUN) $(BIN)/python -m tests.families_table
 
 # About an hour, on a machine that does nothing else. The demonstration is made first where it is not there.
 bench: setup $(OUT)/results.json
