@@ -1,4 +1,4 @@
-"""The command line: cache-teacher, train-student, inspect, demo.
+"""The command line: cache-teacher, train-student, init-student, inspect, demo.
 
 Each command imports its room when called, so that `--help` and `inspect` stay instant. Exit codes: 0 done,
 1 failed, 2 the call was wrong, 130 interrupted (what was committed stays).
@@ -206,6 +206,34 @@ def train_student(
         return
     shown = ", ".join(f"{name} {value:.4g}" for name, value in metrics.items() if not name.endswith("per_second"))
     typer.echo(f"trained {output}: {shown}")
+
+
+@app.command("init-student")
+def init_student(
+    vision_tower: Annotated[str, typer.Option(help="Its vision tower (SigLIP, CLIP): a folder or a name on the hub.")],
+    language_model: Annotated[str, typer.Option(help="Its language model: a folder or a name on the hub.")],
+    like: Annotated[
+        str, typer.Option(help="The teacher-to-be: whose tokenizer, image token and chat template it has.")
+    ],
+    output: Annotated[Path, typer.Option(help="Folder of the student; must be new or empty.")],
+    vision_pool: Annotated[int, typer.Option(min=1, help="R: average R x R vision tokens of a tile into one.")] = 2,
+    vision_layer: Annotated[int, typer.Option(help="Layer of the vision tower that is taken, from the last.")] = -2,
+    seed: Annotated[int, typer.Option(min=0, help="Of the projector, which is random.")] = 42,
+) -> None:
+    """Make a student of a vision tower, a language model and a new projector: LLaVA-NeXT with averaged tiles.
+
+    It has to be aligned (recipes/phase1-align.yaml) before it can be distilled.
+    """
+    from emkd.vlm.compose import compose, save
+
+    _no_bars_in_files()
+    made = compose(vision_tower, language_model, like, window=vision_pool, layer=vision_layer, seed=seed)
+    save(made, output)
+    typer.echo(f"made {output}: {made.model.num_parameters():,} parameters in {made.model.dtype}")
+    for name, shape in made.random.items():
+        typer.echo(f"  random: {name} {list(shape)}")
+    for name, count in made.unused.items():
+        typer.echo(f"  not used: {count} weights of {name} of {vision_tower}")
 
 
 def _no_bars_in_files() -> None:

@@ -1,0 +1,180 @@
+"""A student that is put together: every weight in its place, nothing lost in silence, and both phases of the paper's
+recipe on it."""
+
+from pathlib import Path
+
+import pytest
+import torch
+import transformers as hf
+from transformers import AutoModelForImageTextToText
+
+from emkd.cli import main
+from emkd.errors import ModelError, UsageError
+from emkd.trainer import TrainSettings, load_recipe, train_student, with_flags
+from emkd.vlm import load
+from emkd.vlm.compose import compose
+from tests import families, tiny
+from tests.test_families import ROWS
+from tests.trainer.test_recipes import SHORT
+
+RECIPES = Path(__file__).parents[2] / "recipes"
+SIDE, PATCH = 40, 5  # 8 x 8 patches a tile, 16 tokens once averaged
+
+
+@pytest.fixture(scope="module")
+def siglip(tmp_path_factory):
+    """With its text part, as on the hub."""
+    folder = tmp_path_factory.mktemp("siglip")
+    vision = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 2}
+    config = hf.SiglipConfig(
+        vision_config={**vision, "image_size": SIDE, "patch_size": PATCH},
+        text_config={**vision, "vocab_size": 50, "max_position_embeddings": 16},
+    )
+    torch.manual_seed(1)
+    hf.SiglipModel(config).save_pretrained(folder)
+    hf.SiglipImageProcessor(image_mean=[0.4] * 3, image_std=[0.3] * 3).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory):
+    """Its first token is no patch."""
+    folder = tmp_path_factory.mktemp("clip")
+    config = hf.CLIPVisionConfig(
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        image_size=SIDE,
+        patch_size=PATCH,
+    )
+    hf.CLIPVisionModel(config).save_pretrained(folder)
+    hf.CLIPImageProcessor().save_pretrained(folder)
+    return folder
+
+
+def language(folder, rows=families.LM_HEAD_ROWS, tied=True):
+    torch.manual_seed(2)
+    settings = {**families.text_settings(24), "vocab_size": rows, "head_dim": 12, "tie_word_embeddings": tied}
+    hf.Qwen3ForCausalLM(hf.Qwen3Config(**settings)).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module", params=[True, False], ids=["tied", "own-head"])
+def qwen3(request, tmp_path_factory):
+    return language(tmp_path_factory.mktemp("qwen3"), tied=request.param)
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory):
+    return families.save("qwen2_vl", tmp_path_factory.mktemp("teacher"), seed=1)
+
+
+def test_every_weight_is_in_its_place(siglip, qwen3, teacher):
+    made = compose(str(siglip), str(qwen3), str(teacher))
+    tower = hf.SiglipVisionModel.from_pretrained(siglip).state_dict()
+    text = hf.Qwen3ForCausalLM.from_pretrained(qwen3).state_dict()
+    found = made.model.state_dict()
+    expected = {f"model.vision_tower.{name}": weight for name, weight in tower.items()}
+    expected |= {
+        f"model.language_model.{name.removeprefix('model.')}": w for name, w in text.items() if name != "lm_head.weight"
+    }
+    expected |= {"lm_head.weight": text["lm_head.weight"]}
+    assert set(found) - set(expected) == set(made.random)
+    assert all(torch.equal(found[name], weight) for name, weight in expected.items())
+    assert {name.rsplit(".", 1)[0] for name in made.random} == {
+        "model.multi_modal_projector.linear_1", "model.multi_modal_projector.linear_2", "model",
+    }  # fmt: skip
+    n_text = sum(name.startswith("text_model.") for name in hf.SiglipModel.from_pretrained(siglip).state_dict())
+    assert made.unused == {"text_model": n_text, "logit_scale": 1, "logit_bias": 1}
+    assert list(made.processor.image_processor.image_mean) == [0.4] * 3
+
+
+def test_the_seed_decides_the_projector(siglip, teacher, tmp_path):
+    text = language(tmp_path / "text")
+    one, same, other = (
+        compose(str(siglip), str(text), str(teacher), seed=seed).model.state_dict() for seed in (1, 1, 2)
+    )
+    name = "model.multi_modal_projector.linear_1.weight"
+    assert torch.equal(one[name], same[name])
+    assert not torch.equal(one[name], other[name])
+
+
+def test_rows_for_the_teachers_ids_are_added_and_told(siglip, teacher, tmp_path):
+    text = language(tmp_path / "text", rows=40, tied=False)
+    made = compose(str(siglip), str(text), str(teacher))
+    assert made.model.get_output_embeddings().weight.shape == (128, 24)
+    assert made.random["rows of the embedding and of the LM head"] == (88, 24)
+    whole = hf.Qwen3ForCausalLM.from_pretrained(text).state_dict()
+    assert torch.equal(made.model.state_dict()["lm_head.weight"][:40], whole["lm_head.weight"])
+
+
+@pytest.mark.parametrize("tower", ["siglip", "clip"])
+def test_by_commands_and_through_both_phases(tower, request, teacher, tmp_path, capfd):
+    vision, text = request.getfixturevalue(tower), language(tmp_path / "text")
+    call = [
+        "init-student",
+        "--vision-tower",
+        vision,
+        "--language-model",
+        text,
+        "--like",
+        teacher,
+        "--output",
+        tmp_path / "s",
+    ]
+    assert run(*call) == 0
+    said = capfd.readouterr().out
+    assert "random: model.multi_modal_projector.linear_1.weight [24, 32]" in said
+    assert ("not used: " in said) == (tower == "siglip")
+    assert run(*call) == 2
+    assert "is there and not an empty folder" in capfd.readouterr().err
+    model, report = AutoModelForImageTextToText.from_pretrained(tmp_path / "s", output_loading_info=True)
+    assert not report["missing_keys"]
+    assert type(model).__name__ == "PooledLlavaNextForConditionalGeneration"
+    data = tiny.write_data(tmp_path / "rows.parquet", ROWS)
+    cache = tiny.make_cache(teacher, data, tmp_path / "cache")
+    phases = {"phase1-align": (tmp_path / "s", None), "phase2-emkd": (tmp_path / "phase1-align", str(cache))}
+    for phase, (student, known) in phases.items():
+        recipe = with_flags(load_recipe(RECIPES / f"{phase}.yaml"), SHORT)
+        metrics = train_student(
+            TrainSettings(student=str(student), data=str(data), output=tmp_path / phase, cache=known, recipe=recipe)
+        )
+        assert metrics["train_loss"] > 0
+    begun, aligned, trained = (load(str(tmp_path / name)) for name in ("s", *phases))
+    before, between, after = (one.model.state_dict() for one in (begun, aligned, trained))
+    moved = {name.split(".")[1] for name in before if not torch.equal(before[name], between[name])}
+    assert moved == {"multi_modal_projector", "image_newline"}, "all that is new"
+    assert any(not torch.equal(between[n], after[n]) for n in between if "language_model" in n)
+    assert trained.processor.chat_template == families.template("qwen2_vl")
+
+
+def run(*arguments) -> int:
+    with pytest.raises(SystemExit) as left:
+        main([str(argument) for argument in arguments])
+    return int(left.value.code or 0)
+
+
+def test_tiles_and_tokens(siglip, teacher, tmp_path):
+    """A picture of one shape of tiles: an overview of 4 x 4 tokens, and 4 rows of 8 and a newline."""
+    made = compose(str(siglip), str(language(tmp_path / "text")), str(teacher))
+    inputs = made.processor(text=["<|image_pad|>"], images=[torch.zeros(3, SIDE, 2 * SIDE)], return_tensors="pt")
+    assert int((inputs["input_ids"] == made.model.config.image_token_id).sum()) == 16 + 4 * (8 + 1)
+    with torch.no_grad():
+        assert made.model(**inputs).logits.shape[1] == inputs["input_ids"].shape[1]
+
+
+def test_what_does_not_fit_is_said(siglip, teacher, tmp_path):
+    text = str(language(tmp_path / "text"))
+    with pytest.raises(UsageError, match=r"--vision-pool 3 does not divide this model's grid of 8 x 8"):
+        compose(str(siglip), text, str(teacher), window=3)
+    with pytest.raises(UsageError, match="--vision-layer -4: this vision tower has 3 layers; expected -3 to -1"):
+        compose(str(siglip), text, str(teacher), layer=-4)
+    with pytest.raises(ModelError, match="not a vision transformer"):
+        compose(text, text, str(teacher))
+    with pytest.raises(ModelError, match="no processor for images and text|processor cannot be loaded"):
+        compose(str(siglip), text, text)
+    with pytest.raises(ModelError, match="would not see the text that this teacher sees around a picture"):
+        compose(str(siglip), text, str(families.save("idefics3", tmp_path / "idefics3", seed=1)))
+    with pytest.raises(ModelError, match="cannot be loaded"):
+        compose(str(siglip), str(siglip), str(teacher))
