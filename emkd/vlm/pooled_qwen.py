@@ -76,9 +76,20 @@ class AveragedGrids:
 class AveragedPlaceholders:
     """Before the processor of a Qwen: as many placeholders as there are tokens left. vision_pool: R"""
 
-    vision_pool: int
     image_token: str
     image_processor: Any
+
+    def __init__(
+        self,
+        image_processor: Any = None,
+        tokenizer: Any = None,
+        video_processor: Any = None,
+        chat_template: Any = None,
+        vision_pool: int = 1,
+        **kwargs: Any,
+    ) -> None:
+        self.vision_pool = vision_pool
+        super().__init__(image_processor, tokenizer, video_processor, chat_template=chat_template, **kwargs)  # type: ignore[call-arg]
 
     def replace_image_token(self, image_inputs: dict[str, Any], image_idx: int, **kwargs: Any) -> str:
         frames, *sides = image_inputs["image_grid_thw"][image_idx].tolist()
@@ -109,17 +120,7 @@ class PooledQwen2VLForConditionalGeneration(Qwen2VLForConditionalGeneration):
 
 
 class PooledQwen2VLProcessor(AveragedPlaceholders, Qwen2VLProcessor):
-    def __init__(
-        self,
-        image_processor: Any = None,
-        tokenizer: Any = None,
-        video_processor: Any = None,
-        chat_template: Any = None,
-        vision_pool: int = 1,
-        **kwargs: Any,
-    ) -> None:
-        self.vision_pool = vision_pool
-        super().__init__(image_processor, tokenizer, video_processor, chat_template=chat_template, **kwargs)
+    """Qwen2-VL's, for `PooledQwen2VLForConditionalGeneration`."""
 
 
 class PooledQwen2_5_VLConfig(Qwen2_5_VLConfig):
@@ -145,17 +146,7 @@ class PooledQwen2_5_VLForConditionalGeneration(Qwen2_5_VLForConditionalGeneratio
 
 
 class PooledQwen2_5_VLProcessor(AveragedPlaceholders, Qwen2_5_VLProcessor):
-    def __init__(
-        self,
-        image_processor: Any = None,
-        tokenizer: Any = None,
-        video_processor: Any = None,
-        chat_template: Any = None,
-        vision_pool: int = 1,
-        **kwargs: Any,
-    ) -> None:
-        self.vision_pool = vision_pool
-        super().__init__(image_processor, tokenizer, video_processor, chat_template=chat_template, **kwargs)
+    """Qwen2.5-VL's, for `PooledQwen2_5_VLForConditionalGeneration`."""
 
 
 class PooledQwen3VLConfig(Qwen3VLConfig):
@@ -181,17 +172,7 @@ class PooledQwen3VLForConditionalGeneration(Qwen3VLForConditionalGeneration):
 
 
 class PooledQwen3VLProcessor(AveragedPlaceholders, Qwen3VLProcessor):
-    def __init__(
-        self,
-        image_processor: Any = None,
-        tokenizer: Any = None,
-        video_processor: Any = None,
-        chat_template: Any = None,
-        vision_pool: int = 1,
-        **kwargs: Any,
-    ) -> None:
-        self.vision_pool = vision_pool
-        super().__init__(image_processor, tokenizer, video_processor, chat_template=chat_template, **kwargs)
+    """Qwen3-VL's, for `PooledQwen3VLForConditionalGeneration`."""
 
 
 # (model, processor)
