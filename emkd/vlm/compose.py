@@ -187,7 +187,13 @@ def _pinpoints(size: int) -> list[list[int]]:
 
 def _processor(teacher: Any, tower: Any, vision: Path, image_token_id: int, strategy: str) -> Any:
     """LLaVA-NeXT's, with the colours that the vision tower was made for and the teacher's words."""
-    own = AutoImageProcessor.from_pretrained(vision)
+    try:
+        own = AutoImageProcessor.from_pretrained(vision)
+    except (OSError, ValueError) as error:
+        raise ModelError(
+            f"{vision} has no image processor (preprocessor_config.json), which says what colours its vision tower was "
+            "made for; put it beside the weights"
+        ) from error
     square = {"height": tower.config.image_size, "width": tower.config.image_size}
     pixels = LlavaNextImageProcessor(
         size=square,

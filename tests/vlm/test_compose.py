@@ -1,6 +1,7 @@
 """A student that is put together: every weight in its place, nothing lost in silence, and both phases of the paper's
 recipe on it."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -178,3 +179,8 @@ def test_what_does_not_fit_is_said(siglip, teacher, tmp_path):
         compose(str(siglip), text, str(families.save("idefics3", tmp_path / "idefics3", seed=1)))
     with pytest.raises(ModelError, match="cannot be loaded"):
         compose(str(siglip), str(siglip), str(teacher))
+    bare = tmp_path / "bare"
+    shutil.copytree(siglip, bare)
+    (bare / "preprocessor_config.json").unlink()
+    with pytest.raises(ModelError, match="has no image processor"):
+        compose(str(bare), text, str(teacher))
