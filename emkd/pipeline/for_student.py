@@ -13,7 +13,7 @@ from transformers import AutoConfig
 from emkd.errors import ModelError, SampleError, UsageError
 from emkd.pipeline.progress import log
 from emkd.pipeline.settings import JobSettings
-from emkd.samples.agreement import check_same_text
+from emkd.samples.agreement import shared_text
 from emkd.samples.dataset import Dataset
 from emkd.samples.encode import Encoded, Encoder
 from emkd.samples.render import adopt_template
@@ -57,7 +57,7 @@ def check_student(settings: JobSettings, run: Manifest, teacher_tokenizer: bytes
         if isinstance(ours, SampleError):
             refused.append(f"row {row}: {ours}")
         else:
-            check_same_text(ours, theirs, row, words=student.words)
+            shared_text(ours, theirs, row, words=student.words)
             compared += 1
     if refused:
         raise UsageError(

@@ -1,12 +1,18 @@
 """Whether teacher and student read the same conversation in the same way.
 
-The losses compare text tokens, answer tokens and images one by one: each has to be the same one on both sides.
+The losses compare text tokens, answer tokens and images one by one: each has to be the same one on both sides. What
+families write around and within images (begin and end tokens, row and column tokens) may differ, and is left out then.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Protocol
 
+import torch
+
 from emkd.errors import TokenizerMismatchError
+from emkd.samples.encode import Encoded
 from emkd.storage.record import ImageSpan
 
 CONTEXT_TOKENS = 8  # shown before the first one that differs
@@ -48,6 +54,72 @@ def check_same_text(student: Reading, teacher: Reading, row: int, *, words: Word
         )
     if [i.text_position for i in student.images] != [i.text_position for i in teacher.images]:
         raise TokenizerMismatchError(f"row {row}: images stand at other places of the text than for the teacher")
+
+
+@dataclass(frozen=True)
+class SharedText:
+    """Indices [M] of the text tokens that both read, ascending, in the student's and in the teacher's text."""
+
+    own: torch.Tensor
+    theirs: torch.Tensor
+
+
+def shared_text(student: Encoded, teacher: Reading, row: int, *, words: Words | None = None) -> SharedText | None:
+    """None where both read the very same text around their images; else the text that both read, without what they
+    write around and within images. Raises TokenizerMismatchError as `check_same_text`, where something else differs.
+    """
+    places = [[image.text_position for image in side.images] for side in (student, teacher)]
+    if student.text_ids.tolist() == teacher.text_ids.tolist() and places[0] == places[1]:
+        check_same_text(student, teacher, row, words=words)
+        return None
+    found = _aligned(student, teacher)
+    if found is None:
+        check_same_text(student, teacher, row, words=words)
+        raise TokenizerMismatchError(f"row {row}: images stand at other places of the text than for the teacher")
+    index = {there: here for here, there in zip(found.own.tolist(), found.theirs.tolist(), strict=True)}
+    if student.answer_positions.tolist() != [index.get(place) for place in teacher.answer_positions.tolist()]:
+        raise TokenizerMismatchError(
+            f"row {row}: other tokens are answers for the student than for the teacher: their chat templates mark "
+            "answers differently. Give the student the teacher's chat template"
+        )
+    return found
+
+
+def _aligned(student: Encoded, teacher: Reading) -> SharedText | None:
+    """Piece by piece of the text between images; None where a piece of the student's is not in the teacher's."""
+    if len(student.images) != len(teacher.images):
+        return None
+    own, theirs = [], []
+    pieces = list(zip(_pieces(student), _pieces(teacher), strict=True))
+    for number, (ours, others) in enumerate(pieces):
+        kept = [place for place in ours if not student.in_image[place]]
+        wanted = [int(student.text_ids[place]) for place in kept]
+        there = [int(teacher.text_ids[place]) for place in others]
+        start = _where(wanted, there, begins=number == 0, ends=number == len(pieces) - 1)
+        if start is None:
+            return None
+        own += kept
+        theirs += list(others[start : start + len(wanted)])
+    return SharedText(torch.tensor(own, dtype=torch.long), torch.tensor(theirs, dtype=torch.long))
+
+
+def _pieces(reading: Reading) -> list[range]:
+    """Places in the text before, between and behind the images."""
+    ends = [0, *(image.text_position for image in reading.images), len(reading.text_ids)]
+    return [range(first, last) for first, last in pairwise(ends)]
+
+
+def _where(wanted: list[int], there: list[int], *, begins: bool, ends: bool) -> int | None:
+    """The one place at which `wanted` stands; at the very beginning or end of the conversation, where no image is on
+    that side. None where there is no such place, or more than one."""
+    last = len(there) - len(wanted)
+    if last < 0:
+        return None
+    starts = range(1) if begins else range(last, last + 1) if ends else range(last + 1)
+    if begins and ends and last:
+        return None
+    found = [start for start in starts if there[start : start + len(wanted)] == wanted]
+    return found[0] if len(found) == 1 or (found and not wanted) else None
 
 
 def _at(ids: Sequence[int], place: int, words: Words | None) -> str:

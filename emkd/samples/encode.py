@@ -10,8 +10,8 @@ Shape legend: T all tokens of the sample, L text tokens, Nt vision tokens, A ans
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import lru_cache
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
 from typing import Any
 
 import torch
@@ -21,7 +21,7 @@ from PIL import Image
 from emkd.errors import ModelError, SampleError
 from emkd.samples.geometry import tile_grids
 from emkd.samples.images import decode_image
-from emkd.samples.render import Span, render
+from emkd.samples.render import Span, image_place, render
 from emkd.samples.sample import Sample, Turn
 from emkd.storage.record import ImageSpan
 
@@ -34,6 +34,7 @@ class Encoded:
     vision_mask:       [T] bool, True at vision tokens
     text_positions:    [L] full-sequence positions of text tokens
     text_ids:          [L]
+    in_image:          [L] bool, True for text tokens that the family writes around and within images
     answer_positions:  [A] index into text_ids of each answer token
     images:            spans into the Nt vision tokens
     image_keys:        of each image, a hash of all that the model sees up to its end: tokens and pictures. To a causal
@@ -45,6 +46,7 @@ class Encoded:
     vision_mask: torch.Tensor
     text_positions: torch.Tensor
     text_ids: torch.Tensor
+    in_image: torch.Tensor
     answer_positions: torch.Tensor
     images: tuple[ImageSpan, ...]
     image_keys: tuple[str, ...]
@@ -61,6 +63,18 @@ class Encoded:
     def predicting_positions(self) -> torch.Tensor:
         """[A] full-sequence positions p - 1 whose logits predict the answer tokens."""
         return self.text_positions[self.answer_positions] - 1
+
+    def with_text(self, kept: torch.Tensor) -> "Encoded":
+        """The same with some of its text tokens alone: ascending indices [M], the answers among them."""
+        images = tuple(replace(s, text_position=int((kept < s.text_position).sum())) for s in self.images)
+        return replace(
+            self,
+            text_positions=self.text_positions[kept],
+            text_ids=self.text_ids[kept],
+            in_image=self.in_image[kept],
+            answer_positions=torch.searchsorted(kept, self.answer_positions),
+            images=images,
+        )
 
 
 class Encoder:
@@ -104,6 +118,7 @@ class Encoder:
             vision_mask=vision_mask,
             text_positions=text_positions,
             text_ids=ids[text_positions],
+            in_image=self._in_image(text, replaced, offsets[text_positions]),
             answer_positions=answer_positions,
             images=spans,
             image_keys=_image_keys(ids, vision_mask, spans, sample.images),
@@ -153,6 +168,20 @@ class Encoder:
                 "(text_replacement_offsets): it is not supported"
             )
         return inputs, [(entry["span"], entry["new_span"]) for entry in found[0]], offsets
+
+    def _in_image(self, text: str, replaced: list[tuple[Span, Span]], offsets: torch.Tensor) -> torch.Tensor:
+        """[L] which text tokens lie in what stands for an image: the template's part, and what became of it."""
+        found = torch.zeros(len(offsets), dtype=torch.bool)
+        before, _, behind = self._place.partition(self.processor.image_token)
+        for (start, stop), (new_start, new_stop) in replaced:
+            left = new_start - len(before) * text[:start].endswith(before)
+            right = new_stop + len(behind) * text[stop:].startswith(behind)
+            found |= (offsets[:, 0] >= left) & (offsets[:, 1] <= right) & (offsets[:, 0] < offsets[:, 1])
+        return found
+
+    @cached_property
+    def _place(self) -> str:
+        return image_place(self.processor)
 
     def _image_spans(
         self,

@@ -17,6 +17,7 @@ from emkd.trainer.selection import Selection
 from emkd.trainer.settings import TrainSettings
 from emkd.vlm.identity import check_field_of_view, image_differences, image_processor_settings
 from emkd.vlm.loading import VisionLanguageModel, check_template
+from emkd.vlm.pooling import SUFFIX
 
 # What a run was begun with, so that a resumed one cannot be another one.
 RUN_NAME = "run.json"
@@ -92,6 +93,13 @@ def agree_about_pictures_and_text(cache: Cache | None, student: VisionLanguageMo
     if cache is not None:
         if adopt_template(student.processor, cache.manifest.tokenizer.chat_template):
             log("the student has another chat template, or none: it is trained, and saved, with the teacher's")
+        types = (cache.manifest.teacher.architecture, student.model.config.model_type)
+        teacher, own = (name.removesuffix(SUFFIX) for name in types)
+        if teacher != own:
+            log(
+                f"the teacher is a {teacher}, the student a {own}: what only one of them writes around and within "
+                "images is left out of the affinities that VLAD compares"
+            )
         theirs, ours = cache.manifest.image_processor.settings, image_processor_settings(student.processor)
         if distils:
             check_field_of_view(theirs, ours)

@@ -8,14 +8,14 @@ must be about the same text, or nothing is trained on.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch.utils.data import Dataset as TorchDataset
 
 from emkd.errors import DataMismatchError, SampleError
-from emkd.samples.agreement import check_same_text
+from emkd.samples.agreement import shared_text
 from emkd.samples.dataset import Dataset
 from emkd.samples.encode import Encoded, Encoder
 from emkd.storage.cache import Cache
@@ -141,8 +141,12 @@ class StudentSamples(TorchDataset[StudentSample | Skipped]):
                 f"{sample.key[:12]}, the cache has {key[:12]}. The data changed after they were cached"
             )
         record = self.cache.record(number)
-        check_same_text(encoded, record, row, words=self.encoder.words)
-        return StudentSample(encoded=encoded, teacher=self.limits(record))
+        shared = shared_text(encoded, record, row, words=self.encoder.words)
+        teacher = self.limits(record)
+        if shared is None:
+            return StudentSample(encoded=encoded, teacher=teacher)
+        own = encoded.with_text(shared.own)
+        return StudentSample(encoded=own, teacher=replace(teacher, affinity=teacher.affinity[shared.theirs]))
 
 
 class EvaluationSamples(TorchDataset[StudentSample | Skipped]):

@@ -28,8 +28,9 @@ from transformers import (
 )
 
 from emkd.errors import ModelError, OutputExistsError, SampleError, TokenizerMismatchError, UsageError
-from emkd.samples.agreement import check_same_text
+from emkd.samples.agreement import shared_text
 from emkd.samples.encode import Encoder
+from emkd.samples.render import adopt_template, template_of
 from emkd.samples.sample import ImagePart, Sample, Turn
 from emkd.vlm.loading import load_processor, resolve
 from emkd.vlm.pooling import pooled
@@ -119,7 +120,7 @@ def _check_text(student: Encoder, teacher: Encoder, like: str) -> None:
     turns = (Turn(role="user", parts=(ImagePart(), "a")), Turn(role="assistant", parts=("b",)))
     probe = Sample(row=0, id="", key="", turns=turns, images=(picture.getvalue(),))
     try:
-        check_same_text(student(probe), teacher(probe), 0, words=teacher.words)
+        shared_text(student(probe), teacher(probe), 0, words=teacher.words)
     except (SampleError, TokenizerMismatchError) as error:
         raise ModelError(
             f"--like {like}: a LLaVA-NeXT student would not see the text that this teacher sees around a picture "
@@ -202,12 +203,13 @@ def _processor(teacher: Any, tower: Any, vision: Path, image_token_id: int, stra
         image_std=own.image_std,
         image_grid_pinpoints=_pinpoints(tower.config.image_size),
     )
-    return LlavaNextProcessor(
+    made = LlavaNextProcessor(
         pixels,
         teacher.tokenizer,
         patch_size=tower.config.patch_size,
         vision_feature_select_strategy=strategy,
         num_additional_image_tokens=int(strategy == "default"),
-        chat_template=teacher.chat_template,
         image_token=teacher.tokenizer.convert_ids_to_tokens(image_token_id),
     )
+    adopt_template(made, template_of(teacher))
+    return made

@@ -8,7 +8,7 @@ import torch
 
 from emkd.errors import TokenizerMismatchError
 from emkd.samples import Dataset
-from emkd.samples.agreement import check_same_text
+from emkd.samples.agreement import SharedText, check_same_text, shared_text
 from emkd.samples.encode import Encoder
 from tests import tiny
 
@@ -57,3 +57,60 @@ def test_words_are_asked_for_only_where_something_differs(encoder, tmp_path):
     other = replace(encoded, answer_positions=encoded.answer_positions[1:])
     with pytest.raises(TokenizerMismatchError, match="tokens are answers for the student and"):
         check_same_text(other, encoded, 0, words=never)
+
+
+def written(own: str, theirs: str) -> SharedText | None:
+    """Both read this, in words; [..] stands around what a family writes for an image, in which | is the image."""
+    sides = []
+    for text in (own, theirs):
+        words = text.replace("[", " [ ").replace("]", " ] ").replace("|", " | ").split()
+        ids, in_image, images, inside = [], [], [], False
+        for word in words:
+            if word in "[]":
+                inside = word == "["
+            elif word == "|":
+                images.append(SimpleNamespace(text_position=len(ids)))
+            else:
+                ids.append(sum(map(ord, word)))
+                in_image.append(inside)
+        sides.append(
+            SimpleNamespace(
+                text_ids=torch.tensor(ids),
+                in_image=torch.tensor(in_image),
+                images=images,
+                answer_positions=torch.tensor([len(ids) - 1]),
+            )
+        )
+    return shared_text(*sides, 3)
+
+
+@pytest.mark.parametrize(
+    ("own", "theirs", "kept"),
+    [
+        ("a [|] b c", "a [|] b c", None),
+        ("a [<|>] b c", "a [<|>] b c", None),
+        ("a [|] b c", "a [<|>] b c", ([0, 1, 2], [0, 3, 4])),
+        ("a [<|>] b c", "a [|] b c", ([0, 3, 4], [0, 1, 2])),
+        ("a [<|>] b [<|>] c", "a [x|y z] b [x|y z] c", ([0, 3, 6], [0, 4, 8])),
+        ("[|] b c", "[<|>] b c", ([0, 1], [2, 3])),
+        ("a [|][|] c", "a [<|>][<|>] c", ([0, 1], [0, 5])),
+    ],
+)
+def test_what_stands_for_an_image_is_left_out_where_it_differs(own, theirs, kept):
+    found = written(own, theirs)
+    assert (found if found is None else (found.own.tolist(), found.theirs.tolist())) == kept
+
+
+@pytest.mark.parametrize(
+    ("own", "theirs"),
+    [
+        ("a [|] b c", "x [<|>] b c"),  # another word
+        ("a [|] b c", "a [<|>] b d c"),  # one that only the teacher reads, not beside an image
+        ("a d [|] c", "a [<|>] c"),  # one that only the student reads
+        ("a [|] c", "a [<|>] b [<|>] c"),  # another image
+        ("a [|] b [|] c", "a [<|>] b b [<|>] c"),  # no telling which of the two it is
+    ],
+)
+def test_any_other_difference_is_refused(own, theirs):
+    with pytest.raises(TokenizerMismatchError, match="row 3: "):
+        written(own, theirs)

@@ -22,11 +22,12 @@ from emkd.errors import (
     UsageError,
 )
 from emkd.samples import Dataset
+from emkd.samples.agreement import check_same_text
 from emkd.samples.encode import Encoder
 from emkd.storage.cache import Cache
 from emkd.trainer import Recipe, TrainSettings, evaluate_checkpoint, train_student, with_flags
 from emkd.trainer.order import epoch_order
-from emkd.trainer.stream import StudentSamples, TeacherLimits, check_same_text
+from emkd.trainer.stream import StudentSamples, TeacherLimits
 from emkd.vlm.loading import load, load_model
 from tests import tiny
 
