@@ -14,6 +14,7 @@ EXACT = "test_cached_losses_are_those_of_the_teacher_in_memory"
 COLUMNS = {
     "teacher, and student as it is": (f"{EXACT}[{{}}-1]",),
     "student with `vision_pool`": (f"{EXACT}[{{}}-2]", "test_each_tile", "test_tiles", "test_gemma3", "test_a_grid"),
+    "teacher of students of all ten": ("test_students_of_every_family[{}]",),
     "trained, resumed, answers without emkd": ("test_by_commands[{}]",),
 }
 
