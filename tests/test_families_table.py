@@ -17,7 +17,5 @@ def test_a_test_that_failed_or_is_missing_is_a_no():
 
 def test_the_page_has_every_family_and_column():
     page = families_table.PAGE.read_text()
-    assert re.findall(r"^\| `(\w+)`(?: \| (?:yes|no)){4} \|$", page, re.MULTILINE) == list(
-        families.FAMILIES
-    )
+    assert re.findall(r"^\| `(\w+)`(?: \| (?:yes|no)){4} \|$", page, re.MULTILINE) == list(families.FAMILIES)
     assert "| family | " + " | ".join(families_table.COLUMNS) + " |" in page
