@@ -356,3 +356,25 @@ def call(*arguments: object) -> None:
     with pytest.raises(SystemExit) as left:
         main([str(argument) for argument in arguments])
     assert not left.value.code
+
+
+class Silent:
+    """A processor that does not say which text it replaced."""
+
+    def __init__(self, processor: Any) -> None:
+        self._processor = processor
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._processor, name)
+
+    def __call__(self, **given: Any) -> dict[str, Any]:
+        return {n: v for n, v in self._processor(**given).items() if n != "text_replacement_offsets"}
+
+
+@pytest.mark.parametrize("family", ["llava"], indirect=True)
+def test_a_processor_that_lacks_what_is_needed_is_refused(student, data):
+    loaded = load(str(student))
+    encoder = Encoder(Silent(loaded.processor), loaded.image_token_id)
+    assert encoder(Dataset(str(data)).sample(5)).n_vision == 0
+    with pytest.raises(ModelError, match="Silent does not say by which text it replaced an image's placeholder"):
+        encoder(Dataset(str(data)).sample(0))
