@@ -14,9 +14,10 @@ when alone). With two processes at once each one has its own half of the shards 
 is the largest resident size beyond that after opening (mapped pages of files count, which only raw-memmap has).
 
 A reader that frees what a sample took gives it back to the system or not, as glibc's malloc happens to see it, and then
-has to fault it in again: 460 pages a sample or none, from one process to the next. That moves MDS by half, ours not,
-which uses its memory again itself. So those that matter run a second time with a malloc that keeps what it has (+kept:
-MALLOC_TRIM_THRESHOLD_, MALLOC_MMAP_THRESHOLD_), which nobody's training has unless somebody thought of it.
+has to fault it in again: hundreds of pages a sample or none, from one process to the next. That moves MDS by half, and
+ours hardly with lz4, which uses its memory again itself. So those that matter run a second time with a malloc that
+keeps what it has (+kept: MALLOC_TRIM_THRESHOLD_, MALLOC_MMAP_THRESHOLD_), which nobody's training has unless somebody
+thought of it.
 
 mosaicml-streaming and zarrs are in an environment of their own (build/mds, made here with requirements-mds.txt),
 which sees our packages too, so that NumPy and numcodecs are the same for all.

@@ -22,7 +22,7 @@ from emkd.storage.cache import Cache
 from emkd.trainer.objective import Objective, Weights
 from emkd.trainer.stream import Collator, StudentSamples, TeacherLimits
 from emkd.vlm import load
-from emkd.vlm.pooling import pooled
+from emkd.vlm.pooling import family_of, pooled
 from tests import families, tiny
 from tests.trainer import dense
 
@@ -121,6 +121,7 @@ def cached_losses(student: Any, cache: Cache, data: Any) -> Any:
         cache.sample_rows.tolist(),
         cache,
         TeacherLimits(vocabulary=cache.manifest.vocabulary_size, n_student_tokens=student.n_tokens),
+        other_family=family_of(student.model.config.model_type) != cache.manifest.teacher.architecture,
     )
     batch = Collator(0)([samples[i] for i in range(len(samples))])
     objective = Objective(Weights(), V)
@@ -173,6 +174,23 @@ def test_students_of_every_family(family, teacher, students, cache, data):
         expected = dense.losses([view for view, _ in ours], [view for view, _ in theirs])
         for part in ("sup", "rld", "vsd", "vlad"):
             assert float(getattr(found, part).detach()) == pytest.approx(float(expected[part]), rel=1e-5), (name, part)
+
+
+@pytest.mark.parametrize(("teacher_family", "student_family"), [("internvl", "qwen2_vl"), ("qwen2_vl", "idefics3")])
+def test_another_family_by_commands(teacher_family, student_family, data, tmp_path, capfd):
+    """What is left out is said; the student is saved with a template that has its own way to write an image."""
+    teacher = families.save(teacher_family, tmp_path / "teacher", **TEACHER)
+    student = families.save(student_family, tmp_path / "student", **STUDENT)
+    cache = tiny.make_cache(teacher, data, tmp_path / "cache")
+    call(
+        "train-student", "--student", student, "--data", data, "--cache", cache, "--output", tmp_path / "out",
+        "--max-steps", 1, "--batch-size", 6,
+    )  # fmt: skip
+    said = capfd.readouterr().err
+    assert f"the teacher is a {teacher_family}, the student a {student_family}: what only one of them writes" in said
+    assert "is skipped" not in said
+    saved = load(str(tmp_path / "out")).processor
+    assert families.PLACEHOLDERS.get(student_family, "<image>") in saved.chat_template
 
 
 def test_a_template_that_does_not_spell_out_its_images_is_refused(data, tmp_path, capfd):

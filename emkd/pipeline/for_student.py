@@ -26,6 +26,7 @@ from emkd.vlm.identity import (
     tokenizer_json,
 )
 from emkd.vlm.loading import load_processor, resolve
+from emkd.vlm.pooling import family_of
 
 ROWS = 32
 
@@ -47,6 +48,10 @@ def check_student(settings: JobSettings, run: Manifest, teacher_tokenizer: bytes
     student = _encoder(settings, path, processor, None)
     path = resolve(settings.teacher, settings.revision)
     teacher = _encoder(settings, path, load_processor(path, settings.trust_remote_code), run.max_length)
+    own_type = AutoConfig.from_pretrained(
+        resolve(settings.for_student), trust_remote_code=settings.trust_remote_code
+    ).model_type
+    other = family_of(own_type) != family_of(run.teacher.architecture)
     compared, refused = 0, []
     n_chosen = min(ROWS, run.plan.n_rows)
     for row in (run.plan.n_rows * i // n_chosen for i in range(n_chosen)):
@@ -57,7 +62,7 @@ def check_student(settings: JobSettings, run: Manifest, teacher_tokenizer: bytes
         if isinstance(ours, SampleError):
             refused.append(f"row {row}: {ours}")
         else:
-            shared_text(ours, theirs, row, words=student.words)
+            shared_text(ours, theirs, row, other_family=other, words=student.words)
             compared += 1
     if refused:
         raise UsageError(

@@ -142,7 +142,7 @@ def _plain_layouts(manifest: Manifest) -> tuple[ArrayLayout, ...]:
     int32, float32 = np.dtype(np.int32), np.dtype(np.float32)
     compression = manifest.compression or "zstd"
     k, answer_k = manifest.top_k, manifest.answer_top_k
-    # With lz4 of bytes, not of bits: a tenth larger, and decoded in three quarters of the time.
+    # With lz4 of bytes, not of bits: a little larger, and faster to put back.
     shuffle: Shuffle = "shuffle" if compression == "lz4" else "bitshuffle"
     logits: dict[str, Any] = {
         "dtype": logits_dtype(manifest.logits_precision),

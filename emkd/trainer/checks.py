@@ -17,7 +17,7 @@ from emkd.trainer.selection import Selection
 from emkd.trainer.settings import TrainSettings
 from emkd.vlm.identity import check_field_of_view, image_differences, image_processor_settings
 from emkd.vlm.loading import VisionLanguageModel, check_template
-from emkd.vlm.pooling import SUFFIX
+from emkd.vlm.pooling import family_of
 
 # What a run was begun with, so that a resumed one cannot be another one.
 RUN_NAME = "run.json"
@@ -93,8 +93,7 @@ def agree_about_pictures_and_text(cache: Cache | None, student: VisionLanguageMo
     if cache is not None:
         if adopt_template(student.processor, cache.manifest.tokenizer.chat_template):
             log("the student has another chat template, or none: it is trained, and saved, with the teacher's")
-        types = (cache.manifest.teacher.architecture, student.model.config.model_type)
-        teacher, own = (name.removesuffix(SUFFIX) for name in types)
+        teacher, own = map(family_of, (cache.manifest.teacher.architecture, student.model.config.model_type))
         if teacher != own:
             log(
                 f"the teacher is a {teacher}, the student a {own}: what only one of them writes around and within "

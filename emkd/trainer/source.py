@@ -12,6 +12,7 @@ from emkd.trainer.settings import TrainSettings
 from emkd.trainer.stream import EvaluationSamples, StudentSamples, TeacherLimits
 from emkd.vlm.identity import check_shared_tokenizer, tokenizer_json
 from emkd.vlm.loading import VisionLanguageModel, resolve
+from emkd.vlm.pooling import family_of
 
 # Without a cache there are no shards; rows are walked as if they came from one with this many a shard.
 ROWS_PER_SHARD = 256
@@ -48,7 +49,9 @@ class Source:
             vocabulary=self.cache.manifest.vocabulary_size, n_student_tokens=self.n_tokens(student), top_k=top_k
         )
         rows, numbers = self.selection.rows.tolist(), self.selection.numbers.tolist()
-        return StudentSamples(self.dataset, encoder(student), rows, self.cache, limits, numbers)
+        teacher = self.cache.manifest.teacher.architecture
+        other = family_of(student.model.config.model_type) != family_of(teacher)
+        return StudentSamples(self.dataset, encoder(student), rows, self.cache, limits, numbers, other_family=other)
 
 
 def open_source(settings: TrainSettings) -> Source:

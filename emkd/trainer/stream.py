@@ -104,6 +104,7 @@ class StudentSamples(TorchDataset[StudentSample | Skipped]):
 
     rows:     dataset row of each element
     numbers:  sample number of each element in the cache; None for all of its samples
+    other_family: the teacher's is not the student's: what they write around images may differ (see `shared_text`)
 
     A row that the student cannot use is `Skipped`: one bad row costs no other. One that is not what the teacher saw
     is an error: DataMismatchError, TokenizerMismatchError.
@@ -117,9 +118,12 @@ class StudentSamples(TorchDataset[StudentSample | Skipped]):
         cache: Cache | None = None,
         limits: TeacherLimits | None = None,
         numbers: Sequence[int] | None = None,
+        *,
+        other_family: bool = False,
     ) -> None:
         self.dataset, self.encoder, self.rows = dataset, encoder, rows
         self.cache, self.limits, self.numbers = cache, limits, numbers
+        self.other_family = other_family
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -141,7 +145,7 @@ class StudentSamples(TorchDataset[StudentSample | Skipped]):
                 f"{sample.key[:12]}, the cache has {key[:12]}. The data changed after they were cached"
             )
         record = self.cache.record(number)
-        shared = shared_text(encoded, record, row, words=self.encoder.words)
+        shared = shared_text(encoded, record, row, other_family=self.other_family, words=self.encoder.words)
         teacher = self.limits(record)
         if shared is None:
             return StudentSample(encoded=encoded, teacher=teacher)

@@ -22,8 +22,13 @@ from emkd.vlm.pooled_qwen import POOLED_QWENS
 SUFFIX = "_pooled"
 
 
+def family_of(model_type: str) -> str:
+    """The family of a model's type, pooled or not."""
+    return model_type.removesuffix(SUFFIX)
+
+
 def _family(kind: Any) -> str:
-    return str(kind.config_class.model_type.removesuffix(SUFFIX))
+    return family_of(str(kind.config_class.model_type))
 
 
 _CLASSES: dict[str, Any] = {_family(kind): kind for kind in (*POOLED_CLASSES, *(model for model, _ in POOLED_QWENS))}
@@ -59,7 +64,7 @@ def pooled(model: Any, processor: Any, window: int) -> Any:
 def own_code(model_type: str) -> str | None:
     """Name of the file that is saved beside models of this type, whose code they need; None for those of
     transformers."""
-    kind = _CLASSES.get(model_type.removesuffix(SUFFIX)) if model_type.endswith(SUFFIX) else None
+    kind = _CLASSES.get(family_of(model_type)) if model_type.endswith(SUFFIX) else None
     return None if kind is None else f"{kind.__module__.rpartition('.')[2]}.py"
 
 

@@ -59,7 +59,7 @@ def test_words_are_asked_for_only_where_something_differs(encoder, tmp_path):
         check_same_text(other, encoded, 0, words=never)
 
 
-def written(own: str, theirs: str) -> SharedText | None:
+def written(own: str, theirs: str, other_family: bool = True) -> SharedText | None:
     """Both read this, in words; [..] stands around what a family writes for an image, in which | is the image."""
     sides = []
     for text in (own, theirs):
@@ -81,7 +81,7 @@ def written(own: str, theirs: str) -> SharedText | None:
                 answer_positions=torch.tensor([len(ids) - 1]),
             )
         )
-    return shared_text(*sides, 3)
+    return shared_text(*sides, 3, other_family=other_family)
 
 
 @pytest.mark.parametrize(
@@ -114,3 +114,10 @@ def test_what_stands_for_an_image_is_left_out_where_it_differs(own, theirs, kept
 def test_any_other_difference_is_refused(own, theirs):
     with pytest.raises(TokenizerMismatchError, match="row 3: "):
         written(own, theirs)
+
+
+def test_models_of_one_family_write_the_same():
+    """A token beside an image that only one of them reads is another template, not another way to write images."""
+    assert written("a [|] b", "a [|] b", other_family=False) is None
+    with pytest.raises(TokenizerMismatchError, match="they differ first at text token 1"):
+        written("a [|] b", "a [|] n b", other_family=False)
