@@ -36,6 +36,7 @@ PLACEHOLDERS = {
     "qwen2_vl": "<|vision_start|><|image_pad|><|vision_end|>",
     "qwen2_5_vl": "<|vision_start|><|image_pad|><|vision_end|>",
     "qwen3_vl": "<|vision_start|><|image_pad|><|vision_end|>",
+    "glm4v": "<|vision_start|><|image_pad|><|vision_end|>",
     "internvl": "<IMG_CONTEXT>",
     "gemma3": "<start_of_image>",
 }
@@ -44,6 +45,7 @@ NAMED = {
     "qwen2_vl": {"image_token": "<|image_pad|>", "video_token": "<|video_pad|>"},
     "qwen2_5_vl": {"image_token": "<|image_pad|>", "video_token": "<|video_pad|>"},
     "qwen3_vl": {"image_token": "<|image_pad|>", "video_token": "<|video_pad|>"},
+    "glm4v": {"image_token": "<|image_pad|>", "video_token": "<|video_pad|>"},
     "internvl": {
         "start_image_token": "<img>",
         "end_image_token": "</img>",
@@ -310,7 +312,11 @@ FAMILIES: dict[str, Callable[[int], tuple[Any, Any]]] = {
 
 def save(family: str, folder: Path, *, seed: int, hidden: int = 48) -> Path:
     """A checkpoint with random weights, through the family's public classes."""
-    config, processor = FAMILIES[family](hidden)
+    return write(*FAMILIES[family](hidden), folder, seed)
+
+
+def write(config: Any, processor: Any, folder: Path, seed: int) -> Path:
+    """A checkpoint with random weights of this config, and with this processor."""
     torch.manual_seed(seed)
     model: Any = hf.AutoModelForImageTextToText.from_config(config)
     with torch.no_grad():  # towers start from noise that hardly tells one patch from another
@@ -318,6 +324,6 @@ def save(family: str, folder: Path, *, seed: int, hidden: int = 48) -> Path:
             if "position_embedding" in name or "pos_embed" in name:
                 weight.normal_()
     model.save_pretrained(folder)
-    processor.chat_template = template(family)
+    processor.chat_template = processor.tokenizer.chat_template
     processor.save_pretrained(folder)
     return folder

@@ -128,25 +128,31 @@ def cached_losses(student: Any, cache: Cache, data: Any) -> Any:
     return objective(student.model, student.model, batch["inputs"], batch["samples"], objective.count(batch["samples"]))
 
 
+def check_losses(student: Any, cache: Cache, data: Any, teacher: Any, family: str) -> tuple[list[Any], list[Any]]:
+    """The student's losses from the cache are those of both models in memory; the naive views of both."""
+    found = cached_losses(student, cache, data)
+    with torch.no_grad():
+        ours, theirs = (
+            [naive_view(one.model, one.processor, family, row)[0] for row in ROWS] for one in (student, teacher)
+        )
+    expected = dense.losses(ours, theirs)
+    for name in ("sup", "rld", "vsd", "vlad"):
+        reference = float(expected[name])
+        assert reference > 1e-3, "a loss of nothing would agree with anything"
+        assert abs(float(getattr(found, name).detach()) - reference) <= 1e-5 * reference, name
+    return ours, theirs
+
+
 @pytest.mark.parametrize("window", [1, 2])
 def test_cached_losses_are_those_of_the_teacher_in_memory(family, window, teacher, student, cache, data):
     """With the vision tokens that the student has, and with a quarter of them."""
     assert (len(cache), cache.skipped.num_rows) == (len(ROWS), 0), cache.skipped.to_pylist()
     loaded = load(str(student))
     loaded.model = pooled(loaded.model, loaded.processor, window)
-    found = cached_losses(loaded, cache, data)
-    memory = load(str(teacher))
-    with torch.no_grad():
-        theirs = [naive_view(memory.model, memory.processor, family, row)[0] for row in ROWS]
-        ours = [naive_view(loaded.model, loaded.processor, family, row)[0] for row in ROWS]
+    ours, theirs = check_losses(loaded, cache, data, load(str(teacher)), family)
     for few, many in zip(ours, theirs, strict=True):
         for own, whole in zip(few.vision, many.vision, strict=True):
             assert (len(own) <= len(whole) / 2) if window == 2 else (len(own) == len(whole))
-    expected = dense.losses(ours, theirs)
-    for name in ("sup", "rld", "vsd", "vlad"):
-        reference = float(expected[name])
-        assert reference > 1e-3, "a loss of nothing would agree with anything"
-        assert abs(float(getattr(found, name).detach()) - reference) <= 1e-5 * reference, name
 
 
 @pytest.fixture(scope="module")

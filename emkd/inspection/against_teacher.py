@@ -20,7 +20,7 @@ from emkd.errors import SampleError, SampleNotFoundError, TeacherMismatchError
 from emkd.inspection.cache_fidelity import IMAGES, LiveSample, cache_fidelity
 from emkd.inspection.damage import open_for_inspection
 from emkd.inspection.differences import Difference, Differences
-from emkd.inspection.live import LiveSettings, check_lm_head, likeness, load_teacher, made_by, pick, read
+from emkd.inspection.live import LiveSettings, likeness, load_teacher, made_by, pick, read
 from emkd.pipeline.capture import Teacher, does_not_fit
 from emkd.pipeline.memory import unless_out_of_memory
 from emkd.samples.dataset import Dataset
@@ -28,6 +28,7 @@ from emkd.samples.encode import Encoded
 from emkd.storage.cache import Cache
 from emkd.storage.record import Record
 from emkd.trainer.selection import select
+from emkd.vlm.checks import check_teacher
 from emkd.vlm.states import States
 from emkd.vlm.tolerance import Tolerance, tolerance
 
@@ -105,7 +106,7 @@ def _compare(
     teacher: Teacher, encoded: Encoded, record: Record, number: int, found: Differences, first: bool
 ) -> States:
     if first:
-        check_lm_head(teacher, encoded)
+        check_teacher(teacher.vlm, encoded, teacher.pad_token_id)
     states = teacher.states(encoded)
     found.add(states, record, teacher.logits, teacher.chunk, number)
     return states

@@ -23,7 +23,6 @@ from emkd.samples.encode import Encoded
 from emkd.storage.cache import Cache
 from emkd.storage.record import Record
 from emkd.trainer.selection import Selection
-from emkd.vlm.forward import check_head, collate, to_model
 from emkd.vlm.identity import image_differences, image_processor_settings, sha256_of, tokenizer_json, weights_sha256
 from emkd.vlm.loading import load, resolve
 
@@ -170,9 +169,3 @@ def _check_same_tokens(live: Encoded, stored: Record, row: int, teacher: Teacher
             f"row {row}: vision tokens of its images are {here} here, and {cached} in the cache: the image processor "
             "or the model's size of pictures is another one. Name the teacher that made the cache, or make it anew"
         )
-
-
-def check_lm_head(teacher: Teacher, encoded: Encoded) -> None:
-    """As the job does: the LM head has to be all that stands behind the last hidden state. Raises ModelError."""
-    batch = to_model(collate([encoded], teacher.pad_token_id), teacher.vlm.model)
-    check_head(teacher.vlm.model, batch, teacher.vlm.n_tokens)

@@ -26,7 +26,7 @@ from emkd.storage.index import ShardIndex, commit_shard
 from emkd.storage.manifest import Manifest
 from emkd.storage.record import CapturedRow
 from emkd.storage.shard import ShardWriter
-from emkd.vlm.forward import check_head, collate, to_model
+from emkd.vlm.checks import check_teacher
 from emkd.vlm.identity import tokenizer_json, weights_sha256
 from emkd.vlm.loading import VisionLanguageModel, load
 
@@ -134,7 +134,7 @@ class CaptureWorker:
             )
             self._check(vlm)
             self._teacher = Teacher(vlm, capture_settings(self.manifest))
-            self._check_head(self._teacher, self._dataset)
+            self._check_family(self._teacher, self._dataset)
         return self._teacher, self._dataset
 
     def _check_dataset(self, dataset: Dataset, source: int) -> None:
@@ -156,12 +156,11 @@ class CaptureWorker:
                 "put the same checkpoint on every machine, or name a --revision"
             )
 
-    def _check_head(self, teacher: Teacher, dataset: Dataset) -> None:
-        """On the first usable row: the LM head has to be all that stands behind the last hidden state."""
+    def _check_family(self, teacher: Teacher, dataset: Dataset) -> None:
+        """On the first usable row: what is taken from the teacher's states is what the model itself does."""
         encoded = teacher.first_usable(dataset, range(dataset.n_rows))
         if encoded is not None:
-            batch = to_model(collate([encoded], teacher.pad_token_id), teacher.vlm.model)
-            check_head(teacher.vlm.model, batch, teacher.vlm.n_tokens)
+            check_teacher(teacher.vlm, encoded, teacher.pad_token_id)
 
 
 def _counted(captured: Iterable[CapturedRow], counts: Counter[str]) -> Iterator[CapturedRow]:

@@ -18,9 +18,10 @@ import torch
 import xxhash
 from PIL import Image
 
-from emkd.errors import ModelError, SampleError
+from emkd.errors import SampleError
 from emkd.samples.geometry import tile_grids
 from emkd.samples.images import decode_image
+from emkd.samples.process import Process
 from emkd.samples.render import Span, image_place, render
 from emkd.samples.sample import Sample, Turn
 from emkd.storage.record import ImageSpan
@@ -90,6 +91,7 @@ class Encoder:
         self.max_length = max_length
         # Epochs come back to the same rows; rendering a long conversation costs more than its tokens.
         self._render = lru_cache(maxsize=16_384)(lambda turns: render(self.processor, turns))
+        self._process = Process(processor)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (Encoder, (self.processor, self.image_token_id, self.max_length))
@@ -100,7 +102,8 @@ class Encoder:
         text, answers = self._render(sample.turns)
         self._check_placeholders(text, len(sample.images))
         images = [decode_image(data) for data in sample.images]
-        inputs, replaced, offsets = self._tokenize(text, images)
+        processed = self._process(text, images)
+        inputs, replaced, offsets = processed.inputs, processed.replaced, processed.offsets
         ids = inputs["input_ids"][0]
         if self.max_length is not None and len(ids) > self.max_length:
             raise SampleError("too-long", f"{len(ids)} tokens, --max-length is {self.max_length}")
@@ -136,38 +139,6 @@ class Encoder:
                 f"the rendered prompt has {text.count(token)} times {token!r} for {n_images} images: "
                 "either a text contains the model's own placeholder, or its chat template drops images",
             )
-
-    def _tokenize(
-        self, text: str, images: Sequence[Image.Image]
-    ) -> tuple[dict[str, torch.Tensor], list[tuple[Span, Span]], torch.Tensor]:
-        bos = self.processor.tokenizer.bos_token
-        try:
-            features = self.processor(
-                text=[text],
-                images=list(images) or None,
-                return_tensors="pt",
-                return_offsets_mapping=True,
-                return_text_replacement_offsets=True,
-                add_special_tokens=not (bos and text.startswith(bos)),
-            )
-        except (OSError, MemoryError):  # not the row's fault
-            raise
-        # Foreign code on foreign pictures, with limits of its own that it states by any exception (Qwen2-VL: sides of
-        # 1 to 200). Nothing is hidden: the reason is recorded, and above --max-skipped the job fails.
-        except Exception as error:
-            detail = f"the processor refuses this row: {type(error).__name__}: {error!s:.500}"
-            raise SampleError("processor-error", detail) from error
-        inputs = dict(features)
-        offsets = inputs.pop("offset_mapping")[0]
-        found = inputs.pop("text_replacement_offsets", None)
-        if not images:  # where nothing was replaced, families say so in several ways
-            return inputs, [], offsets
-        if found is None:
-            raise ModelError(
-                f"{type(self.processor).__name__} does not say by which text it replaced an image's placeholder "
-                "(text_replacement_offsets): it is not supported"
-            )
-        return inputs, [(entry["span"], entry["new_span"]) for entry in found[0]], offsets
 
     def _in_image(self, text: str, replaced: list[tuple[Span, Span]], offsets: torch.Tensor) -> torch.Tensor:
         """[L] which text tokens lie in what stands for an image: the template's part, and what became of it."""

@@ -8,7 +8,7 @@ import torch
 from emkd.errors import DataFormatError
 from emkd.trainer.losses import supervised
 from emkd.trainer.stream import StudentSample
-from emkd.vlm.forward import to_model
+from emkd.vlm.forward import evaluating, to_model
 
 
 @torch.no_grad()
@@ -24,22 +24,20 @@ def evaluate_answers(
     used. Ids beyond the tokenizer's are no candidates. `add_up` sums a vector over ranks that have a part of the
     batches each. Raises DataFormatError where no row can be used.
     """
-    was_training = model.training
-    model.eval()
     right, total, loss, skipped = 0, 0, 0.0, 0
-    for batch in batches:
-        skipped += len(batch["skipped"])
-        if not batch["samples"]:
-            continue
-        inputs = to_model(batch["inputs"], model)
-        logits = model(**inputs, use_cache=False, logits_to_keep=predicting_mask(inputs, batch["samples"])).logits
-        logits = logits.reshape(-1, logits.shape[-1])[:, :n_tokens].float()
-        wanted = [s.encoded.text_ids[s.encoded.answer_positions] for s in batch["samples"]]
-        answers = torch.cat(wanted).to(logits.device)
-        right += int((logits.argmax(dim=1) == answers).sum())
-        loss += float(supervised(logits, answers))
-        total += len(answers)
-    model.train(was_training)
+    with evaluating(model):
+        for batch in batches:
+            skipped += len(batch["skipped"])
+            if not batch["samples"]:
+                continue
+            inputs = to_model(batch["inputs"], model)
+            logits = model(**inputs, use_cache=False, logits_to_keep=predicting_mask(inputs, batch["samples"])).logits
+            logits = logits.reshape(-1, logits.shape[-1])[:, :n_tokens].float()
+            wanted = [s.encoded.text_ids[s.encoded.answer_positions] for s in batch["samples"]]
+            answers = torch.cat(wanted).to(logits.device)
+            right += int((logits.argmax(dim=1) == answers).sum())
+            loss += float(supervised(logits, answers))
+            total += len(answers)
     counts = add_up(torch.tensor([right, total, skipped], device=model.device))
     right, total, skipped = (int(count) for count in counts)
     if total == 0:

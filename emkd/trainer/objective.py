@@ -25,7 +25,8 @@ from emkd.trainer.matching import Matching, Pairs, count_pairs, match
 from emkd.trainer.meter import Stopwatch
 from emkd.trainer.parts import StudentStates, answer_part, vision_part, vlad_sum
 from emkd.trainer.stream import StudentSample
-from emkd.vlm.forward import check_same_logits, keep_last_hidden_state
+from emkd.vlm.checks import check_causal, check_same_logits
+from emkd.vlm.forward import keep_last_hidden_state
 from emkd.vlm.head import LMHead
 
 REVERSE_KL = Divergence()
@@ -116,7 +117,7 @@ class Objective:
         self.weights, self.n_tokens, self.divergence = weights, n_tokens, divergence
         self.matching, self.seed, self.solver = matching, seed, solver
         self.stopwatch = Stopwatch()
-        self._head_checked = False
+        self._head_checked = self._causal_checked = False
 
     def count(self, samples: Sequence[StudentSample]) -> Counts:
         """Counts of a micro-batch, known before its forward pass."""
@@ -140,8 +141,12 @@ class Objective:
         model: what is called (it may be wrapped for data parallelism);  base: the model itself
 
         Without samples (see `Collator`) all losses are 0, with gradients of 0. Models may run under autocast: logits
-        and hidden states come in its dtype, all that is computed from them is float32.
+        and hidden states come in its dtype, all that is computed from them is float32. Raises ModelError for a family
+        that is not supported (vlm/checks.py), in the first batch.
         """
+        if samples and not self._causal_checked:
+            check_causal(base, samples[0].encoded)
+            self._causal_checked = True
         hidden, connection = self._hidden_states(model, base, inputs)
         batch = [StudentStates.of(sample, states) for sample, states in zip(samples, hidden, strict=False)]
         seen = [one for one in batch if self._n_pairs(one.sample)]

@@ -101,21 +101,13 @@ def head_logits(model: Any, hidden: torch.Tensor, n_tokens: int) -> torch.Tensor
     return logits[:, :n_tokens]
 
 
-@torch.no_grad()
-def check_head(model: Any, batch: dict[str, torch.Tensor], n_tokens: int) -> None:
-    """Raises ModelError unless the LM head on the last hidden state is what the model itself answers.
-
-    A family that does something behind its head (a softcap, a scale) would otherwise be cached wrongly.
-    """
-    expected = model(**batch, logits_to_keep=1, use_cache=False).logits[:, -1, :n_tokens].float()
-    check_same_logits(model, expected, lm_logits(model, last_hidden_state(model, batch)[:, -1], n_tokens))
-
-
-def check_same_logits(model: Any, expected: torch.Tensor, found: torch.Tensor) -> None:
-    """Raises ModelError unless the model's own logits are, but for rounding, those that its LM head gives."""
-    worst = float((expected - found).abs().max())
-    if not worst <= 1e-2 * max(1.0, float(expected.abs().max())):
-        raise ModelError(
-            f"{type(model).__name__}: the LM head on the last hidden state differs from the model's own logits by "
-            f"{worst:.3g}; this family changes logits behind its head and is not supported"
-        )
+@contextmanager
+def evaluating(model: Any) -> Iterator[None]:
+    """While open, no module is in training mode (dropout, checkpointing); afterwards each is as it was."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True

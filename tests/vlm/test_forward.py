@@ -1,12 +1,10 @@
-import pytest
 import torch
 
-from emkd.errors import ModelError
 from emkd.samples import Dataset
 from emkd.samples.encode import Encoder
 from emkd.vlm import load
 from emkd.vlm.affinity import affinity
-from emkd.vlm.forward import check_head, collate, keep_last_hidden_state, last_hidden_state, lm_logits
+from emkd.vlm.forward import collate, keep_last_hidden_state, last_hidden_state, lm_logits
 
 
 def encoded(vlm, data_path):
@@ -45,22 +43,6 @@ def test_kept_hidden_states_are_those_of_the_call(teacher_path, data_path):
         assert torch.equal(kept[0], last_hidden_state(vlm.model, batch))
         vlm.model(**batch)
     assert len(kept) == 1, "nothing is kept after the block"
-
-
-def test_a_head_that_does_more_is_noticed(teacher_path, data_path):
-    vlm = load(str(teacher_path))
-    batch = collate(encoded(vlm, data_path)[:1], 0)
-    check_head(vlm.model, batch, vlm.n_tokens)
-    plain = type(vlm.model).forward
-
-    def capped(self, **inputs):
-        out = plain(self, **inputs)
-        out.logits = torch.tanh(out.logits)
-        return out
-
-    vlm.model.forward = capped.__get__(vlm.model)
-    with pytest.raises(ModelError, match="changes logits behind its head"):
-        check_head(vlm.model, batch, vlm.n_tokens)
 
 
 def test_logits_are_cut_to_the_tokenizer(teacher_path):
