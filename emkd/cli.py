@@ -224,9 +224,10 @@ def init_student(
 
     It has to be aligned (recipes/phase1-align.yaml) before it can be distilled.
     """
-    from emkd.vlm.compose import compose, save
+    from emkd.vlm.compose import check_output, compose, save
 
     _no_bars_in_files()
+    check_output(output)
     made = compose(vision_tower, language_model, like, window=vision_pool, layer=vision_layer, seed=seed)
     save(made, output)
     typer.echo(f"made {output}: {made.model.num_parameters():,} parameters in {made.model.dtype}")
@@ -234,6 +235,8 @@ def init_student(
         typer.echo(f"  random: {name} {list(shape)}")
     for name, count in made.unused.items():
         typer.echo(f"  not used: {count} weights of {name} of {vision_tower}")
+    for note in made.notes:
+        typer.echo(f"  not compared: {note}")
 
 
 def _no_bars_in_files() -> None:

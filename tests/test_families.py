@@ -17,7 +17,7 @@ from emkd.cli import main
 from emkd.errors import ModelError, UsageError
 from emkd.samples.dataset import Dataset
 from emkd.samples.encode import Encoder
-from emkd.samples.render import adopt_template
+from emkd.samples.template import adopt_template
 from emkd.storage.cache import Cache
 from emkd.trainer.objective import Objective, Weights
 from emkd.trainer.stream import Collator, StudentSamples, TeacherLimits

@@ -5,6 +5,7 @@ the text and the answers that the student makes with the teacher's chat template
 how it prepares images. No weights are loaded.
 """
 
+import random
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +17,15 @@ from emkd.pipeline.settings import JobSettings
 from emkd.samples.agreement import shared_text
 from emkd.samples.dataset import Dataset
 from emkd.samples.encode import Encoded, Encoder
-from emkd.samples.render import adopt_template
+from emkd.samples.template import adopt_template, check_places_images, describe_guess
 from emkd.storage.manifest import Manifest
 from emkd.vlm.identity import (
     check_field_of_view,
     check_shared_tokenizer,
+    describe_lacking,
     image_differences,
     image_processor_settings,
+    lacking_ids,
     tokenizer_json,
 )
 from emkd.vlm.loading import load_processor, resolve
@@ -36,15 +39,22 @@ def check_student(settings: JobSettings, run: Manifest, teacher_tokenizer: bytes
     cannot use the cache of `run`; logs what differs without being an obstacle."""
     assert settings.for_student is not None  # the caller's condition
     path = resolve(settings.for_student)
-    check_shared_tokenizer(teacher_tokenizer, tokenizer_json(path))
+    student_tokenizer = tokenizer_json(path)
+    check_shared_tokenizer(teacher_tokenizer, student_tokenizer)
+    lacking = lacking_ids(teacher_tokenizer, student_tokenizer)
+    if lacking:
+        log(describe_lacking(lacking))
     template = run.tokenizer.chat_template
     processor = load_processor(path, settings.trust_remote_code, needs_template=template is None)
     check_field_of_view(run.image_processor.settings, image_processor_settings(processor))
     differing = image_differences(run.image_processor.settings, image_processor_settings(processor))
     if differing:
         log(f"{settings.for_student} and the teacher prepare images differently: {', '.join(differing)}")
-    if adopt_template(processor, template):
+    adopted = adopt_template(processor, template)
+    if adopted.changed:
         log(f"{settings.for_student} has not the teacher's chat template: it will be trained with that one")
+    if adopted.guessed is not None:
+        log(describe_guess(adopted.guessed))
     student = _encoder(settings, path, processor, None)
     path = resolve(settings.teacher, settings.revision)
     teacher = _encoder(settings, path, load_processor(path, settings.trust_remote_code), run.max_length)
@@ -54,10 +64,13 @@ def check_student(settings: JobSettings, run: Manifest, teacher_tokenizer: bytes
     other = family_of(own_type) != family_of(run.teacher.architecture)
     compared, refused = 0, []
     n_chosen = min(ROWS, run.plan.n_rows)
-    for row in (run.plan.n_rows * i // n_chosen for i in range(n_chosen)):
+    # Not evenly spread: data that were put together in turns would show some of them alone.
+    for row in sorted(random.Random(0).sample(range(run.plan.n_rows), n_chosen)):
         theirs = _encoded(teacher, dataset, row)
         if isinstance(theirs, SampleError):
             continue  # the job skips the row, whoever the student is
+        if theirs.images:
+            check_places_images(processor)
         ours = _encoded(student, dataset, row)
         if isinstance(ours, SampleError):
             refused.append(f"row {row}: {ours}")
@@ -71,7 +84,10 @@ def check_student(settings: JobSettings, run: Manifest, teacher_tokenizer: bytes
         )
     if not compared:
         raise UsageError(f"--for-student: the teacher can read none of the {n_chosen} rows looked at")
-    log(f"{settings.for_student} reads all {compared} rows looked at as the teacher does: it can use this cache")
+    log(
+        f"{settings.for_student} can use this cache: it reads all of {compared} rows, drawn from {run.plan.n_rows}, as "
+        "the teacher does"
+    )
 
 
 def _encoder(settings: JobSettings, path: Path, processor: Any, max_length: int | None) -> Encoder:

@@ -79,10 +79,11 @@ def shared_text(
     if student.text_ids.tolist() == teacher.text_ids.tolist() and places[0] == places[1]:
         check_same_text(student, teacher, row, words=words)
         return None
-    found = _aligned(student, teacher)
-    if found is None:
-        check_same_text(student, teacher, row, words=words)
-        raise TokenizerMismatchError(f"row {row}: images stand at other places of the text than for the teacher")
+    if len(student.images) != len(teacher.images):
+        raise TokenizerMismatchError(
+            f"row {row}: {len(student.images)} images for the student, {len(teacher.images)} for the teacher"
+        )
+    found = _aligned(student, teacher, row, words)
     index = {there: here for here, there in zip(found.own.tolist(), found.theirs.tolist(), strict=True)}
     if student.answer_positions.tolist() != [index.get(place) for place in teacher.answer_positions.tolist()]:
         raise TokenizerMismatchError(
@@ -92,10 +93,9 @@ def shared_text(
     return found
 
 
-def _aligned(student: Encoded, teacher: Reading) -> SharedText | None:
-    """Piece by piece of the text between images; None where a piece of the student's is not in the teacher's."""
-    if len(student.images) != len(teacher.images):
-        return None
+def _aligned(student: Encoded, teacher: Reading, row: int, words: Words | None) -> SharedText:
+    """Piece by piece of the text between images. Raises TokenizerMismatchError where a piece of the student's is not in
+    the teacher's, or more than once."""
     own, theirs = [], []
     pieces = list(zip(_pieces(student), _pieces(teacher), strict=True))
     for number, (ours, others) in enumerate(pieces):
@@ -104,7 +104,16 @@ def _aligned(student: Encoded, teacher: Reading) -> SharedText | None:
         there = [int(teacher.text_ids[place]) for place in others]
         start = _where(wanted, there, begins=number == 0, ends=number == len(pieces) - 1)
         if start is None:
-            return None
+            where = (
+                f"between images {number} and {number + 1}"
+                if 0 < number < len(pieces) - 1
+                else ("before the first image" if number == 0 else "behind the last image")
+            )
+            raise TokenizerMismatchError(
+                f"row {row}: {where} the student reads {_shown(wanted, there, words)}, the teacher "
+                f"{_shown(there, wanted, words)}: they differ in more than what their families write around and within "
+                "images. Both need the same tokenizer and chat template"
+            )
         own += kept
         theirs += list(others[start : start + len(wanted)])
     return SharedText(torch.tensor(own, dtype=torch.long), torch.tensor(theirs, dtype=torch.long))
@@ -133,6 +142,16 @@ def _at(ids: Sequence[int], place: int, words: Words | None) -> str:
     if place >= len(ids):
         return "nothing"
     return f"id {ids[place]}" if words is None else f"{words([ids[place]])!r} (id {ids[place]})"
+
+
+def _shown(ids: list[int], other: list[int], words: Words | None) -> str:
+    """Token ids, from a little before the first that stands nowhere in the other text, or from their begin."""
+    known = set(other)
+    first = max(0, next((n for n, token in enumerate(ids) if token not in known), 0) - CONTEXT_TOKENS // 2)
+    some = ids[first : first + 2 * CONTEXT_TOKENS]
+    left_out = "... " * (first > 0), " ..." * (len(ids) > first + len(some))
+    text = "" if words is None or not some else f"{left_out[0] + words(some) + left_out[1]!r} "
+    return f"{text}(ids {some})" if some else "nothing"
 
 
 def _after(ids: list[int], words: Words | None) -> str:

@@ -22,8 +22,9 @@ from emkd.errors import SampleError
 from emkd.samples.geometry import tile_grids
 from emkd.samples.images import decode_image
 from emkd.samples.process import Process
-from emkd.samples.render import Span, image_place, render
+from emkd.samples.render import Span, render
 from emkd.samples.sample import Sample, Turn
+from emkd.samples.template import image_place
 from emkd.storage.record import ImageSpan
 
 
@@ -152,7 +153,7 @@ class Encoder:
 
     @cached_property
     def _place(self) -> str:
-        return image_place(self.processor)
+        return image_place(self.processor) or str(self.processor.image_token)
 
     def _image_spans(
         self,

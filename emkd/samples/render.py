@@ -11,8 +11,8 @@ from typing import Any
 
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from emkd.errors import SampleError, TokenizerMismatchError
-from emkd.samples.sample import ImagePart, Part, Turn
+from emkd.errors import SampleError
+from emkd.samples.sample import Turn
 
 Span = tuple[int, int]
 
@@ -47,64 +47,6 @@ def template_of(processor: Any) -> str | None:
     if isinstance(template, dict):
         template = template.get("default")
     return template if isinstance(template, str) else None
-
-
-def adopt_template(processor: Any, template: str | None) -> bool:
-    """Gives a student's processor the teacher's template, and says whether it had another one or none.
-
-    What the template writes for an image becomes what the student's family writes for one, where that is another thing.
-    Saved (the processor's and the tokenizer's share one file), loaded and rendered, the template is the student's from
-    then on; an `Encoder` keeps what it rendered, so that this comes before it is made.
-    A cache that does not know its teacher's template (None) leaves the processor as it is.
-    """
-    if template is None:
-        return False
-    present = template_of(processor)
-    own = processor.image_token if present is None else image_place(processor)
-    processor.chat_template = processor.tokenizer.chat_template = template
-    theirs = image_place(processor)
-    if theirs.count(processor.image_token) != 1 and theirs in template:
-        translated = template.replace(theirs, own)
-        processor.chat_template = processor.tokenizer.chat_template = translated
-    return present != template_of(processor)
-
-
-def image_place(processor: Any) -> str:
-    """What the template writes for an image, such as "<|vision_start|><|image_pad|><|vision_end|>"; the processor's own
-    placeholder where the template does not take a question about one."""
-    try:
-        (without, _), (text, _) = (render(processor, _question(parts)) for parts in ((_WORD,), (ImagePart(), _WORD)))
-    except SampleError:
-        return str(processor.image_token)
-    first = _in_common(text, without)
-    last = _in_common(text[first:][::-1], without[first:][::-1])
-    return text[first : len(text) - last].strip()
-
-
-def _in_common(one: str, other: str) -> int:
-    """How many characters both begin with."""
-    return next((n for n, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
-
-
-# In no template.
-_WORD = "Xq7"
-
-
-def _question(parts: tuple[Part, ...]) -> tuple[Turn, ...]:
-    return (Turn(role="user", parts=parts), Turn(role="assistant", parts=("b",)))
-
-
-def check_places_images(processor: Any) -> None:
-    """Raises TokenizerMismatchError for a template that writes something else for an image than what this processor
-    replaces by vision tokens: that of a teacher of another family, which could not be translated."""
-    text, _ = render(processor, _question((ImagePart(), _WORD)))
-    if text.count(processor.image_token) != 1:
-        raise TokenizerMismatchError(
-            f"the teacher's chat template writes a question about an image as {text!r}, and the student's "
-            f"{type(processor).__name__} replaces {processor.image_token!r} by vision tokens. What stands for an image "
-            "is not written down in the template as it comes out, so that it could not be replaced: write it so in the "
-            "teacher's chat_template.jinja, and make the cache again"
-        )
 
 
 def writes_end_token(processor: Any) -> bool:

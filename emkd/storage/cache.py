@@ -218,7 +218,7 @@ class Cache:
         """The index of a shard, read and checked now. Errors as samples_of_shard, and DamagedCacheError."""
         self.samples_of_shard(shard)
         data = None if self.seal is None else self.seal.check(self.files, index_name(shard))
-        index = read_committed(self.files, shard, self.manifest, data)
+        index = read_committed(self.files, shard, self.manifest, data, vouched=data is not None)
         if not with_all_columns(index.table).equals(self.rows.of_shard(shard)):
             raise DamagedCacheError(
                 f"{self.files.where(index_name(shard))}: other rows than when the cache was opened: the shard was made "

@@ -6,6 +6,7 @@ record is put together when it is asked for, and its numbers are its own. Shape 
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,9 @@ from emkd.storage.manifest import Manifest
 from emkd.storage.record import Record
 from emkd.storage.table import OK, images_from_json, n_stored_vision, with_all_columns
 
+# Of the index: what a record is cut by.
+_COLUMNS = ("key", "images", *(f"{axis}_{what}" for axis in AXES for what in ("offset", "count")))
+
 
 @dataclass(frozen=True, kw_only=True)
 class ChunkedArray:
@@ -37,18 +41,22 @@ class ChunkedArray:
     layout: ArrayLayout
     chunks: NDArray[Any]
 
-    def take(self, runs: Iterable[tuple[int, int]]) -> NDArray[Any]:
+    def take(self, runs: Sequence[tuple[int, int]]) -> NDArray[Any]:
         """Tokens [first, last) of the array, run after run: a view where they are in one piece."""
-        parts = [part for run in runs for part in self._parts(*run)]
+        parts = [part for run in runs for part in self._ranks(*run)] if self.layout.by_rank else self._pieces(runs)
         if len(parts) == 1:
             return parts[0]
         return np.concatenate(parts or [np.empty(self.layout.shape(0), self.layout.dtype)], axis=self.layout.token_axis)
 
-    def _parts(self, first: int, last: int) -> Iterable[NDArray[Any]]:
-        if not self.layout.by_rank:  # one piece, whatever the chunks
-            n_chunks, size, *rest = self.chunks.shape
-            yield self.chunks.reshape(n_chunks * size, *rest)[first:last]
-            return
+    def _pieces(self, runs: Sequence[tuple[int, int]]) -> list[NDArray[Any]]:
+        return [self._in_one_piece[first:last] for first, last in runs]
+
+    @cached_property
+    def _in_one_piece(self) -> NDArray[Any]:
+        """[tokens, ...], where the layout is not by rank"""
+        return self.chunks.reshape(-1, *self.chunks.shape[2:])
+
+    def _ranks(self, first: int, last: int) -> Iterable[NDArray[Any]]:
         size = self.chunks.shape[2]
         for i in range(first // size, -(-last // size)):
             yield self.chunks[i][:, max(first - i * size, 0) : min(last - i * size, size)]
@@ -56,7 +64,7 @@ class ChunkedArray:
 
 @dataclass(frozen=True, kw_only=True)
 class DecodedShard:
-    """The arrays of a shard, by name, and the index rows of its samples (skipped rows are left out)."""
+    """The arrays of a shard, by name, and _COLUMNS of its samples (skipped rows are left out)."""
 
     number: int
     manifest: Manifest
@@ -111,7 +119,7 @@ def read_shard(
     arrays = {
         layout.name: _read_array(objects, layout, lengths[layout.axis], buffers) for layout in array_layouts(manifest)
     }
-    samples = table.filter(pc.equal(table["status"], OK)).to_pylist()
+    samples = table.filter(pc.equal(table["status"], OK)).select(_COLUMNS).to_pylist()
     return DecodedShard(number=index.shard, manifest=manifest, arrays=arrays, samples=samples)
 
 

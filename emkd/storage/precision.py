@@ -127,9 +127,7 @@ def decode_affinity(stored: NDArray[Any], precision: AffinityPrecision) -> NDArr
     if stored.dtype != dtype:
         raise ValueError(f"affinity of precision {precision} is stored as {dtype}, got {stored.dtype}")
     if precision == "int8":
-        values = stored.astype(np.float32)
-        values /= np.float32(127)
-        return values
+        return np.divide(stored, np.float32(127), dtype=np.float32)
     return stored.astype(np.float32, copy=False)
 
 

@@ -124,9 +124,11 @@ def read_seal(files: LocalFiles, extension: int | None = None) -> Seal | None:
         raise DamagedCacheError(f"{where}: not the seal of a cache: {error}. {NEXT_STEP}") from error
 
 
-def read_committed(files: LocalFiles, shard: int, manifest: Manifest, data: bytes | None = None) -> ShardIndex:
+def read_committed(
+    files: LocalFiles, shard: int, manifest: Manifest, data: bytes | None = None, *, vouched: bool = False
+) -> ShardIndex:
     """As read_index, of an index that is checked to be this cache's own; DamagedCacheError where it is not."""
-    index, where = read_index(files, shard, data), files.where(index_name(shard))
+    index, where = read_index(files, shard, data, vouched=vouched), files.where(index_name(shard))
     if index.settings_sha256 != manifest.shard_sha256(shard):
         plan = files.where(described_names(manifest)[manifest.source(shard)])
         raise DamagedCacheError(

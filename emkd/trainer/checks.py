@@ -7,7 +7,8 @@ from typing import Any
 
 from emkd.errors import DamagedCheckpointError, InputNotFoundError, OutputExistsError, UsageError
 from emkd.samples.dataset import Dataset
-from emkd.samples.render import adopt_template, check_places_images, writes_end_token
+from emkd.samples.render import writes_end_token
+from emkd.samples.template import adopt_template, check_places_images, describe_guess
 from emkd.storage.cache import Cache
 from emkd.trainer.arguments import same_in_effect
 from emkd.trainer.checkpoints import checkpoints, last_complete
@@ -91,8 +92,11 @@ def agree_about_pictures_and_text(cache: Cache | None, student: VisionLanguageMo
     ModelError where there is no template at all.
     """
     if cache is not None:
-        if adopt_template(student.processor, cache.manifest.tokenizer.chat_template):
+        adopted = adopt_template(student.processor, cache.manifest.tokenizer.chat_template)
+        if adopted.changed:
             log("the student has another chat template, or none: it is trained, and saved, with the teacher's")
+        if adopted.guessed is not None:
+            log(describe_guess(adopted.guessed))
         teacher, own = map(family_of, (cache.manifest.teacher.architecture, student.model.config.model_type))
         if teacher != own:
             log(

@@ -10,7 +10,7 @@ from emkd.trainer.report import log
 from emkd.trainer.selection import Selection, select
 from emkd.trainer.settings import TrainSettings
 from emkd.trainer.stream import EvaluationSamples, StudentSamples, TeacherLimits
-from emkd.vlm.identity import check_shared_tokenizer, tokenizer_json
+from emkd.vlm.identity import check_shared_tokenizer, describe_lacking, lacking_ids, tokenizer_json
 from emkd.vlm.loading import VisionLanguageModel, resolve
 from emkd.vlm.pooling import family_of
 
@@ -61,7 +61,11 @@ def open_source(settings: TrainSettings) -> Source:
     dataset = Dataset(settings.data, settings.image_root)
     if cache is None:
         return Source(dataset=dataset)
-    check_shared_tokenizer(cache.tokenizer_json, tokenizer_json(resolve(settings.student, settings.revision)))
+    own = tokenizer_json(resolve(settings.student, settings.revision))
+    check_shared_tokenizer(cache.tokenizer_json, own)
+    lacking = lacking_ids(cache.tokenizer_json, own)
+    if lacking:
+        log(describe_lacking(lacking))
     return Source(dataset=dataset, cache=cache, selection=select(cache, dataset, log))
 
 

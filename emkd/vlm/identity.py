@@ -215,6 +215,26 @@ def check_shared_tokenizer(teacher_json: bytes, student_json: bytes) -> None:
             )
 
 
+def lacking_ids(teacher_json: bytes, student_json: bytes) -> dict[int, str]:
+    """Ids of the teacher's tokenizer that the student's lacks, and their tokens."""
+    teacher, student = (
+        Tokenizer.from_buffer(data).get_vocab()  # type: ignore[arg-type, unused-ignore]
+        for data in (teacher_json, student_json)
+    )
+    known = set(student.values())
+    return {number: token for token, number in sorted(teacher.items(), key=lambda item: item[1]) if number not in known}
+
+
+def describe_lacking(lacking: dict[int, str]) -> str:
+    """For the log."""
+    some = ", ".join(f"{token!r} ({number})" for number, token in list(lacking.items())[:4])
+    more = ", ..." if len(lacking) > 4 else ""
+    return (
+        f"the student's tokenizer lacks {len(lacking)} of the teacher's ids: {some}{more}. Rows with one of them in "
+        "their text cannot be used; among logits they count as the tail (lacking_mass in the log)"
+    )
+
+
 def licence(path: Path) -> str | None:
     """The licence that the model card names in its front matter, None where there is none."""
     card = path / "README.md"

@@ -25,7 +25,7 @@ def check(teacher_path, data_path, student, **chosen) -> None:
 
 def test_a_student_that_can_use_the_cache(teacher_path, data_path, student_path, capfd):
     check(teacher_path, data_path, student_path)
-    assert "reads all 6 rows looked at as the teacher does" in capfd.readouterr().err
+    assert "reads all of 6 rows, drawn from 6, as the teacher does" in capfd.readouterr().err
 
 
 def test_another_image_processor_is_told(teacher_path, data_path, tmp_path, capfd):
@@ -48,7 +48,7 @@ def test_the_teachers_chat_template_is_read_with(teacher_path, data_path, studen
     check(teacher_path, data_path, student)
     told = capfd.readouterr().err
     assert "has not the teacher's chat template: it will be trained with that one" in told
-    assert "reads all 6 rows looked at as the teacher does" in told
+    assert "reads all of 6 rows, drawn from 6, as the teacher does" in told
     template.unlink()  # a base model, which never had one
     check(teacher_path, data_path, student)
     assert capfd.readouterr().err == told
@@ -102,16 +102,27 @@ def test_rows_that_the_teacher_skips_are_no_obstacle(teacher_path, student_path,
     rows = tiny.rows()
     rows[0]["images"] = [b"broken"]
     check(teacher_path, tiny.write_data(tmp_path / "rows.parquet", rows), student_path)
-    assert "reads all 5 rows looked at as the teacher does" in capfd.readouterr().err
+    assert "reads all of 5 rows, drawn from 6, as the teacher does" in capfd.readouterr().err
 
 
 def test_rows_are_taken_from_the_whole_dataset(teacher_path, data_path, student_path, tmp_path):
-    """Only the last of 64 rows is too long for the student."""
+    """Every third of 48 rows is too long for the student, which 32 that are evenly spread would all miss."""
     student = shutil.copytree(student_path, tmp_path / "student")
     config = student / "config.json"
     config.write_text(config.read_text().replace('"max_position_embeddings": 256', '"max_position_embeddings": 60'))
-    rows = [tiny.rows()[0]] * 64
+    rows = [tiny.rows()[0]] * 48
     long = {**rows[0], "messages": [tiny.turn("user", "<image>" + " what" * 50), tiny.turn("assistant", "red")]}
     check(teacher_path, tiny.write_data(tmp_path / "short.parquet", rows), student)
-    with pytest.raises(UsageError, match=r"cannot read 1 of 32 rows looked at that the teacher can: row 62: too-long"):
-        check(teacher_path, tiny.write_data(tmp_path / "long.parquet", [*rows[:62], long, long]), student)
+    with pytest.raises(UsageError, match=r"cannot read \d+ of 32 rows looked at that the teacher can: row \d+: too"):
+        check(teacher_path, tiny.write_data(tmp_path / "long.parquet", [*rows[:2], long] * 16), student)
+
+
+def test_ids_that_the_student_lacks_are_said(teacher_path, data_path, student_path, tmp_path, capfd):
+    student = shutil.copytree(student_path, tmp_path / "student")
+    content = json.loads((student / "tokenizer.json").read_text())
+    word, number = max(content["model"]["vocab"].items(), key=lambda item: item[1])
+    del content["model"]["vocab"][word]
+    (student / "tokenizer.json").write_text(json.dumps(content))
+    with pytest.raises(TokenizerMismatchError, match=rf"student '<unk>' \(id 1\), teacher '' \(id {number}\)"):
+        check(teacher_path, data_path, student)
+    assert f"the student's tokenizer lacks 1 of the teacher's ids: {word!r} ({number}). Rows" in capfd.readouterr().err

@@ -121,3 +121,11 @@ def test_models_of_one_family_write_the_same():
     assert written("a [|] b", "a [|] b", other_family=False) is None
     with pytest.raises(TokenizerMismatchError, match="they differ first at text token 1"):
         written("a [|] b", "a [|] n b", other_family=False)
+
+
+def test_what_differs_is_shown_and_not_what_may_differ():
+    with pytest.raises(TokenizerMismatchError) as raised:
+        written("a [1 | 2] b c [|] d", "a [3 | 4] b e [|] d")
+    message = str(raised.value)
+    assert "row 3: between images 1 and 2 the student reads" in message
+    assert "they differ in more than what their families write around and within images" in message

@@ -3,11 +3,11 @@ SentencePiece-like pieces that carry the space before a word, a bos token."""
 
 import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
-from transformers import AutoProcessor, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
 from emkd.errors import SampleError
 from emkd.samples.encode import Encoder
-from emkd.samples.render import adopt_template, template_of, writes_end_token
+from emkd.samples.render import template_of, writes_end_token
 from emkd.samples.sample import Sample, parse_turns
 from tests import tiny
 
@@ -149,32 +149,6 @@ def test_a_template_that_refuses_a_conversation_costs_that_row_alone(template):
 def test_a_template_for_texts_alone_is_said():
     with pytest.raises(SampleError, match="template-error: .*concatenate"):
         answers(byte_level(), "{% for m in messages %}{{ m['role'] + m['content'] }}{% endfor %}", TWO)
-
-
-def rendered(processor) -> str:
-    messages = [turn.as_message() for turn in parse_turns(TWO)]
-    return processor.apply_chat_template(messages, tokenize=False)
-
-
-@pytest.mark.parametrize("before", [ONEVISION, None, {"default": ONEVISION, "tools": LLAVA}])
-def test_a_student_takes_over_the_teachers_template_and_keeps_it(tmp_path, before):
-    """Saved and loaded again it is the teacher's, whatever was there before: of the processor and of its tokenizer."""
-    student, teacher = tiny.new_processor(), processor_of(byte_level(), CHATML)
-    student.chat_template = student.tokenizer.chat_template = before
-    assert adopt_template(student, template_of(teacher))
-    assert not adopt_template(student, template_of(teacher)), "it has it already"
-    student.save_pretrained(tmp_path)
-    assert not (tmp_path / "additional_chat_templates").exists()
-    loaded = AutoProcessor.from_pretrained(tmp_path)
-    for found in (student, loaded):
-        assert rendered(found) == rendered(teacher)
-        assert template_of(found) == found.tokenizer.chat_template == CHATML
-
-
-def test_a_cache_without_a_template_leaves_the_student_its_own():
-    student = tiny.new_processor()
-    assert not adopt_template(student, None)
-    assert template_of(student) == tiny.TEMPLATE
 
 
 def test_of_several_templates_the_default_one_is_rendered():

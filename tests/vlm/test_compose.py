@@ -1,6 +1,7 @@
 """A student that is put together: every weight in its place, nothing lost in silence, and both phases of the paper's
 recipe on it."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -10,10 +11,10 @@ import transformers as hf
 from transformers import AutoModelForImageTextToText
 
 from emkd.cli import main
-from emkd.errors import ModelError, UsageError
+from emkd.errors import ModelError, TokenizerMismatchError, UsageError
 from emkd.trainer import TrainSettings, load_recipe, train_student, with_flags
 from emkd.vlm import load
-from emkd.vlm.compose import compose
+from emkd.vlm.compose import compose, save
 from tests import families, tiny
 from tests.test_families import ROWS
 from tests.trainer.test_recipes import SHORT
@@ -176,18 +177,63 @@ def test_like_a_teacher_of_any_family(siglip, family, tmp_path):
 
 def test_what_does_not_fit_is_said(siglip, teacher, tmp_path):
     text = str(language(tmp_path / "text"))
-    with pytest.raises(UsageError, match=r"--vision-pool 3 does not divide this model's grid of 8 x 8"):
+    with pytest.raises(
+        UsageError, match=r"--vision-pool 3: a tile of this vision tower is 8 x 8 tokens; expected one of"
+    ):
         compose(str(siglip), text, str(teacher), window=3)
     with pytest.raises(UsageError, match="--vision-layer -4: this vision tower has 3 layers; expected -3 to -1"):
         compose(str(siglip), text, str(teacher), layer=-4)
-    with pytest.raises(ModelError, match="not a vision transformer"):
+    with pytest.raises(ModelError, match="--vision-tower .*: a qwen3 has no .*: not a vision transformer"):
         compose(text, text, str(teacher))
-    with pytest.raises(ModelError, match="no processor for images and text|processor cannot be loaded"):
+    with pytest.raises(ModelError, match=r"--vision-tower .*: a whole vision-language model \(qwen2_vl\); name the"):
+        compose(str(teacher), text, str(teacher))
+    with pytest.raises(ModelError, match="--like .*(no processor for images and text|processor cannot be loaded)"):
         compose(str(siglip), text, text)
-    with pytest.raises(ModelError, match="cannot be loaded"):
+    with pytest.raises(ModelError, match="--language-model .*: a siglip, which is no language model"):
         compose(str(siglip), str(siglip), str(teacher))
     bare = tmp_path / "bare"
     shutil.copytree(siglip, bare)
     (bare / "preprocessor_config.json").unlink()
     with pytest.raises(ModelError, match="has no image processor"):
         compose(str(bare), text, str(teacher))
+
+
+def test_ids_of_the_language_model_mean_what_the_teachers_do(siglip, teacher, tmp_path):
+    """Else its embeddings would be those of other words."""
+    text = language(tmp_path / "text")
+    (note,) = compose(str(siglip), str(text), str(teacher)).notes
+    assert "has no tokenizer.json: whether its ids mean what the teacher's do is not known" in note
+    shutil.copy(teacher / "tokenizer.json", text)
+    assert compose(str(siglip), str(text), str(teacher)).notes == ()
+    content = json.loads((text / "tokenizer.json").read_text())
+    ids = content["model"]["vocab"]
+    ids["cat"], ids["dog"] = ids["dog"], ids["cat"]
+    (text / "tokenizer.json").write_text(json.dumps(content))
+    with pytest.raises(TokenizerMismatchError, match="--language-model .*: its embeddings are of other ids .*'cat'"):
+        compose(str(siglip), str(text), str(teacher))
+
+
+def test_a_student_is_saved_whole_or_not_at_all(siglip, teacher, tmp_path, monkeypatch):
+    """Ctrl-C while it is written, and the same command again."""
+    made = compose(str(siglip), str(language(tmp_path / "text")), str(teacher))
+    output = tmp_path / "made" / "student"
+    processors_own = type(made.processor).save_pretrained
+    monkeypatch.setattr(type(made.processor), "save_pretrained", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        save(made, output)
+    assert list(output.parent.iterdir()) == []
+    monkeypatch.setattr(type(made.processor), "save_pretrained", processors_own)
+    save(made, output)
+    assert [path.name for path in output.parent.iterdir()] == ["student"]
+    load(str(output))
+
+
+def interrupted(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def test_an_output_that_cannot_be_written_is_said_first(siglip, teacher, tmp_path, capfd):
+    (tmp_path / "file").touch()
+    call = ["--vision-tower", siglip, "--language-model", tmp_path / "nothing", "--like", teacher]
+    assert run("init-student", *call, "--output", tmp_path / "file" / "student") == 2
+    assert "student cannot be written" in capfd.readouterr().err
