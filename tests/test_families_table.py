@@ -1,6 +1,10 @@
 """The table says yes only where tests were there and passed."""
 
 import re
+from collections import Counter
+
+import pytest
+import transformers as hf
 
 from tests import families, families_table
 
@@ -19,3 +23,23 @@ def test_the_page_has_every_family_and_column():
     page = families_table.PAGE.read_text()
     assert re.findall(r"^\| `(\w+)`(?: \| (?:yes|no)){4} \|$", page, re.MULTILINE) == list(families.FAMILIES)
     assert "| family | " + " | ".join(families_table.COLUMNS) + " |" in page
+
+
+def modules_of(family):
+    """Of the page: names of vision tower, projector and language model."""
+    page = families_table.PAGE.read_text()
+    (row,) = [line for line in page.splitlines() if f"`{family}`" in line and "`lm_head`" in line]
+    return [re.findall(r"`([\w.]+)`", cell) for cell in row.split("|")[2:5]]
+
+
+@pytest.mark.parametrize("family", families.FAMILIES)
+def test_names_of_modules_are_all_there_are(family):
+    """Each parameter begins with one of the names, and each name has parameters."""
+    config, _ = families.FAMILIES[family](48)
+    model = hf.AutoModelForImageTextToText.from_config(config)
+    names = [name for cell in modules_of(family) for name in cell]
+    found = Counter()
+    for parameter, _ in model.named_parameters():
+        (owner,) = [name for name in names if parameter.startswith(name)]
+        found[owner] += 1
+    assert set(found) == set(names)

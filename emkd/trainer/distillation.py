@@ -203,6 +203,19 @@ class DistillationTrainer(Trainer):
         self.optimizer = optimizer_class(groups, **options)
         return self.optimizer
 
+    def create_scheduler(
+        self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
+    ) -> torch.optim.lr_scheduler.LRScheduler:
+        """Trainer's own. UsageError where its warm-up takes the only step, at a learning rate of 0."""
+        scheduler = super().create_scheduler(num_training_steps, optimizer)
+        if num_training_steps == 1 and not any(scheduler.get_last_lr()):
+            raise UsageError(
+                "the run has 1 step, and the warm-up begins with a learning rate of 0: nothing would be learned. Set "
+                "training.warmup_steps 0, or make steps smaller (per_device_train_batch_size, "
+                "gradient_accumulation_steps) so that there are more"
+            )
+        return scheduler
+
     @property
     def output(self) -> Path:
         return Path(str(self.args.output_dir))

@@ -25,7 +25,8 @@ def parameters_below(model: nn.Module, prefix: str, setting: str) -> list[nn.Par
     found = [parameter for name, parameter in all_names(model) if name.startswith(prefix)]
     if not found:
         raise UsageError(
-            f"{setting} {prefix!r}: no parameter's name begins so; there are {', '.join(top_names(model))}"
+            f"{setting} {prefix!r}: no parameter's name begins so; there are {', '.join(top_names(model))}. Families "
+            "name their modules differently: docs/families.md has a table"
         )
     return found
 

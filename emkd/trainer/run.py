@@ -123,14 +123,17 @@ def _first_line(settings: TrainSettings, student: Student, arguments: TrainingAr
     reading = f", {losses.divergence}, tail {losses.tail}, matching {losses.matching}" if distils else ""
     if distils and losses.temperature != 1:
         reading += f", temperature {losses.temperature:g}"
+    pool = getattr(student.model.config, "vision_pool", 1)
+    averaged = f", {pool} x {pool} vision tokens averaged" if pool > 1 else ""
     computed = f"{student.model.dtype}{', computed in bfloat16' if arguments.bf16 else ''}"
     length = f"{arguments.max_steps} steps" if arguments.max_steps > 0 else f"{arguments.num_train_epochs:g} epochs"
     rates = "".join(f", {rate:g} below {name}" for name, rate in settings.recipe.student.learning_rates.items())
     teacher = f"teacher from {settings.cache}" if distils else "no teacher"
     return (
         f"training {settings.student} ({student.model.config.model_type}, {student.n_learning:,} of "
-        f"{student.n_parameters:,} parameters learn, {computed}) on {n_samples} samples of {settings.data}, {teacher}; "
-        f"{weights}{reading}; learning rate {arguments.learning_rate:g}{rates}; {length} of "
+        f"{student.n_parameters:,} parameters learn, {computed}{averaged}) on {n_samples} samples of "
+        f"{settings.data}, {teacher}; {weights}{reading}; learning rate {arguments.learning_rate:g}{rates}; "
+        f"{length} of "
         f"{arguments.per_device_train_batch_size} samples x {arguments.gradient_accumulation_steps} micro-batches x "
         f"{arguments.world_size} workers on {arguments.device}"
     )

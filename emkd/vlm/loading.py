@@ -52,6 +52,8 @@ def resolve(name: str, revision: str | None = None) -> Path:
         if not (path / "config.json").is_file():
             raise InputNotFoundError(f"{name} is a folder without config.json: not a saved model")
         return path
+    if name.startswith(("/", ".", "~")) or name.count("/") > 1:
+        raise InputNotFoundError(f"no model {name!r}: there is no such folder, and names on the hub look otherwise")
     try:
         return Path(snapshot_download(name, revision=revision, allow_patterns=list(FILES)))
     except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:

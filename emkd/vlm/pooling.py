@@ -43,7 +43,10 @@ def pooled(model: Any, processor: Any, window: int) -> Any:
     if window == present:
         return model
     if present != 1:
-        raise UsageError(f"--vision-pool {window}: this student averages {present} x {present} tokens already")
+        raise UsageError(
+            f"--vision-pool {window}: this student averages {present} x {present} tokens already, "
+            "and its projector learned with those; leave --vision-pool out, or begin with the student of before"
+        )
     family = model.config.model_type
     if family not in _PROCESSORS:
         raise ModelError(

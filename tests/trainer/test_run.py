@@ -133,6 +133,14 @@ def test_evaluation_data(settings, data_path):
     assert 0 <= metrics["eval_accuracy"] <= 1
 
 
+def test_a_step_of_nothing_but_warm_up_is_refused(settings, tmp_path):
+    """It would begin, and end, at a learning rate of 0."""
+    one, two = (with_flags(BASE, {"training.warmup_steps": 1, "training.max_steps": n}) for n in (1, 2))
+    with pytest.raises(UsageError, match=r"the run has 1 step, .* Set training.warmup_steps 0"):
+        train_student(settings(one))
+    train_student(settings(two))
+
+
 def test_an_output_folder_in_use_is_refused(settings, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "notes.txt").write_text("mine")

@@ -6,6 +6,7 @@ from safetensors.torch import load_file, save_file
 from emkd.errors import InputNotFoundError, ModelError
 from emkd.vlm import load
 from emkd.vlm.identity import licence, tokenizer_json, weights_sha256
+from emkd.vlm.loading import resolve
 from tests import tiny
 
 
@@ -64,3 +65,9 @@ def test_licence_of_the_model_card(tmp_path):
     assert licence(tmp_path) == "apache-2.0"
     (tmp_path / "README.md").write_text("license: mit\n")
     assert licence(tmp_path) is None
+
+
+@pytest.mark.parametrize("name", ["/no/such/model", "./model", "a/b/c"])
+def test_a_folder_that_is_not_there_is_not_looked_for_on_the_hub(name):
+    with pytest.raises(InputNotFoundError, match="there is no such folder"):
+        resolve(name)

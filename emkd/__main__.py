@@ -1,0 +1,5 @@
+"""`python -m emkd`"""
+
+from emkd.cli import main
+
+main()
