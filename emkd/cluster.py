@@ -12,6 +12,7 @@ from typing import Any
 import ray
 
 from emkd.errors import JobFailedError, UsageError
+from emkd.interrupt import finish_on_interrupt
 
 
 @contextmanager
@@ -27,16 +28,20 @@ def session(
     address = address or os.environ.get("RAY_ADDRESS")
     own: dict[str, Any] = {"num_cpus": cpus or workers, "include_dashboard": False}
     try:
-        ray.init(
-            address=address or "local",
-            log_to_driver=worker_output,
-            logging_level=logging.ERROR,
-            configure_logging=True,
-            **({} if address else own),
-        )
+        # A process that leaves Ray while it starts may crash on its way out.
+        with finish_on_interrupt("waiting for Ray to have started") as interrupt:
+            ray.init(
+                address=address or "local",
+                log_to_driver=worker_output,
+                logging_level=logging.ERROR,
+                configure_logging=True,
+                **({} if address else own),
+            )
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise JobFailedError(f"Ray did not start ({address or 'on this machine'}): {error}") from error
     try:
+        if interrupt.asked:
+            raise KeyboardInterrupt
         check_resources(workers, gpus_per_worker)
         yield
     finally:

@@ -15,10 +15,10 @@ import numpy as np
 
 from emkd.cluster import session
 from emkd.errors import DataMismatchError, JobFailedError
+from emkd.interrupt import finish_on_interrupt
 from emkd.pipeline.cluster import start_workers
 from emkd.pipeline.for_student import check_student
 from emkd.pipeline.identify import identify
-from emkd.pipeline.interrupt import finish_on_interrupt
 from emkd.pipeline.preflight import Estimate, preflight
 from emkd.pipeline.progress import log, progress, size_text
 from emkd.pipeline.pull import Outcome, pull
@@ -172,7 +172,7 @@ def _run(settings: JobSettings, files: LocalFiles, plan: Plan, tokenizer: bytes,
     else:
         begin_extension(files, plan.extension)
     rows = sum(len(manifest.rows(shard)) for shard in missing)
-    with progress(len(missing), rows) as show, finish_on_interrupt() as interrupt:
+    with progress(len(missing), rows) as show, finish_on_interrupt("finishing the shards in hand") as interrupt:
         outcome = pull(workers, missing, interrupt, show)
     _check_outcome(settings, outcome, len(missing), estimate)
 

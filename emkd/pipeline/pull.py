@@ -15,8 +15,8 @@ from typing import Any
 import ray
 
 from emkd.errors import CacheWriteError, EmkdError
+from emkd.interrupt import Interrupt
 from emkd.pipeline.cluster import result_of
-from emkd.pipeline.interrupt import Interrupt
 from emkd.pipeline.worker import ShardReport
 
 FAILURES_IN_A_ROW = 3

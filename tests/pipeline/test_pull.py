@@ -8,7 +8,7 @@ import pytest
 import ray
 
 from emkd.errors import CacheWriteError, JobFailedError
-from emkd.pipeline.interrupt import Interrupt
+from emkd.interrupt import Interrupt
 from emkd.pipeline.pull import FAILURES_IN_A_ROW, pull
 from emkd.pipeline.worker import ShardReport
 
@@ -38,7 +38,7 @@ def session():
 
 def run(ends: dict[int, Exception], n_workers: int = 1, stop_after: int | None = None) -> tuple[Any, list[int]]:
     workers = [ray.remote(Told).remote(ends) for _ in range(n_workers)]
-    interrupt, shown = Interrupt(), []
+    interrupt, shown = Interrupt("waiting"), []
 
     def show(report: ShardReport) -> None:
         shown.append(report.number)
@@ -58,7 +58,7 @@ def test_nothing_is_kept_of_a_shard_that_is_done(session):
     """The driver of 100,000 shards must not grow with them."""
     seen: list[weakref.ref] = []
     outcome = pull(
-        [ray.remote(Told).remote({})], range(10), Interrupt(), lambda report: seen.append(weakref.ref(report))
+        [ray.remote(Told).remote({})], range(10), Interrupt("waiting"), lambda report: seen.append(weakref.ref(report))
     )
     gc.collect()
     assert [ref() for ref in seen] == [None] * 10

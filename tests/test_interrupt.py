@@ -1,16 +1,16 @@
-"""Ctrl-C while shards are captured, as a signal that is really raised."""
+"""Ctrl-C, as a signal that is really raised."""
 
 import signal
 import threading
 
 import pytest
 
-from emkd.pipeline.interrupt import finish_on_interrupt
+from emkd.interrupt import finish_on_interrupt
 
 
 def test_once_is_noted_and_twice_stops(capfd):
     before = signal.getsignal(signal.SIGINT)
-    with finish_on_interrupt() as interrupt:
+    with finish_on_interrupt("finishing the shards in hand") as interrupt:
         assert not interrupt.asked
         signal.raise_signal(signal.SIGINT)
         assert interrupt.asked
@@ -22,7 +22,7 @@ def test_once_is_noted_and_twice_stops(capfd):
 
 def test_an_error_gives_the_signal_back_as_well():
     before = signal.getsignal(signal.SIGINT)
-    with pytest.raises(ValueError, match="odd"), finish_on_interrupt():
+    with pytest.raises(ValueError, match="odd"), finish_on_interrupt("finishing the shards in hand"):
         raise ValueError("odd")
     assert signal.getsignal(signal.SIGINT) is before
 
@@ -31,7 +31,7 @@ def test_another_thread_leaves_the_signal_alone():
     before, seen = signal.getsignal(signal.SIGINT), []
 
     def run() -> None:
-        with finish_on_interrupt() as interrupt:
+        with finish_on_interrupt("finishing the shards in hand") as interrupt:
             seen.append((interrupt.asked, signal.getsignal(signal.SIGINT)))
 
     thread = threading.Thread(target=run)

@@ -1,0 +1,36 @@
+"""Ctrl-C while something is under way that has to be finished: once waits for it, twice stops at once."""
+
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+
+class Interrupt:
+    """`asked` is True once the user wants an end."""
+
+    def __init__(self, waiting: str) -> None:
+        self.waiting, self.asked = waiting, False
+
+    def _handle(self, number: int, frame: Any) -> None:
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked = True
+        print(f"\ninterrupted: {self.waiting}; Ctrl-C again stops at once", file=sys.stderr, flush=True)
+
+
+@contextmanager
+def finish_on_interrupt(waiting: str) -> Iterator[Interrupt]:
+    """While open, the first SIGINT only sets `asked` and says what is waited for. Python delivers signals to the main
+    thread alone: in another one Ctrl-C stays what it is."""
+    interrupt = Interrupt(waiting)
+    if threading.current_thread() is not threading.main_thread():
+        yield interrupt
+        return
+    before = signal.signal(signal.SIGINT, interrupt._handle)
+    try:
+        yield interrupt
+    finally:
+        signal.signal(signal.SIGINT, before)
