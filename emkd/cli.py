@@ -236,7 +236,7 @@ def init_student(
     for name, count in made.unused.items():
         typer.echo(f"  not used: {count} weights of {name} of {vision_tower}")
     for note in made.notes:
-        typer.echo(f"  not compared: {note}")
+        typer.echo(f"  note: {note}")
 
 
 def _no_bars_in_files() -> None:

@@ -20,7 +20,7 @@ from emkd.pipeline.settings import JobSettings
 from emkd.pipeline.shared import SharedImages
 from emkd.pipeline.sizes import Sizes, measure
 from emkd.samples.dataset import Dataset
-from emkd.samples.render import writes_end_token
+from emkd.samples.render import end_token
 from emkd.storage.files import LocalFiles, open_files
 from emkd.storage.index import ShardIndex, commit_shard
 from emkd.storage.manifest import Manifest
@@ -84,7 +84,7 @@ class CaptureWorker:
             seconds=time.perf_counter() - started,
             vision_tokens=sum(len(row.record.vision_ids) for row in captured if row.record is not None),
             skipped=tuple(f"row {r.hint.row}: {r.reason}: {r.detail}" for r in captured if r.record is None),
-            end_token=writes_end_token(teacher.vlm.processor),
+            end_token=end_token(teacher.vlm.processor) is not None,
         )
 
     def capture_shard(self, number: int) -> ShardReport:

@@ -49,11 +49,12 @@ def template_of(processor: Any) -> str | None:
     return template if isinstance(template, str) else None
 
 
-def writes_end_token(processor: Any) -> bool:
-    """Whether answers end in a special token: without one a student does not learn where to stop."""
+def end_token(processor: Any) -> str | None:
+    """The special token that answers end in; without one (None) a student does not learn where to stop."""
     turns = [Turn(role="user", parts=("a",)), Turn(role="assistant", parts=("b",))]
     text, ((first, last),) = render(processor, turns)
-    return any(text[first:last].endswith(token) for token in processor.tokenizer.all_special_tokens)
+    found = [token for token in processor.tokenizer.all_special_tokens if text[first:last].endswith(token)]
+    return max(found, key=len, default=None)
 
 
 def _marked(processor: Any, messages: list[dict[str, Any]]) -> tuple[str, list[Span]]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from emkd.errors import DamagedCheckpointError, InputNotFoundError, OutputExistsError, UsageError
 from emkd.samples.dataset import Dataset
-from emkd.samples.render import writes_end_token
+from emkd.samples.render import end_token
 from emkd.samples.template import adopt_template, check_places_images, describe_guess
 from emkd.storage.cache import Cache
 from emkd.trainer.arguments import same_in_effect
@@ -112,7 +112,7 @@ def agree_about_pictures_and_text(cache: Cache | None, student: VisionLanguageMo
     check_template(student.path, student.processor)
     if cache is not None and cache.totals.vision_tokens:
         check_places_images(student.processor)
-    if not writes_end_token(student.processor):
+    if end_token(student.processor) is None:
         log(
             "the chat template writes no end token behind answers: the student will not learn where to stop. If that "
             "is not meant, let the teacher's chat_template.jinja write one behind the assistant's turns, and cache anew"

@@ -33,7 +33,7 @@ from emkd.errors import (
 )
 from emkd.samples.agreement import shared_text
 from emkd.samples.encode import Encoder
-from emkd.samples.render import template_of
+from emkd.samples.render import end_token, template_of
 from emkd.samples.sample import ImagePart, Sample, Turn
 from emkd.samples.template import adopt_template, check_places_images
 from emkd.vlm.loading import load_processor, resolve
@@ -52,6 +52,8 @@ from emkd.vlm.pooling import pooled
 
 # Rows of the embedding and the LM head come in these.
 ROWS = 64
+# Of the vision tower's image processor: how a tile's pixels become numbers.
+COLOURS = ("resample", "do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std", "do_convert_rgb")
 # Shapes that a picture is cut to, in tiles (height, width): LLaVA-NeXT's own.
 SHAPES = ((1, 2), (2, 1), (2, 2), (3, 1), (1, 3))
 
@@ -76,9 +78,11 @@ def compose(vision: str, language: str, like: str, *, window: int = 2, layer: in
     """vision, language, like: folders or names on the hub.  window: R, 1 for none
     layer: hidden states of the vision tower that are taken, counted from the last
 
-    InputNotFoundError, ModelError where a checkpoint is not what it has to be, TokenizerMismatchError where the
-    language model's ids are not the teacher's, UsageError for a window or a layer that it does not have.
+    Weights are kept in the wider of the two types that they come in. Raises InputNotFoundError, ModelError where a
+    checkpoint is not what it has to be, TokenizerMismatchError where the language model's ids are not the teacher's,
+    UsageError for a window or a layer that it does not have.
     """
+    torch.manual_seed(seed)
     with named("--like", like):
         teacher = load_processor(resolve(like))
         image_token_id = image_token(resolve(like))
@@ -88,7 +92,7 @@ def compose(vision: str, language: str, like: str, *, window: int = 2, layer: in
         own_pixels = image_processor(place)
     with named("--language-model", language):
         notes = check_ids(resolve(language), resolve(like))
-        text = language_model(resolve(language))
+        text = language_model(resolve(language)).eval()
     with named("--vision-tower", vision):
         tower, unused = loaded(AutoModel, place, config=vision_config(place))
         strategy = feature_strategy(tower)
@@ -102,12 +106,10 @@ def compose(vision: str, language: str, like: str, *, window: int = 2, layer: in
         image_grid_pinpoints=_pinpoints(tower.config.image_size),
         tie_word_embeddings=bool(text.config.tie_word_embeddings),
     )
-    torch.manual_seed(seed)
-    model: Any = LlavaNextForConditionalGeneration._from_config(config, dtype=text.dtype)
-    model.model.vision_tower.load_state_dict(tower.state_dict(), strict=True)
-    model.model.language_model.load_state_dict(text.base_model.state_dict(), strict=True)
-    model.lm_head.load_state_dict(text.lm_head.state_dict(), strict=True)
-    model.generation_config = text.generation_config
+    model = _assembled(config, tower, text)
+    with named("--language-model", language):
+        _check_answers(model, text)
+    model.generation_config = _answering(text, teacher)
     processor = _processor(teacher, tower, own_pixels, image_token_id, strategy)
     model = pooled(model, processor, window)
     with named("--like", like):
@@ -122,9 +124,9 @@ def check_output(output: Path) -> None:
     """OutputExistsError where there is something else already, UsageError where nothing can be written."""
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise OutputExistsError(f"--output {output} is there and not an empty folder; name another one")
+    there = next(folder for folder in output.absolute().parents if folder.exists())
     try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=output.parent):
+        with tempfile.TemporaryDirectory(dir=there):
             pass
     except OSError as error:
         raise UsageError(f"--output {output} cannot be written ({error.strerror}); name another folder") from error
@@ -133,11 +135,53 @@ def check_output(output: Path) -> None:
 def save(composed: Composed, output: Path) -> None:
     """A folder that `train-student --student` takes: whole, or not there. Errors as check_output."""
     check_output(output)
+    output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as folder:
         whole = Path(folder) / "student"
         composed.model.save_pretrained(whole)
         composed.processor.save_pretrained(whole)
         whole.replace(output)
+
+
+def _assembled(config: Any, tower: Any, text: Any) -> Any:
+    """LLaVA-NeXT with the weights of both, the projector at random. ModelError where they do not fit in."""
+    dtype = torch.promote_types(tower.dtype, text.dtype)
+    try:
+        model: Any = LlavaNextForConditionalGeneration._from_config(config, dtype=dtype)
+        model.model.vision_tower.load_state_dict(tower.state_dict(), strict=True)
+        model.model.language_model.load_state_dict(text.base_model.state_dict(), strict=True)
+        model.lm_head.load_state_dict(text.lm_head.state_dict(), strict=True)
+    except (RuntimeError, AttributeError, TypeError, ValueError) as error:
+        made_of = f"a {type(tower).__name__} and a {type(text).__name__}"
+        raise ModelError(f"no LLaVA-NeXT can be made of {made_of}: {str(error).splitlines()[0]}") from error
+    return model.eval()
+
+
+@torch.no_grad()
+def _check_answers(model: Any, text: Any) -> None:
+    """Raises ModelError unless the student answers a text as the language model does: some do more behind their LM head
+    (a softcap, a scale), which a LLaVA-NeXT does not."""
+    text = text.to(model.dtype)
+    ids = torch.tensor([[n for n in range(16) if n != model.config.image_token_id]])
+    expected, found = (one(input_ids=ids).logits.float() for one in (text, model))
+    worst = float((expected - found).abs().max())
+    if not worst <= 1e-2 * max(1.0, float(expected.abs().max())):
+        raise ModelError(
+            f"a LLaVA-NeXT around a {type(text).__name__} gives logits that differ from its own by {worst:.3g}: it "
+            "does more behind its LM head, or before it, and is not supported"
+        )
+
+
+def _answering(text: Any, teacher: Any) -> Any:
+    """How the language model answers, which ends where the teacher's template ends an answer, too."""
+    settings = text.generation_config
+    ends = settings.eos_token_id
+    known = {ends} if isinstance(ends, int) else set(ends or ())
+    token = end_token(teacher)
+    if token is not None:
+        known.add(int(teacher.tokenizer.convert_tokens_to_ids(token)))
+    settings.eos_token_id = sorted(known) if len(known) > 1 else next(iter(known), None)
+    return settings
 
 
 def _is_new(name: str) -> bool:
@@ -180,8 +224,7 @@ def _processor(teacher: Any, tower: Any, own: Any, image_token_id: int, strategy
     pixels = LlavaNextImageProcessor(
         size=square,
         crop_size=square,
-        image_mean=own.image_mean,
-        image_std=own.image_std,
+        **{name: value for name in COLOURS if (value := getattr(own, name, None)) is not None},
         image_grid_pinpoints=_pinpoints(tower.config.image_size),
     )
     made = LlavaNextProcessor(

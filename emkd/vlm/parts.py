@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from safetensors import SafetensorError
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
@@ -17,7 +18,7 @@ from transformers import (
 from transformers.utils import logging
 
 from emkd.errors import InputNotFoundError, ModelError, TokenizerMismatchError, UsageError
-from emkd.vlm.identity import check_shared_tokenizer, tokenizer_json
+from emkd.vlm.identity import check_shared_tokenizer, lacking_ids, tokenizer_json
 
 
 @contextmanager
@@ -30,7 +31,7 @@ def named(option: str, value: str) -> Iterator[None]:
 
 
 def image_token(path: Path) -> int:
-    token = getattr(AutoConfig.from_pretrained(path), "image_token_id", None)
+    token = getattr(config_of(path), "image_token_id", None)
     if token is None:
         raise ModelError("its config names no image_token_id: not a vision-language model")
     return int(token)
@@ -41,19 +42,30 @@ def check_ids(language: Path, teacher: Path) -> tuple[str, ...]:
     than to the teacher."""
     if not (language / "tokenizer.json").is_file():
         return (f"{language} has no tokenizer.json: whether its ids mean what the teacher's do is not known",)
+    theirs, own = tokenizer_json(teacher), tokenizer_json(language)
     try:
-        check_shared_tokenizer(tokenizer_json(teacher), tokenizer_json(language))
+        check_shared_tokenizer(theirs, own)
     except TokenizerMismatchError as error:
         raise TokenizerMismatchError(
             f"its embeddings are of other ids than those of --like ({error}); take a language model of the same "
             "tokenizer"
         ) from error
-    return ()
+    lacking = lacking_ids(theirs, own)
+    some = ", ".join(list(lacking.values())[:4])
+    return (f"{len(lacking)} of the teacher's tokens ({some}) are none of {language}: untrained",) if lacking else ()
+
+
+def config_of(path: Path) -> Any:
+    """Raises ModelError for one that transformers does not know."""
+    try:
+        return AutoConfig.from_pretrained(path)
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(f"its config cannot be read: {str(error).splitlines()[0]}") from error
 
 
 def vision_config(path: Path) -> Any:
     """Of a vision tower, or of the vision part of a checkpoint that has a text part as well (CLIP, SigLIP)."""
-    config: Any = AutoConfig.from_pretrained(path)
+    config = config_of(path)
     if type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
         raise ModelError(
             f"a whole vision-language model ({config.model_type}); name the vision tower that it is made of"
@@ -66,6 +78,8 @@ def check_vision(config: Any, layer: int, window: int) -> None:
     it does not have."""
     if not hasattr(config, "patch_size") or not hasattr(config, "image_size"):
         raise ModelError(f"a {config.model_type} has no image_size and patch_size: not a vision transformer")
+    if not isinstance(config.image_size, int):
+        raise ModelError(f"its tiles are of {config.image_size} pixels; expected one number, the side of a square")
     n_layers = config.num_hidden_layers
     if not -n_layers <= layer <= -1:
         raise UsageError(f"--vision-layer {layer}: this vision tower has {n_layers} layers; expected -{n_layers} to -1")
@@ -78,14 +92,15 @@ def check_vision(config: Any, layer: int, window: int) -> None:
 
 
 def language_model(path: Path) -> Any:
-    config = AutoConfig.from_pretrained(path)
+    config = config_of(path)
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise ModelError(f"a {config.model_type}, which is no language model")
     text, unused = loaded(AutoModelForCausalLM, path)
     if unused:
         raise ModelError(f"it has weights that a {type(text).__name__} lacks: {unused}; not a language model alone")
-    if not isinstance(text.get_output_embeddings(), torch.nn.Linear) or not hasattr(text, "lm_head"):
-        raise ModelError(f"a {type(text).__name__} has no linear lm_head")
+    head = text.get_output_embeddings()
+    if not isinstance(head, torch.nn.Linear) or not hasattr(text, "lm_head") or head.bias is not None:
+        raise ModelError(f"a {type(text).__name__} has no linear lm_head without a bias, which a LLaVA-NeXT has")
     return text
 
 
@@ -94,7 +109,7 @@ def loaded(kind: Any, path: Path, **options: Any) -> tuple[Any, dict[str, int]]:
     try:
         with _quiet():
             model, report = kind.from_pretrained(path, use_safetensors=True, output_loading_info=True, **options)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise ModelError(f"it cannot be loaded: {str(error).splitlines()[0]}") from error
     lacking = sorted(map(str, [*report["missing_keys"], *report.get("mismatched_keys", ())]))
     if lacking:

@@ -59,10 +59,11 @@ def test_words_are_asked_for_only_where_something_differs(encoder, tmp_path):
         check_same_text(other, encoded, 0, words=never)
 
 
-def written(own: str, theirs: str, other_family: bool = True) -> SharedText | None:
-    """Both read this, in words; [..] stands around what a family writes for an image, in which | is the image."""
+def written(own: str, theirs: str, other_family: bool = True, answer: int = -1) -> SharedText | None:
+    """Both read this, in words; [..] stands around what a family writes for an image, in which | is the image. The last
+    word is the answer, to the teacher the one at `answer`."""
     sides = []
-    for text in (own, theirs):
+    for text, place in ((own, -1), (theirs, answer)):
         words = text.replace("[", " [ ").replace("]", " ] ").replace("|", " | ").split()
         ids, in_image, images, inside = [], [], [], False
         for word in words:
@@ -78,7 +79,7 @@ def written(own: str, theirs: str, other_family: bool = True) -> SharedText | No
                 text_ids=torch.tensor(ids),
                 in_image=torch.tensor(in_image),
                 images=images,
-                answer_positions=torch.tensor([len(ids) - 1]),
+                answer_positions=torch.tensor([len(ids) + place]),
             )
         )
     return shared_text(*sides, 3, other_family=other_family)
@@ -109,6 +110,9 @@ def test_what_stands_for_an_image_is_left_out_where_it_differs(own, theirs, kept
         ("a d [|] c", "a [<|>] c"),  # one that only the student reads
         ("a [|] c", "a [<|>] b [<|>] c"),  # another image
         ("a [|] b [|] c", "a [<|>] b b [<|>] c"),  # no telling which of the two it is
+        ("a [|] c", "x a [<|>] c"),  # more at the very beginning, where no image is beside it
+        ("a [|] c", "a [<|>] c x"),  # more at the very end
+        ("a b", "a b c"),  # no image at all
     ],
 )
 def test_any_other_difference_is_refused(own, theirs):
@@ -129,3 +133,9 @@ def test_what_differs_is_shown_and_not_what_may_differ():
     message = str(raised.value)
     assert "row 3: between images 1 and 2 the student reads" in message
     assert "they differ in more than what their families write around and within images" in message
+
+
+def test_other_answers_are_refused_where_images_are_written_otherwise():
+    assert written("a [|] b c", "a [<|>] b c") is not None
+    with pytest.raises(TokenizerMismatchError, match="row 3: other tokens are answers for the student"):
+        written("a [|] b c", "a [<|>] b c", answer=-2)

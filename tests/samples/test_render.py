@@ -7,7 +7,7 @@ from transformers import PreTrainedTokenizerFast
 
 from emkd.errors import SampleError
 from emkd.samples.encode import Encoder
-from emkd.samples.render import template_of, writes_end_token
+from emkd.samples.render import end_token, template_of
 from emkd.samples.sample import Sample, parse_turns
 from tests import tiny
 
@@ -131,9 +131,9 @@ def test_several_images_in_several_turns():
 
 
 def test_end_tokens_are_looked_for():
-    assert not writes_end_token(processor_of(pieces(), LLAVA))
-    assert writes_end_token(processor_of(byte_level(), ONEVISION))
-    assert writes_end_token(processor_of(byte_level(), CHATML))
+    assert end_token(processor_of(pieces(), LLAVA)) is None
+    assert end_token(processor_of(byte_level(), ONEVISION)) == "<|im_end|>"
+    assert end_token(processor_of(byte_level(), CHATML)) == "<|im_end|>"
 
 
 @pytest.mark.parametrize("template", [ONEVISION, CHATML])

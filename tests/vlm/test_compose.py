@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import transformers as hf
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText
 
 from emkd.cli import main
@@ -59,6 +60,7 @@ def language(folder, rows=families.LM_HEAD_ROWS, tied=True):
     torch.manual_seed(2)
     settings = {**families.text_settings(24), "vocab_size": rows, "head_dim": 12, "tie_word_embeddings": tied}
     hf.Qwen3ForCausalLM(hf.Qwen3Config(**settings)).save_pretrained(folder)
+    hf.GenerationConfig(do_sample=True, temperature=0.6, eos_token_id=7).save_pretrained(folder)
     return folder
 
 
@@ -90,16 +92,34 @@ def test_every_weight_is_in_its_place(siglip, qwen3, teacher):
     n_text = sum(name.startswith("text_model.") for name in hf.SiglipModel.from_pretrained(siglip).state_dict())
     assert made.unused == {"text_model": n_text, "logit_scale": 1, "logit_bias": 1}
     assert list(made.processor.image_processor.image_mean) == [0.4] * 3
+    assert list(made.processor.image_processor.image_std) == [0.3] * 3
+    same = made.model.lm_head.weight is made.model.get_input_embeddings().weight
+    assert same == hf.AutoConfig.from_pretrained(qwen3).tie_word_embeddings
+    answers = made.model.generation_config
+    assert answers.temperature == 0.6, "it answers as the language model did"
+    assert answers.eos_token_id == sorted({7, families.ID["<end>"]}), "and ends where the teacher's answers do, too"
 
 
-def test_the_seed_decides_the_projector(siglip, teacher, tmp_path):
-    text = language(tmp_path / "text")
+def test_another_layer_of_the_tower(siglip, teacher, tmp_path):
+    text = str(language(tmp_path / "text"))
+    models = [compose(str(siglip), text, str(teacher), layer=layer).model for layer in (-1, -2)]
+    assert [model.config.vision_feature_layer for model in models] == [-1, -2]
+    pixels = torch.randn(1, 3, 3, SIDE, SIDE)
+    sizes = torch.tensor([[SIDE, 2 * SIDE]])
+    with torch.no_grad():
+        last, before = (model.get_image_features(pixels, sizes).pooler_output[0] for model in models)
+    assert not torch.allclose(last, before)
+
+
+def test_the_seed_decides_all_that_is_new(siglip, teacher, tmp_path):
+    """Rows for the teacher's ids included, whatever was drawn before."""
+    text = language(tmp_path / "text", rows=40, tied=False)
     one, same, other = (
         compose(str(siglip), str(text), str(teacher), seed=seed).model.state_dict() for seed in (1, 1, 2)
     )
-    name = "model.multi_modal_projector.linear_1.weight"
-    assert torch.equal(one[name], same[name])
-    assert not torch.equal(one[name], other[name])
+    assert all(torch.equal(one[name], same[name]) for name in one)
+    for name in ("model.multi_modal_projector.linear_1.weight", "lm_head.weight"):
+        assert not torch.equal(one[name], other[name])
 
 
 def test_rows_for_the_teachers_ids_are_added_and_told(siglip, teacher, tmp_path):
@@ -196,6 +216,124 @@ def test_what_does_not_fit_is_said(siglip, teacher, tmp_path):
     (bare / "preprocessor_config.json").unlink()
     with pytest.raises(ModelError, match="has no image processor"):
         compose(str(bare), text, str(teacher))
+
+
+def without(folder, copy, name):
+    """A copy that lacks a weight."""
+    shutil.copytree(folder, copy)
+    weights = load_file(copy / "model.safetensors")
+    del weights[name]
+    save_file(weights, copy / "model.safetensors", {"format": "pt"})
+    return str(copy)
+
+
+def test_checkpoints_that_are_not_whole_are_refused(siglip, teacher, tmp_path):
+    text = language(tmp_path / "text", tied=False)
+    name = "vision_model.encoder.layers.0.mlp.fc1.bias"
+    tower = without(siglip, tmp_path / "tower", name)
+    with pytest.raises(
+        ModelError, match="--vision-tower .*: 1 weights of a SiglipVisionModel are missing, as .*fc1.bias"
+    ):
+        compose(tower, str(text), str(teacher))
+    headless = without(text, tmp_path / "headless", "lm_head.weight")
+    with pytest.raises(ModelError, match="--language-model .*: 1 weights of a Qwen3ForCausalLM are missing"):
+        compose(str(siglip), headless, str(teacher))
+    weights = load_file(text / "model.safetensors")
+    save_file(weights | {"model.more.weight": torch.ones(2)}, text / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ModelError, match="it has weights that a Qwen3ForCausalLM lacks: {'model': 1}"):
+        compose(str(siglip), str(text), str(teacher))
+
+
+SMALL = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
+
+
+def tower_of(model, folder):
+    model.save_pretrained(folder)
+    hf.SiglipImageProcessor().save_pretrained(folder)
+    return str(folder)
+
+
+def test_towers_of_another_make_are_refused(siglip, teacher, tmp_path):
+    text = str(language(tmp_path / "text"))
+    registers = hf.Dinov2WithRegistersConfig(**SMALL, image_size=SIDE, patch_size=PATCH, num_register_tokens=4)
+    dino = tower_of(hf.Dinov2WithRegistersModel(registers), tmp_path / "dino")
+    with pytest.raises(ModelError, match="has 5 tokens besides its patches"):
+        compose(dino, text, str(teacher))
+    oblong = hf.InternVLVisionConfig(**SMALL, image_size=[SIDE, SIDE], patch_size=[PATCH, PATCH])
+    with pytest.raises(ModelError, match=r"tiles are of \[40, 40\] pixels; expected one number"):
+        compose(tower_of(hf.InternVLVisionModel(oblong), tmp_path / "internvl"), text, str(teacher))
+
+
+@pytest.mark.parametrize(
+    ("kind", "config", "reason"),
+    [
+        (hf.PhiForCausalLM, hf.PhiConfig(**SMALL, vocab_size=128), "no linear lm_head without a bias"),
+        (hf.GPT2LMHeadModel, hf.GPT2Config(n_embd=24, n_layer=2, n_head=2, vocab_size=128), "no LLaVA-NeXT can be made"),
+        (hf.GraniteForCausalLM, hf.GraniteConfig(**SMALL, vocab_size=128, logits_scaling=8.0), "does more behind its LM"),
+        (
+            hf.Gemma2ForCausalLM,
+            hf.Gemma2Config(**SMALL, head_dim=16, num_key_value_heads=1, vocab_size=128, final_logit_softcapping=0.1),
+            "does more behind its LM head",
+        ),
+    ],
+    ids=["head with a bias", "other names", "scaled logits", "softcap"],
+)  # fmt: skip
+def test_language_models_of_another_make_are_refused(kind, config, reason, siglip, teacher, tmp_path):
+    kind(config).save_pretrained(tmp_path / "text")
+    with pytest.raises(ModelError, match=f"(--language-model .*: |){'.*'}{reason}"):
+        compose(str(siglip), str(tmp_path / "text"), str(teacher))
+
+
+def test_broken_checkpoints_are_said(siglip, teacher, tmp_path):
+    text = str(language(tmp_path / "text"))
+
+    def changed(name, **settings):
+        folder = shutil.copytree(siglip, tmp_path / name)
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps(config | settings))
+        return folder
+
+    with pytest.raises(ModelError, match="--vision-tower .*: its config cannot be read"):
+        compose(str(changed("unknown", model_type="foo")), text, str(teacher))
+    vision = hf.SiglipConfig.from_pretrained(siglip).vision_config.to_dict()
+    with pytest.raises(ModelError, match="--vision-tower .*: it cannot be loaded"):
+        compose(str(changed("shapes", vision_config=vision | {"image_size": 2 * SIDE})), text, str(teacher))
+    cut = changed("cut") / "model.safetensors"
+    cut.write_bytes(cut.read_bytes()[:500])
+    with pytest.raises(ModelError, match="--vision-tower .*: it cannot be loaded"):
+        compose(str(cut.parent), text, str(teacher))
+
+
+def test_nothing_is_rounded(siglip, teacher, tmp_path):
+    """A tower in float32 and a language model in bfloat16: both are there exactly."""
+    text = language(tmp_path / "text")
+    hf.Qwen3ForCausalLM.from_pretrained(text).to(torch.bfloat16).save_pretrained(text)
+    found = compose(str(siglip), str(text), str(teacher)).model.state_dict()
+    for name, weight in hf.SiglipVisionModel.from_pretrained(siglip).state_dict().items():
+        assert torch.equal(found[f"model.vision_tower.{name}"], weight)
+    rounded = hf.Qwen3ForCausalLM.from_pretrained(text, dtype="auto").state_dict()["model.norm.weight"]
+    assert rounded.dtype == torch.bfloat16
+    assert torch.equal(found["model.language_model.norm.weight"], rounded.float())
+
+
+def test_pixels_are_made_as_for_the_tower(siglip, teacher, tmp_path):
+    folder = shutil.copytree(siglip, tmp_path / "tower")
+    hf.SiglipImageProcessor(image_std=[0.2] * 3, resample=2, rescale_factor=0.01).save_pretrained(folder)
+    made = compose(str(folder), str(language(tmp_path / "text")), str(teacher)).processor.image_processor
+    assert (list(made.image_std), int(made.resample), made.rescale_factor) == ([0.2] * 3, 2, 0.01)
+
+
+def test_teachers_that_it_cannot_be_like_are_refused(siglip, teacher, tmp_path):
+    text = str(language(tmp_path / "text"))
+    nameless = shutil.copytree(teacher, tmp_path / "nameless")
+    shutil.copy(siglip / "config.json", nameless)
+    with pytest.raises(ModelError, match="--like .*: its config names no image_token_id"):
+        compose(str(siglip), text, str(nameless))
+    blind = shutil.copytree(teacher, tmp_path / "blind")
+    template = blind / "chat_template.jinja"
+    template.write_text(template.read_text().replace(families.PLACEHOLDERS["qwen2_vl"], ""))
+    with pytest.raises(TokenizerMismatchError, match="--like .*: the teacher's chat template writes '' for an image"):
+        compose(str(siglip), text, str(blind))
 
 
 def test_ids_of_the_language_model_mean_what_the_teachers_do(siglip, teacher, tmp_path):
