@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 import transformers as hf
-from tokenizers import AddedToken, Tokenizer
+from tokenizers import AddedToken, Regex, Tokenizer
 from tokenizers.models import WordLevel
-from tokenizers.pre_tokenizers import WhitespaceSplit
+from tokenizers.pre_tokenizers import Sequence, Split
 
 from tests import tiny
 
@@ -28,7 +28,9 @@ SPECIALS = (
     *("<fake_token_around_image>", "<global-img>", "<end_of_utterance>"),
     *(f"<row_{row}_col_{column}>" for row in range(1, 7) for column in range(1, 7)),
 )
-VOCABULARY = (*SPECIALS, *tiny.SPECIALS[4:], *tiny.WORDS)
+# A run of newlines is one token, so that those of a text and those that a family writes around images become one.
+NEWLINES = tuple("\n" * n for n in range(1, 7))
+VOCABULARY = (*SPECIALS, *tiny.SPECIALS[4:], *tiny.WORDS, *NEWLINES)
 ID = {word: number for number, word in enumerate(VOCABULARY)}
 
 # What stands for an image in a chat template.
@@ -62,7 +64,7 @@ NAMED = {
 
 def tokenizer(family: str) -> hf.PreTrainedTokenizerFast:
     backend = Tokenizer(WordLevel(ID, unk_token="<unk>"))
-    backend.pre_tokenizer = WhitespaceSplit()
+    backend.pre_tokenizer = Sequence([Split(Regex(" +"), "removed"), Split(Regex("\n+"), "isolated")])
     backend.add_special_tokens([AddedToken(word, special=True, normalized=False) for word in SPECIALS])
     return hf.PreTrainedTokenizerFast(
         tokenizer_object=backend,
@@ -74,8 +76,16 @@ def tokenizer(family: str) -> hf.PreTrainedTokenizerFast:
     )
 
 
+TEMPLATE = (
+    "{% for m in messages %}{{ m['role'] }}:{{ '\n' if m['role'] == 'user' else ' ' }}{% for p in m['content'] %}"
+    "{{ '<image>' if p['type'] == 'image' else p['text'] }}{{ '\n' if p['type'] == 'image' }}{% endfor %}"
+    "{{ ' <end>\n' if m['role'] == 'assistant' else '\n' }}{% endfor %}"
+    "{{ 'assistant:' if add_generation_prompt else '' }}"
+)
+
+
 def template(family: str) -> str:
-    return tiny.TEMPLATE.replace("<image>", PLACEHOLDERS.get(family, "<image>"))
+    return TEMPLATE.replace("<image>", PLACEHOLDERS.get(family, "<image>"))
 
 
 def siglip(**changed: Any) -> hf.SiglipVisionConfig:

@@ -80,8 +80,9 @@ def naive_view(
     of its text. words: without what the family writes around and within images"""
     text = ""
     for message in row["messages"]:
-        content = message["content"].replace("<image>", families.PLACEHOLDERS.get(family, "<image>"))
-        text += f"{message['role']}: {content}" + (" <end>\n" if message["role"] == "assistant" else "\n")
+        content = message["content"].replace("<image>\n", "<image>")
+        content = content.replace("<image>", families.PLACEHOLDERS.get(family, "<image>") + "\n")
+        text += f"user:\n{content}\n" if message["role"] == "user" else f"assistant: {content} <end>\n"
     pictures = [Image.open(io.BytesIO(data)).convert("RGB") for data in row["images"]]
     inputs = processor(text=[text], images=pictures or None, return_tensors="pt")
     ids = inputs["input_ids"][0]
@@ -95,7 +96,7 @@ def naive_view(
                 images.append([])
             images[-1].append(place)
             new_image = False
-        elif token >= len(families.SPECIALS):  # words stand between images, whatever a family wraps them in
+        elif is_word(token):  # words stand between images, whatever a family wraps them in
             new_image = True
         if answering:
             answers.append(place)
@@ -103,7 +104,7 @@ def naive_view(
     assert len(images) == len(pictures)
     is_text = ids != model.config.image_token_id
     if words:
-        is_text &= (ids >= len(families.SPECIALS)) | (ids == families.ID["<end>"])
+        is_text &= torch.tensor([not beside_image(ids.tolist(), place, model) for place in range(len(ids))])
     view = dense.View(
         text=hidden[is_text].double(),
         vision=[hidden[places].double() for places in images],
@@ -112,6 +113,21 @@ def naive_view(
         answer_ids=ids[answers],
     )
     return view, ids[is_text].tolist()
+
+
+def is_word(token: int) -> bool:
+    return token >= len(families.SPECIALS) and families.VOCABULARY[token] not in families.NEWLINES
+
+
+def beside_image(ids: list[int], place: int, model: Any) -> bool:
+    """Whether nothing but newlines and what families wrap images in stands between this and an image."""
+    for side in (ids[: place + 1][::-1], ids[place:]):
+        for token in side:
+            if token == model.config.image_token_id:
+                return True
+            if is_word(token) or token == families.ID["<end>"]:
+                break
+    return False
 
 
 def cached_losses(student: Any, cache: Cache, data: Any) -> Any:
@@ -204,15 +220,71 @@ def test_a_template_that_does_not_spell_out_its_images_is_refused(data, tmp_path
     teacher = families.save("llava", tmp_path / "teacher", **TEACHER)
     student = families.save("qwen2_vl", tmp_path / "student", **STUDENT)
     template = teacher / "chat_template.jinja"
-    template.write_text(template.read_text().replace("' <image>'", "' <im' ~ 'age>'"))
+    template.write_text(template.read_text().replace("'<image>'", "'<im' ~ 'age>'"))
     cache = tiny.make_cache(teacher, data, tmp_path / "cache")
     arguments = ["--student", student, "--data", data, "--cache", cache, "--output", tmp_path / "out"]
     with pytest.raises(SystemExit) as left:
         main(["train-student", *map(str, arguments)])
     assert left.value.code == 2
     error = capfd.readouterr().err
-    assert re.search(r"writes a question about an image as '.*<image>.*', .* replaces '<\|image_pad\|>'", error), error
+    assert re.search(r"writes '<image>' for an image, .* replaces '<\|image_pad\|>'", error), error
     assert "is skipped" not in error
+
+
+def test_a_template_without_images_is_enough_for_texts(tmp_path):
+    """There is no image that it could not place."""
+    teacher = families.save("llava", tmp_path / "teacher", **TEACHER)
+    student = families.save("qwen2_vl", tmp_path / "student", **STUDENT)
+    template = teacher / "chat_template.jinja"
+    template.write_text(template.read_text().replace("'<image>'", "''"))
+    texts = tiny.write_data(tmp_path / "texts.parquet", [ROWS[-1], ROWS[-1]])
+    cache = tiny.make_cache(teacher, texts, tmp_path / "cache")
+    arguments = ["--student", student, "--data", texts, "--cache", cache, "--output", tmp_path / "out"]
+    call("train-student", *arguments, "--max-steps", 1)
+
+
+@pytest.mark.parametrize("command", ["train-student", "cache-teacher"])
+def test_models_of_one_family_have_to_write_an_image_alike(command, data, tmp_path, capfd):
+    """Of another family these would be its own begin and end of an image."""
+    teacher = families.save("internvl", tmp_path / "teacher", **TEACHER)
+    config, processor = families.internvl(STUDENT["hidden"])
+    processor.start_image_token, processor.end_image_token = "<|vision_start|>", "<|vision_end|>"
+    for name in ("start_image_token", "end_image_token"):
+        setattr(processor.tokenizer, name, getattr(processor, name))
+    student = families.write(config, processor, tmp_path / "student", 2)
+    cache = tmp_path / "cache"
+    if command == "train-student":
+        tiny.make_cache(teacher, data, cache)
+        arguments = ["--student", student, "--output", tmp_path / "out", "--cache", cache, "--vision-pool", 2]
+    else:
+        arguments = ["--teacher", teacher, "--for-student", student, "--cache", cache, "--dry-run"]
+    with pytest.raises(SystemExit) as left:
+        main([command, "--data", str(data), *map(str, arguments)])
+    assert left.value.code
+    assert "student '<|vision_start|>' (id 5), teacher '<img>' (id 9)" in capfd.readouterr().err
+
+
+def test_for_a_student_of_another_family(data, tmp_path, capfd):
+    teacher = families.save("internvl", tmp_path / "teacher", **TEACHER)
+    student = families.save("qwen2_vl", tmp_path / "student", **STUDENT)
+    check = ["--teacher", teacher, "--for-student", student, "--data", data, "--cache", tmp_path / "cache"]
+    call("cache-teacher", *check, "--dry-run", "--gpus-per-worker", 0)
+    assert f"can use this cache: it reads all of {len(ROWS)} rows" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("family", ["qwen2_vl", "qwen2_5_vl", "qwen3_vl"], indirect=True)
+def test_qwens_of_fewer_tokens_take_no_videos(student):
+    changed = load(str(student))
+    changed.model = pooled(changed.model, changed.processor, 2)
+    with pytest.raises(NotImplementedError, match="takes pictures, not videos"):
+        changed.model.get_video_features(torch.zeros(4, 8), torch.tensor([[1, 4, 4]]))
+
+
+@pytest.mark.parametrize("family", ["internvl"], indirect=True)
+def test_the_config_counts_what_the_processor_writes(student):
+    changed = load(str(student))
+    changed.model = pooled(changed.model, changed.processor, 2)
+    assert changed.model.config.image_seq_length == changed.processor.image_seq_length == 1
 
 
 def features(loaded: Any, height: int, width: int) -> torch.Tensor:
@@ -240,7 +312,7 @@ def blocks(grid: torch.Tensor) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("family", ["llava", "internvl", "idefics3", "smolvlm"], indirect=True)
-def test_each_tile_is_averaged(student):
+def test_average_of_each_tile(student):
     plain, changed = load(str(student)), load(str(student))
     changed.model = pooled(changed.model, changed.processor, 2)
     before, after = features(plain, 40, 24), features(changed, 40, 24)
@@ -251,7 +323,7 @@ def test_each_tile_is_averaged(student):
 
 @pytest.mark.parametrize("family", ["llava_next", "llava_onevision"], indirect=True)
 @pytest.mark.parametrize(("height", "width"), [(40, 40), (20, 40), (40, 20)])
-def test_tiles_with_newline_tokens_are_averaged(student, height, width):
+def test_average_of_tiles_with_newline_tokens(student, height, width):
     """An overview of 4 x 4, then all tiles as one grid of which each row ends in a newline token."""
     plain, changed = load(str(student)), load(str(student))
     changed.model = pooled(changed.model, changed.processor, 2)
@@ -264,7 +336,7 @@ def test_tiles_with_newline_tokens_are_averaged(student, height, width):
 
 
 @pytest.mark.parametrize("family", ["gemma3"], indirect=True)
-def test_gemma3_averages_before_its_projector(student):
+def test_average_before_the_projector(student):
     """By its own number of tokens: nothing is saved that transformers does not know."""
     loaded = load(str(student))
     loaded.model = pooled(loaded.model, loaded.processor, 2)
@@ -278,7 +350,7 @@ def test_gemma3_averages_before_its_projector(student):
 
 @pytest.mark.parametrize("family", ["qwen2_vl", "qwen2_5_vl", "qwen3_vl"], indirect=True)
 @pytest.mark.parametrize(("height", "width"), [(40, 40), (24, 40), (30, 30), (20, 20)])
-def test_a_grid_of_any_sides_is_averaged(student, height, width):
+def test_average_of_a_grid_of_any_sides(student, height, width):
     """With what windows at its edges hold; Qwen3's deepstack features are averaged as well."""
     plain, changed = load(str(student)), load(str(student))
     changed.model = pooled(changed.model, changed.processor, 2)

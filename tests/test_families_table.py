@@ -12,11 +12,18 @@ EXACT = families_table.EXACT
 
 
 def test_a_test_that_failed_or_is_missing_is_a_no():
-    outcomes = {f"{EXACT}[llava-1]": True, f"{EXACT}[llava-2]": True, "test_each_tile_is_averaged[llava]": False}
+    outcomes = {f"{EXACT}[llava-1]": True, f"{EXACT}[llava-2]": True, "test_average_of_each_tile[llava]": False}
+    outcomes |= {
+        f"{EXACT}[internvl-2]": True,
+        f"{EXACT}[idefics3-2]": True,
+        "test_average_of_each_tile[idefics3]": True,
+    }
     rows = families_table.table(outcomes).splitlines()
     assert "| `llava` | yes | no | no | no |" in rows
     assert "| `gemma3` | no | no | no | no |" in rows
     assert "| `llava_next` | no | no | no | no |" in rows
+    assert "| `internvl` | no | no | no | no |" in rows, "one of the two that are wanted is missing"
+    assert "| `idefics3` | no | yes | no | no |" in rows
 
 
 def test_the_page_has_every_family_and_column():

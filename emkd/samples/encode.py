@@ -12,6 +12,7 @@ Shape legend: T all tokens of the sample, L text tokens, Nt vision tokens, A ans
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
+from itertools import takewhile
 from typing import Any
 
 import torch
@@ -21,7 +22,7 @@ from PIL import Image
 from emkd.errors import SampleError
 from emkd.samples.geometry import tile_grids
 from emkd.samples.images import decode_image
-from emkd.samples.process import Process
+from emkd.samples.process import Process, Processed
 from emkd.samples.render import Span, render
 from emkd.samples.sample import Sample, Turn
 from emkd.samples.template import image_place
@@ -36,7 +37,8 @@ class Encoded:
     vision_mask:       [T] bool, True at vision tokens
     text_positions:    [L] full-sequence positions of text tokens
     text_ids:          [L]
-    in_image:          [L] bool, True for text tokens that the family writes around and within images
+    in_image:          [L] bool, True for text tokens that the family writes around and within images, and for white
+                       space beside them, which may have become one token with theirs
     answer_positions:  [A] index into text_ids of each answer token
     images:            spans into the Nt vision tokens
     image_keys:        of each image, a hash of all that the model sees up to its end: tokens and pictures. To a causal
@@ -122,7 +124,7 @@ class Encoder:
             vision_mask=vision_mask,
             text_positions=text_positions,
             text_ids=ids[text_positions],
-            in_image=self._in_image(text, replaced, offsets[text_positions]),
+            in_image=self._in_image(text, processed, text_positions, spans),
             answer_positions=answer_positions,
             images=spans,
             image_keys=_image_keys(ids, vision_mask, spans, sample.images),
@@ -141,14 +143,22 @@ class Encoder:
                 "either a text contains the model's own placeholder, or its chat template drops images",
             )
 
-    def _in_image(self, text: str, replaced: list[tuple[Span, Span]], offsets: torch.Tensor) -> torch.Tensor:
-        """[L] which text tokens lie in what stands for an image: the template's part, and what became of it."""
+    def _in_image(
+        self, text: str, processed: Processed, text_positions: torch.Tensor, spans: Sequence[ImageSpan]
+    ) -> torch.Tensor:
+        """[L] which text tokens lie in what stands for an image: the template's part, and what became of it; and white
+        space on either side."""
+        offsets, ids = processed.offsets[text_positions], processed.inputs["input_ids"][0, text_positions].tolist()
         found = torch.zeros(len(offsets), dtype=torch.bool)
         before, _, behind = self._place.partition(self.processor.image_token)
-        for (start, stop), (new_start, new_stop) in replaced:
+        for (start, stop), (new_start, new_stop) in processed.replaced:
             left = new_start - len(before) * text[:start].endswith(before)
             right = new_stop + len(behind) * text[stop:].startswith(behind)
             found |= (offsets[:, 0] >= left) & (offsets[:, 1] <= right) & (offsets[:, 0] < offsets[:, 1])
+        for span in spans:
+            for places in (range(span.text_position - 1, -1, -1), range(span.text_position, len(ids))):
+                for place in takewhile(lambda n: found[n] or not self.words([ids[n]]).strip(), places):
+                    found[place] = True
         return found
 
     @cached_property

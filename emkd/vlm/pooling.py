@@ -13,6 +13,7 @@ were changed to.
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
 from emkd.errors import ModelError, UsageError
@@ -78,17 +79,22 @@ def _pooled_config(config: Any, window: int) -> Any:
     if family not in _CLASSES:
         return type(config)(**settings, vision_pool=window)
     kind = _CLASSES[family]
-    settings |= {"model_type": kind.config_class.model_type, "vision_pool": window, "architectures": [kind.__name__]}
+    settings |= {"model_type": kind.config_class.model_type, "vision_pool": window}
     return kind.config_class(**settings)
 
 
 def _with_config(model: Any, config: Any) -> Any:
-    """A model of another config that has the very weights of this one."""
+    """A model of another config that has the very weights of this one: their memory becomes its own."""
     kind = _CLASSES.get(model.config.model_type, type(model))
-    student = kind._from_config(config, dtype=model.dtype)
-    student.load_state_dict(model.state_dict(), strict=True)
+    with torch.device("meta"):
+        student = kind._from_config(config, dtype=model.dtype)
+    student.load_state_dict(model.state_dict(), strict=True, assign=True)
+    for name, buffer in model.named_buffers():  # those that no checkpoint has, too
+        module, _, own = name.rpartition(".")
+        setattr(student.get_submodule(module), own, buffer)
+    student.tie_weights()
     student.generation_config = model.generation_config
-    return student.to(model.device)
+    return student.train(model.training)
 
 
 # Fields of a config that count an image's (or a tile's) vision tokens.
@@ -96,7 +102,12 @@ _COUNTS = {"internvl": ("image_seq_length",), "gemma3": ("mm_tokens_per_image",)
 
 
 def _patches(config: Any) -> int:
-    """Patches of a tile's side."""
+    """Patches of a tile's side. ModelError for a tower that takes a picture in its own shape."""
+    if config.vision_config.model_type == "pixtral":
+        raise ModelError(
+            "--vision-pool averages square tiles, and a pixtral vision tower takes a picture in its own shape; train "
+            "it with the vision tokens that it has"
+        )
     size, patch = config.vision_config.image_size, config.vision_config.patch_size
     return int(size[0] // patch[0]) if isinstance(size, list | tuple) else int(size // patch)
 

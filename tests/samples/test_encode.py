@@ -1,5 +1,6 @@
 import pytest
 import torch
+from tokenizers.processors import TemplateProcessing
 
 from emkd.errors import SampleError
 from emkd.samples import Dataset
@@ -98,3 +99,30 @@ def test_an_answer_that_shares_a_token_with_the_prompt_is_refused(tmp_path):
     )
     with pytest.raises(SampleError, match="the token 'whatcat' is an answer only in part"):
         Encoder(processor, IMAGE)(sample(tmp_path, [tiny.turn("user", "what"), tiny.turn("assistant", "cat")]))
+
+
+def test_a_begin_token_is_no_part_of_an_image(tmp_path):
+    """It has no characters, and stands where those of an image begin."""
+    processor = tiny.new_processor()
+    processor.chat_template = processor.tokenizer.chat_template = (
+        tiny.TEMPLATE.replace("{{ m['role'] }}:", "{{ 'assistant:' if m['role'] == 'assistant' else '' }}")
+    ).replace("' <image>'", "'<image>'")
+    begin = processor.tokenizer.convert_tokens_to_ids("<end>")
+    processor.tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<end> $A", special_tokens=[("<end>", begin)]
+    )
+    rows = [{**tiny.rows()[0], "messages": [tiny.turn("user", "<image> what"), tiny.turn("assistant", "red")]}]
+    found = Encoder(processor, IMAGE)(Dataset(str(tiny.write_data(tmp_path / "rows.parquet", rows))).sample(0))
+    assert found.text_ids[0] == begin
+    assert not found.in_image.any()
+
+
+def test_less_of_the_text(tmp_path):
+    found = encoder()(Dataset(str(tiny.write_data(tmp_path / "rows.parquet"))).sample(4))
+    kept = torch.tensor(range(2, len(found.text_ids)))
+    less = found.with_text(kept)
+    assert torch.equal(less.text_ids, found.text_ids[2:])
+    assert torch.equal(less.text_ids[less.answer_positions], found.text_ids[found.answer_positions])
+    moved = [max(0, span.text_position - 2) for span in found.images]
+    assert [span.text_position for span in less.images] == moved
+    assert moved != [span.text_position for span in found.images]

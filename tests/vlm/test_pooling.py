@@ -4,13 +4,13 @@ import pytest
 import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from emkd.errors import UsageError
+from emkd.errors import ModelError, UsageError
 from emkd.samples import Dataset
 from emkd.samples.encode import Encoder
 from emkd.vlm import load
 from emkd.vlm.pooled_models import PooledLlavaForConditionalGeneration, pool_tokens
 from emkd.vlm.pooling import pooled
-from tests import tiny
+from tests import families, other_families, tiny
 
 
 def test_pooling_averages_windows():
@@ -97,3 +97,33 @@ def test_windows_that_do_not_divide_the_grid(student_path):
     student = load(str(student_path))
     with pytest.raises(UsageError, match=r"--vision-pool 3 does not divide this model's grid of 4 x 4"):
         pooled(student.model, student.processor, 3)
+
+
+def test_it_takes_over_the_models_memory_and_its_way_to_answer(student_path):
+    """No second copy of the weights, tied ones stay tied, and dropout stays as it was."""
+    plain = load(str(student_path))
+    plain.model.generation_config.max_new_tokens = 7
+    places = {name: weight.data_ptr() for name, weight in plain.model.named_parameters()}
+    changed = pooled(plain.model, plain.processor, 2)
+    assert {name: weight.data_ptr() for name, weight in changed.named_parameters()} == places
+    assert changed.generation_config.max_new_tokens == 7
+    assert not any(module.training for module in changed.modules())
+    assert not any(tensor.is_meta for tensor in (*changed.parameters(), *changed.buffers()))
+
+
+def test_a_tied_head_stays_tied(tmp_path):
+    config, processor = families.qwen2_vl(48)
+    config.text_config.tie_word_embeddings = config.tie_word_embeddings = True
+    plain = load(str(families.write(config, processor, tmp_path / "model", 1)))
+    assert plain.model.lm_head.weight is plain.model.get_input_embeddings().weight
+    changed = pooled(plain.model, plain.processor, 2)
+    assert changed.lm_head.weight is changed.get_input_embeddings().weight
+
+
+def test_a_tower_without_square_tiles_is_refused(tmp_path):
+    _, processor = other_families.mistral3(48)
+    config, _ = families.llava(48)
+    config.vision_config = other_families.mistral3(48)[0].vision_config
+    plain = load(str(families.write(config, processor, tmp_path / "model", 1)))
+    with pytest.raises(ModelError, match="a pixtral vision tower takes a picture in its own shape"):
+        pooled(plain.model, plain.processor, 2)
