@@ -179,7 +179,7 @@ class DistillationTrainer(Trainer):
         with self.accelerator.autocast():  # the LM head, too, which is outside of the model's forward
             losses = self.objective(model, self.student.model, inputs["inputs"], inputs["samples"], counts)
         named = {name: getattr(losses, name) for name in self.objective.weights.named}
-        self.meter.add(named, losses.retained_mass, losses.lacking_mass)
+        self.meter.add(named, losses.retained_mass, losses.lacking_mass, losses.answer_lacking_mass)
         # Data parallelism averages gradients over ranks; the counts are already those of all ranks.
         return losses.total * self.accelerator.num_processes
 

@@ -4,6 +4,7 @@ loss by name          as the step's total has it (see objective.py), mean over s
 matched_pairs         vision tokens that learnt from one of the teacher's, a step
 retained_mass         share of the teacher's probability that the cached top-k holds, mean over its vision tokens
 lacking_mass          share that it holds of ids which the student lacks, only where there are any
+answer_lacking_mass   the same for answer tokens
 waiting_share         of the time: waiting for data
 assignment_share      of the time: solving assignments
 samples_per_second    over all ranks, without evaluations and checkpoints
@@ -39,7 +40,9 @@ class Meter:
     losses: dict[str, torch.Tensor] = field(default_factory=dict)
     retained_mass: torch.Tensor | float = 0.0
     lacking_mass: torch.Tensor | float = 0.0
+    answer_lacking_mass: torch.Tensor | float = 0.0
     vision_tokens: int = 0
+    answer_tokens: int = 0
     steps: int = 0
     samples: int = 0
     pairs: int = 0
@@ -53,13 +56,21 @@ class Meter:
         self.steps += 1
         self._started = self._started or time.perf_counter()
 
-    def add(self, losses: Mapping[str, torch.Tensor], retained_mass: torch.Tensor, lacking_mass: torch.Tensor) -> None:
-        """Of a micro-batch: scalars by name, and twice [teacher's vision tokens]."""
+    def add(
+        self,
+        losses: Mapping[str, torch.Tensor],
+        retained_mass: torch.Tensor,
+        lacking_mass: torch.Tensor,
+        answer_lacking_mass: torch.Tensor,
+    ) -> None:
+        """Of a micro-batch: scalars by name, twice [teacher's vision tokens], and [answer tokens]."""
         for name, value in losses.items():
             self.losses[name] = self.losses.get(name, 0) + value.detach()
         self.retained_mass = self.retained_mass + retained_mass.sum()
         self.lacking_mass = self.lacking_mass + lacking_mass.sum()
         self.vision_tokens += len(retained_mass)
+        self.answer_lacking_mass = self.answer_lacking_mass + answer_lacking_mass.sum()
+        self.answer_tokens += len(answer_lacking_mass)
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -74,16 +85,18 @@ class Meter:
     def readings(self, add_up: Callable[[torch.Tensor], torch.Tensor], device: torch.device) -> dict[str, float]:
         """The numbers of a log line. `add_up` sums a float32 vector over ranks; all of them have to call this."""
         seconds = time.perf_counter() - (self._started or time.perf_counter())
-        masses = [float(self.retained_mass), float(self.lacking_mass)]
-        shared = [self.samples, self.pairs, self.skipped, self.vision_tokens, *masses]
+        masses = [float(mass) for mass in (self.retained_mass, self.lacking_mass, self.answer_lacking_mass)]
+        shared = [self.samples, self.pairs, self.skipped, self.vision_tokens, self.answer_tokens, *masses]
         spent = [self.waiting.seconds, self.assignment.seconds, seconds]
         own = [1.0, *shared, *spent, *map(float, self.losses.values())]
         sums = add_up(torch.tensor(own, dtype=torch.float32, device=device)).tolist()
-        ranks, samples, pairs, skipped, tokens, retained, lacking, waiting, assignment, seconds = sums[:10]
-        found = {name: value / self.steps for name, value in zip(self.losses, sums[10:], strict=True)}
+        ranks, samples, pairs, skipped, tokens, answers, retained, lacking, answer_lacking, *times = sums[:12]
+        waiting, assignment, seconds = times
+        found = {name: value / self.steps for name, value in zip(self.losses, sums[12:], strict=True)}
         if tokens:
             found |= {"matched_pairs": pairs / self.steps, "retained_mass": retained / tokens}
             found |= {"lacking_mass": lacking / tokens} if lacking else {}
             found |= {"assignment_share": assignment / seconds}
+        found |= {"answer_lacking_mass": answer_lacking / answers} if answer_lacking else {}
         found |= {"waiting_share": waiting / seconds, "samples_per_second": samples * ranks / seconds}
         return found | ({"skipped_rows": skipped} if skipped else {})

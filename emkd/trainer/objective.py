@@ -84,6 +84,7 @@ class Losses:
     sup, rld, vsd, vlad: each loss without its weight, for the log alone: they have no gradients, and are 0 where they
                    have no weight
     retained_mass, lacking_mass: [teacher's vision tokens of the micro-batch], for the log alone (see `TruncatedLogits`)
+    answer_lacking_mass: [answer tokens], where RLD has a weight
     """
 
     total: torch.Tensor
@@ -93,6 +94,7 @@ class Losses:
     vlad: torch.Tensor
     retained_mass: torch.Tensor
     lacking_mass: torch.Tensor
+    answer_lacking_mass: torch.Tensor
 
 
 class Objective:
@@ -154,6 +156,7 @@ class Objective:
         pairs = self.match(head, seen)
         total, sums = head_losses(head, self._parts(batch, seen, pairs, counts, hidden[0, :0]))
         none = total.new_zeros(())
+        answered = [one for one in batch if one.record is not None and self.weights.named.get("rld")]
         affinities = vlad_sum(seen, pairs) / counts.vision_samples if seen and self.weights.gamma else none
         return Losses(
             total=total + self.weights.gamma * affinities + connection,
@@ -163,6 +166,7 @@ class Objective:
             vlad=affinities.detach(),
             retained_mass=torch.cat([none[None][:0], *(s.teacher.vision.retained_mass() for s in seen)]),
             lacking_mass=torch.cat([none[None][:0], *(s.teacher.vision.lacking_mass() for s in seen)]),
+            answer_lacking_mass=torch.cat([none[None][:0], *(s.teacher.answer.lacking_mass() for s in answered)]),
         )
 
     def _hidden_states(

@@ -199,12 +199,12 @@ def test_ids_that_the_student_lacks_are_the_tails_and_their_mass_is_told(setting
     train_student(settings(whole, student=str(student), data=str(data), cache=str(cache)))
     opened = Cache.open(cache)
     records = [opened.record(n) for n in range(3)]
-    mass = [
-        torch.from_numpy(record.vision_logits).double().softmax(1)[torch.from_numpy(record.vision_ids) == 25]
-        for record in records
-    ]
-    (told,) = re.findall(r"lacking_mass ([0-9.e-]+)", capsys.readouterr().err)
-    assert float(told) == pytest.approx(float(torch.cat(mass).mean()), rel=1e-3)
+    said = capsys.readouterr().err
+    for kind, name in (("vision", r" lacking_mass"), ("answer", "answer_lacking_mass")):
+        fields = [(getattr(record, f"{kind}_ids"), getattr(record, f"{kind}_logits")) for record in records]
+        mass = [torch.from_numpy(logits).double().softmax(1)[torch.from_numpy(ids) == 25] for ids, logits in fields]
+        (told,) = re.findall(rf"{name} ([0-9.e-]+)", said)
+        assert float(told) == pytest.approx(float(torch.cat(mass).mean()), rel=1e-3)
     train_student(
         settings(whole, student=str(tiny.save_model(tmp_path / "s", seed=3, hidden=24)), output=tmp_path / "o")
     )
