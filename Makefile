@@ -33,7 +33,7 @@ check: lint types test
 
 # docs/families.md from the outcome of its tests.
 families: setup
-	$(RUN) $(BIN)/python -m tests.families_table
+	$(RUN) $(BIN)/python -m tests.families.table
 
 # About an hour, on a machine that does nothing else. The demonstration is made first where it is not there.
 bench: setup $(OUT)/results.json

@@ -1,4 +1,4 @@
-"""Checks on whole families are in tests/test_other_families.py."""
+"""Checks on whole families are in tests/families/test_others.py."""
 
 import pytest
 import torch

@@ -17,7 +17,7 @@ from emkd.trainer import TrainSettings, load_recipe, train_student, with_flags
 from emkd.vlm import load
 from emkd.vlm.compose import compose, save
 from tests import families, tiny
-from tests.test_families import ROWS
+from tests.families.naive import ROWS
 from tests.trainer.test_recipes import SHORT
 
 RECIPES = Path(__file__).parents[2] / "recipes"

@@ -10,7 +10,8 @@ from emkd.samples.encode import Encoder
 from emkd.vlm import load
 from emkd.vlm.pooled_models import PooledLlavaForConditionalGeneration, pool_tokens
 from emkd.vlm.pooling import pooled
-from tests import families, other_families, tiny
+from tests import families, tiny
+from tests.families import others
 
 
 def test_pooling_averages_windows():
@@ -121,9 +122,9 @@ def test_a_tied_head_stays_tied(tmp_path):
 
 
 def test_a_tower_without_square_tiles_is_refused(tmp_path):
-    _, processor = other_families.mistral3(48)
+    _, processor = others.mistral3(48)
     config, _ = families.llava(48)
-    config.vision_config = other_families.mistral3(48)[0].vision_config
+    config.vision_config = others.mistral3(48)[0].vision_config
     plain = load(str(families.write(config, processor, tmp_path / "model", 1)))
     with pytest.raises(ModelError, match="a pixtral vision tower takes a picture in its own shape"):
         pooled(plain.model, plain.processor, 2)

@@ -1,4 +1,4 @@
-"""Families that emkd was not written for, as `tests.families`: three that keep to the interface, and two that do not."""
+"""Families that emkd was not written for, as those of `tests.families`: three that keep to the interface, and two that do not."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -7,42 +7,38 @@ from emkd.cli import main
 from emkd.errors import ModelError
 from emkd.storage.cache import Cache
 from emkd.vlm import load
-from tests import families, other_families, tiny
-from tests.test_families import ROWS, STUDENT, TEACHER, check_losses
+from tests import families, tiny
+from tests.families import others
+from tests.families.naive import ROWS, STUDENT, TEACHER, check_losses
 
 # PaliGemma's processor raises it with NumPy 2, and a warning is an error here.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return tiny.write_data(tmp_path_factory.mktemp("data") / "rows.parquet", ROWS)
-
-
-@pytest.mark.parametrize("name", other_families.WORK)
+@pytest.mark.parametrize("name", others.WORK)
 def test_it_works_without_being_named(name, data, tmp_path):
     """The losses from the cache are those of both models in memory."""
-    build = other_families.WORK[name]
-    teacher = other_families.save(build, tmp_path / "teacher", **TEACHER)
-    student = other_families.save(build, tmp_path / "student", **STUDENT)
+    build = others.WORK[name]
+    teacher = others.save(build, tmp_path / "teacher", **TEACHER)
+    student = others.save(build, tmp_path / "student", **STUDENT)
     cache = Cache.open(tiny.make_cache(teacher, data, tmp_path / "cache"))
     assert (len(cache), cache.skipped.num_rows) == (len(ROWS), 0), cache.skipped.to_pylist()
     check_losses(load(str(student)), cache, data, load(str(teacher)), name)
 
 
-@pytest.mark.parametrize("name", other_families.REFUSED)
+@pytest.mark.parametrize("name", others.REFUSED)
 def test_a_teacher_that_does_not_keep_to_it_is_refused(name, data, tmp_path):
-    build, reason = other_families.REFUSED[name]
-    teacher = other_families.save(build, tmp_path / "teacher", **TEACHER)
+    build, reason = others.REFUSED[name]
+    teacher = others.save(build, tmp_path / "teacher", **TEACHER)
     with pytest.raises(ModelError, match=reason):
         tiny.make_cache(teacher, data, tmp_path / "cache")
 
 
-@pytest.mark.parametrize("name", other_families.REFUSED)
+@pytest.mark.parametrize("name", others.REFUSED)
 def test_so_is_a_student(name, data, tmp_path, capfd):
-    build, reason = other_families.REFUSED[name]
+    build, reason = others.REFUSED[name]
     teacher = families.save("llava", tmp_path / "teacher", **TEACHER)
-    student = other_families.save(build, tmp_path / "student", **STUDENT)
+    student = others.save(build, tmp_path / "student", **STUDENT)
     cache = tiny.make_cache(teacher, data, tmp_path / "cache")
     arguments = ["--student", student, "--data", data, "--cache", cache, "--output", tmp_path / "out"]
     with pytest.raises(SystemExit) as left:

@@ -6,7 +6,8 @@ from collections import Counter
 import pytest
 import transformers as hf
 
-from tests import families, families_table
+from tests import families
+from tests.families import table as families_table
 
 EXACT = families_table.EXACT
 
