@@ -124,8 +124,8 @@ def drive(n_shards: int) -> Figures:
     import ray
 
     from emkd.cluster import session
+    from emkd.interrupt import finish_on_interrupt
     from emkd.pipeline.cluster import RETRIES
-    from emkd.pipeline.interrupt import finish_on_interrupt
     from emkd.pipeline.progress import progress
     from emkd.pipeline.pull import pull
     from emkd.pipeline.worker import ShardReport
@@ -134,10 +134,16 @@ def drive(n_shards: int) -> Figures:
     at: dict[int, float] = {}
     with session(None, workers=1, gpus_per_worker=0):
         worker = ray.remote(max_restarts=-1, max_task_retries=RETRIES, num_cpus=1)(Instant).remote()
-        with progress(WARM_SHARDS, 250 * WARM_SHARDS) as show, finish_on_interrupt() as interrupt:
+        with (
+            progress(WARM_SHARDS, 250 * WARM_SHARDS) as show,
+            finish_on_interrupt("finishing the shards in hand") as interrupt,
+        ):
             pull([worker], range(WARM_SHARDS), interrupt, show)
         before, done, started, used = resident_mib(), 0, time.perf_counter(), time.process_time()
-        with progress(n_shards, 250 * n_shards) as show, finish_on_interrupt() as interrupt:
+        with (
+            progress(n_shards, 250 * n_shards) as show,
+            finish_on_interrupt("finishing the shards in hand") as interrupt,
+        ):
 
             def counted(report: ShardReport) -> None:
                 nonlocal done
