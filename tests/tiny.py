@@ -221,7 +221,7 @@ def make_cache(
     settings = JobSettings(teacher=str(teacher), data=str(data), cache=str(cache), **{**defaults, **chosen})
     dataset = Dataset(settings.data, settings.image_root)
     run, tokenizer = identify(settings, dataset)
-    run = run.in_first_format() if first_format else run
+    run = run.in_format(1) if first_format else run
     if extend:
         extend_cache(open_files(settings.cache), run, tokenizer, dataset.keyed_rows)
     files = create_cache(settings.cache, run, tokenizer)

@@ -72,23 +72,30 @@ def _encode_tokens(kind: str, ids: NDArray[np.int32], logits: NDArray[np.float32
     """ids and logits [n, k] of one kind of tokens."""
     stored = encode_logits(logits, manifest.logits_precision)
     ids, keys, stored = _ranked(ids, to_keys(stored), stored)
-    if not manifest.rearranged:
-        return {f"{kind}_ids": ids, f"{kind}_logits": stored}
+    return {f"{kind}_logits": by_rank(keys) if manifest.rearranged else stored} | _encode_ids(kind, ids, manifest)
+
+
+def _encode_ids(kind: str, ids: NDArray[np.int32], manifest: Manifest) -> Arrays:
+    if not manifest.splits_ids:
+        return {f"{kind}_ids": ids}
     low, high = split_ids(ids)
-    found: Arrays = {f"{kind}_ids_low": low, f"{kind}_logits": by_rank(keys)}
-    return found | {f"{kind}_ids_high": high} if manifest.vocabulary_size > 1 << LOW_BITS else found
+    wide = manifest.vocabulary_size > 1 << LOW_BITS
+    return {f"{kind}_ids_low": low} | ({f"{kind}_ids_high": high} if wide else {})
 
 
 def _decode_tokens(
     kind: str, arrays: Mapping[str, NDArray[Any]], manifest: Manifest
 ) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
-    precision = manifest.logits_precision
-    if not manifest.rearranged:
-        logits = decode_logits(arrays[f"{kind}_logits"], precision)
-        return arrays[f"{kind}_ids"].copy(), logits.copy() if precision == "float32" else logits
-    ids = join_ids(arrays[f"{kind}_ids_low"], arrays.get(f"{kind}_ids_high"))
-    stored = from_keys(from_ranks(arrays[f"{kind}_logits"]), logits_dtype(precision))
-    return ids, np.ascontiguousarray(decode_logits(stored, precision).T)
+    precision, stored = manifest.logits_precision, arrays[f"{kind}_logits"]
+    if manifest.rearranged:
+        keys = from_ranks(stored)
+        logits = np.ascontiguousarray(decode_logits(from_keys(keys, logits_dtype(precision)), precision).T)
+    else:
+        logits = decode_logits(stored, precision)
+        logits = logits.copy() if precision == "float32" else logits
+    if manifest.splits_ids:
+        return join_ids(arrays[f"{kind}_ids_low"], arrays.get(f"{kind}_ids_high")), logits
+    return arrays[f"{kind}_ids"].copy(), logits
 
 
 def _ranked(

@@ -14,11 +14,14 @@ samples share are there once), n_pairs is the sum of L * Nt over the samples; k,
     answer_ids_low, answer_ids_high, answer_logits as for vision tokens, with k'
     answer_tail_logsumexp   [n_answer]      float32
 
-Where nothing is rearranged (with lz4, and in format version 1) there are instead
+With lz4, and in format version 1, logits and affinity are not rearranged, and instead there are
 
-    vision_ids, answer_ids        [n, k]     int32
     vision_logits, answer_logits  [n, k]     uint16 (bfloat16), float16, float32 or int16 (multiples of a step)
     affinity                      [n_pairs]  each sample's [L, Nt], row by row
+
+In format version 1, and with lz4 in version 2, ids are in one array:
+
+    vision_ids, answer_ids        [n, k]     int32
 
 Chunks hold 16,384 tokens of a two-dimensional array (smaller ones read slower, larger ones cost memory) and 4 MiB of
 a one-dimensional one, or the whole array if it is smaller. Only codecs of the Zarr v3 core are used, so that any Zarr
@@ -88,29 +91,35 @@ class ArrayLayout:
 
 def array_layouts(manifest: Manifest) -> tuple[ArrayLayout, ...]:
     """The arrays of every shard of a cache, in the order of the module's table."""
-    if not manifest.rearranged:
-        return _plain_layouts(manifest)
     int32, float32 = np.dtype(np.int32), np.dtype(np.float32)
-    return (
+    layouts = [
         ArrayLayout(name="text_ids", axis="text", dtype=int32),
-        *_token_layouts("vision", manifest.top_k, manifest),
+        *_ids("vision", manifest.top_k, manifest),
+        _logits("vision", manifest.top_k, manifest),
         ArrayLayout(name="vision_tail_logsumexp", axis="vision", dtype=float32, attributes=_TAIL),
         ArrayLayout(name="vision_tail_mean", axis="vision", dtype=float32, attributes=_MEAN),
-        ArrayLayout(
-            name="affinity",
-            axis="affinity",
-            dtype=affinity_dtype(manifest.affinity_precision),
-            shuffle="noshuffle" if manifest.affinity_precision == "int8" else "bitshuffle",
-            attributes=_affinity_attributes(manifest),
-        ),
+        _affinity(manifest),
         ArrayLayout(name="answer_positions", axis="answer", dtype=int32, attributes=_PLACE),
-        *_token_layouts("answer", manifest.answer_top_k, manifest),
+        *_ids("answer", manifest.answer_top_k, manifest),
+        _logits("answer", manifest.answer_top_k, manifest),
         ArrayLayout(name="answer_tail_logsumexp", axis="answer", dtype=float32, attributes=_TAIL),
-    )
+    ]
+    return tuple(replace(layout, compression=_compression(manifest)) for layout in layouts)
 
 
-def _token_layouts(axis: Literal["vision", "answer"], k: int, manifest: Manifest) -> list[ArrayLayout]:
-    """ids and logits of one kind of tokens."""
+def _compression(manifest: Manifest) -> Compression:
+    return manifest.compression or "zstd"
+
+
+def _plain_shuffle(manifest: Manifest) -> Shuffle:
+    """Of what is not rearranged. With lz4 of bytes, not of bits: a little larger, and faster to put back."""
+    return "shuffle" if _compression(manifest) == "lz4" else "bitshuffle"
+
+
+def _ids(axis: Literal["vision", "answer"], k: int, manifest: Manifest) -> list[ArrayLayout]:
+    if not manifest.splits_ids:
+        shuffle = _plain_shuffle(manifest)
+        return [ArrayLayout(name=f"{axis}_ids", axis=axis, dtype=np.dtype(np.int32), width=k, shuffle=shuffle)]
     low = ArrayLayout(
         name=f"{axis}_ids_low",
         axis=axis,
@@ -126,48 +135,31 @@ def _token_layouts(axis: Literal["vision", "answer"], k: int, manifest: Manifest
         width=k,
         attributes={"meaning": f"id >> {LOW_BITS}"},
     )
-    logits = ArrayLayout(
+    return [low, high] if manifest.vocabulary_size > 1 << LOW_BITS else [low]
+
+
+def _logits(axis: Literal["vision", "answer"], k: int, manifest: Manifest) -> ArrayLayout:
+    stored = logits_dtype(manifest.logits_precision)
+    return ArrayLayout(
         name=f"{axis}_logits",
         axis=axis,
-        dtype=key_dtype(logits_dtype(manifest.logits_precision)),
+        dtype=key_dtype(stored) if manifest.rearranged else stored,
         width=k,
-        by_rank=True,
-        attributes=_key_attributes(manifest),
+        by_rank=manifest.rearranged,
+        shuffle="bitshuffle" if manifest.rearranged else _plain_shuffle(manifest),
+        attributes=_key_attributes(manifest) if manifest.rearranged else _logits_attributes(manifest),
     )
-    return [low, high, logits] if manifest.vocabulary_size > 1 << LOW_BITS else [low, logits]
 
 
-def _plain_layouts(manifest: Manifest) -> tuple[ArrayLayout, ...]:
-    """Those of which nothing is rearranged."""
-    int32, float32 = np.dtype(np.int32), np.dtype(np.float32)
-    compression = manifest.compression or "zstd"
-    k, answer_k = manifest.top_k, manifest.answer_top_k
-    # With lz4 of bytes, not of bits: a little larger, and faster to put back.
-    shuffle: Shuffle = "shuffle" if compression == "lz4" else "bitshuffle"
-    logits: dict[str, Any] = {
-        "dtype": logits_dtype(manifest.logits_precision),
-        "shuffle": shuffle,
-        "attributes": _logits_attributes(manifest),
-    }
-    layouts = [
-        ArrayLayout(name="text_ids", axis="text", dtype=int32),
-        ArrayLayout(name="vision_ids", axis="vision", dtype=int32, width=k, shuffle=shuffle),
-        ArrayLayout(name="vision_logits", axis="vision", width=k, **logits),
-        ArrayLayout(name="vision_tail_logsumexp", axis="vision", dtype=float32, attributes=_TAIL),
-        ArrayLayout(name="vision_tail_mean", axis="vision", dtype=float32, attributes=_MEAN),
-        ArrayLayout(
-            name="affinity",
-            axis="affinity",
-            dtype=affinity_dtype(manifest.affinity_precision),
-            shuffle="noshuffle" if (compression, manifest.affinity_precision) == ("zstd", "int8") else "bitshuffle",
-            attributes=_affinity_attributes(manifest),
-        ),
-        ArrayLayout(name="answer_positions", axis="answer", dtype=int32, attributes=_PLACE),
-        ArrayLayout(name="answer_ids", axis="answer", dtype=int32, width=answer_k, shuffle=shuffle),
-        ArrayLayout(name="answer_logits", axis="answer", width=answer_k, **logits),
-        ArrayLayout(name="answer_tail_logsumexp", axis="answer", dtype=float32, attributes=_TAIL),
-    ]
-    return tuple(replace(layout, compression=compression) for layout in layouts)
+def _affinity(manifest: Manifest) -> ArrayLayout:
+    plainly = (_compression(manifest), manifest.affinity_precision) == ("zstd", "int8")
+    return ArrayLayout(
+        name="affinity",
+        axis="affinity",
+        dtype=affinity_dtype(manifest.affinity_precision),
+        shuffle="noshuffle" if plainly else "bitshuffle",
+        attributes=_affinity_attributes(manifest),
+    )
 
 
 def group_attributes(manifest: Manifest, shard: int) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from emkd.storage.digest import canonical_json, sha256_hex
 from emkd.storage.plan import DatasetIdentity, Extension, Positive, ShardPlan, Stored
 from emkd.storage.precision import AffinityPrecision, LogitsPrecision
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 MANIFEST_NAME = "manifest.json"
 TOKENIZER_NAME = "tokenizer.json"
 
@@ -74,7 +74,7 @@ class TokenizerIdentity(Stored):
 class Manifest(Stored):
     """See the module. `top_k` ids are stored for a vision token, `answer_top_k` for an answer token.
 
-    `compression` is of all arrays, see `rearranged`. Format version 1 has no such field (None).
+    `compression` is of all arrays, see `rearranged` and `splits_ids`. Format version 1 has no such field (None).
     `dataset` and `plan` are those that the cache was begun with; `extensions`, in their order, are files of
     their own. Use `shards`, `rows`, `dataset_of` and so on, which know both.
     """
@@ -108,9 +108,14 @@ class Manifest(Stored):
 
     @property
     def rearranged(self) -> bool:
-        """Whether arrays are rearranged, so that they compress well. With lz4, which is there to be read fast, and in
-        format version 1 they are stored as they are."""
+        """Whether logits and affinity are rearranged, so that they compress well. With lz4, which is there to be read
+        fast, and in format version 1 they are stored as they are."""
         return self.compression == "zstd"
+
+    @property
+    def splits_ids(self) -> bool:
+        """Whether the lower bits of ids and those above them are two arrays: always, since format version 3."""
+        return self.rearranged or self.format_version > 2
 
     @property
     def vocabulary_size(self) -> int:
@@ -178,9 +183,9 @@ class Manifest(Stored):
         tokenizer = self.tokenizer.model_copy(update={"chat_template": None})
         return self.model_copy(update={"tokenizer": tokenizer})
 
-    def in_first_format(self) -> "Manifest":
-        """As it was written in format version 1, in which a cache that was begun so goes on."""
-        return self.model_copy(update={"format_version": 1, "compression": None})
+    def in_format(self, version: int) -> "Manifest":
+        """As an older format version has it, in which a cache that was begun so goes on."""
+        return self.model_copy(update={"format_version": version} | ({"compression": None} if version == 1 else {}))
 
     def to_bytes(self) -> bytes:
         """The content of manifest.json: indented JSON, keys sorted."""
@@ -226,7 +231,7 @@ def setting_conflicts(cache: Manifest, run: Manifest) -> list[str]:
 
 
 def _conflicts(cache: Manifest, run: Manifest, exclude: dict[str, Any]) -> list[str]:
-    run = run.in_first_format() if cache.format_version == 1 else run
+    run = run.in_format(cache.format_version)
     pair = (cache.model_dump(mode="json", exclude=exclude), run.model_dump(mode="json", exclude=exclude))
     return list(_differences("", *pair))
 

@@ -20,7 +20,7 @@ from emkd.storage.described import (
 from emkd.storage.digest import sha256_hex
 from emkd.storage.files import LocalFiles
 from emkd.storage.index import committed_shards, index_name, read_index, shard_of
-from emkd.storage.manifest import MANIFEST_NAME, TOKENIZER_NAME, Manifest, conflicts
+from emkd.storage.manifest import FORMAT_VERSION, MANIFEST_NAME, TOKENIZER_NAME, Manifest, conflicts
 from emkd.storage.verification import Damage
 
 _SHARD_OBJECT = re.compile(r"shards/(\d{6,})-.+")
@@ -88,7 +88,7 @@ def _check_plans(files: LocalFiles, damages: Sequence[Damage]) -> None:
 
 def _same_run(files: LocalFiles, run: Manifest, damaged: set[str]) -> Manifest:
     """The manifest that takes the place of a damaged one: the run's, or that with which an older version would have
-    begun the cache, without the chat template or in the first format. The first plan's shards were written under it,
+    begun the cache, without the chat template or in an older format. The first plan's shards were written under it,
     and the first extension extends it.
     """
     first = parse_extension(files, 1) if count_extensions(files) else None
@@ -96,8 +96,8 @@ def _same_run(files: LocalFiles, run: Manifest, damaged: set[str]) -> Manifest:
     for shard in committed_shards(files):
         if index_name(shard) not in damaged and (first is None or shard < first.first_shard):
             named[index_name(shard)] = read_index(files, shard).settings_sha256
-    older = [run.without_chat_template(), run.in_first_format(), run.without_chat_template().in_first_format()]
-    for manifest in older:
+    formats = [run.in_format(version) for version in range(FORMAT_VERSION, 0, -1)]
+    for manifest in (*formats, *(older.without_chat_template() for older in formats)):
         if named and set(named.values()) == {manifest.settings_sha256}:
             return manifest
     for name, settings_sha256 in named.items():

@@ -9,6 +9,7 @@ from emkd.cli import main
 from emkd.errors import CacheVersionError, DamagedCacheError, InputNotFoundError
 from emkd.inspection import inspect_cache
 from emkd.storage.cache import Cache
+from emkd.storage.manifest import FORMAT_VERSION
 from tests.inspection.made import write_cache
 from tests.storage.builders import make_cache, make_manifest, make_rows
 
@@ -133,11 +134,11 @@ def test_another_version_and_no_cache_stay_errors(cache, tmp_path):
     with pytest.raises(InputNotFoundError, match="no cache at"):
         inspect_cache(tmp_path / "nowhere")
     shutil.rmtree(cache)
-    make_cache(cache, make_manifest(format_version=3), sealed=False, shards=())
+    make_cache(cache, make_manifest(format_version=FORMAT_VERSION + 1), sealed=False, shards=())
     flip(cache / "tokenizer.json")
-    with pytest.raises(CacheVersionError, match="format version 3"):
+    with pytest.raises(CacheVersionError, match="format version 4"):
         inspect_cache(cache)
-    with pytest.raises(CacheVersionError, match="format version 3"):
+    with pytest.raises(CacheVersionError, match="format version 4"):
         inspect_cache(cache, verify_bytes=True)
 
 

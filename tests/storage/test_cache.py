@@ -20,6 +20,7 @@ from emkd.errors import (
 )
 from emkd.storage.cache import Cache, create_cache
 from emkd.storage.index import commit_shard
+from emkd.storage.manifest import FORMAT_VERSION
 from emkd.storage.plan import ShardPlan
 from emkd.storage.record import CapturedRow, RowHint
 from emkd.storage.seal import seal
@@ -110,9 +111,9 @@ def test_an_unsealed_cache_opens_only_when_asked(tmp_path):
 
 def test_a_newer_cache_says_so(tmp_path):
     make_cache(tmp_path, sealed=False)
-    value = json.loads((tmp_path / "manifest.json").read_text()) | {"format_version": 3}
+    value = json.loads((tmp_path / "manifest.json").read_text()) | {"format_version": FORMAT_VERSION + 1}
     (tmp_path / "manifest.json").write_text(json.dumps(value))
-    with pytest.raises(CacheVersionError, match="format version 3; this emkd reads versions up to 2"):
+    with pytest.raises(CacheVersionError, match="format version 4; this emkd reads versions up to 3"):
         Cache.open(tmp_path, partial=True)
 
 

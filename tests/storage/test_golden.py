@@ -1,7 +1,8 @@
 """A small cache of each format version, kept for ever: what was written once stays readable.
 
 golden/v<n>/ was made by `make_golden` when version n was the newest, and golden/v<n>.json holds its records as plain
-numbers. Run `python -m tests.storage.test_golden` to make those of a new format version; never replace the old ones.
+numbers; v<n>-lz4 is another one, compressed with lz4, where that has arrays of its own. Run `python -m
+tests.storage.test_golden` to make those of a new format version; never replace the old ones.
 """
 
 import json
@@ -22,6 +23,7 @@ from .builders import TOKENIZER_JSON, array_fields, make_manifest, make_record, 
 
 GOLDEN = Path(__file__).parent / "golden"
 VERSIONS = range(1, FORMAT_VERSION + 1)
+NAMES = [f"v{version}" for version in VERSIONS] + [f"v{version}-lz4" for version in VERSIONS if version > 1]
 
 
 def golden_rows(manifest, shard):
@@ -47,10 +49,10 @@ def wide(record):
     return replace(record, affinity=cosines, **ids)
 
 
-def make_golden() -> None:
+def make_golden(name: str, compression: str) -> None:
     """Of the present version. The records are exact as they come back."""
-    manifest = make_manifest(n_rows=3, rows_per_shard=2, n_tokens=140_000)
-    folder = GOLDEN / f"v{FORMAT_VERSION}"
+    manifest = make_manifest(n_rows=3, rows_per_shard=2, n_tokens=140_000, compression=compression)
+    folder = GOLDEN / name
     files = create_cache(folder, manifest, TOKENIZER_JSON)
     rows = {shard: golden_rows(manifest, shard) for shard in range(2)}
     for shard, captured in rows.items():
@@ -63,19 +65,20 @@ def make_golden() -> None:
         for row in captured
         if row.record is not None
     ]
-    (GOLDEN / f"v{FORMAT_VERSION}.json").write_text(json.dumps(expected) + "\n")
+    (GOLDEN / f"{name}.json").write_text(json.dumps(expected) + "\n")
 
 
-def test_there_is_one_of_each_version():
-    assert {path.name for path in GOLDEN.iterdir() if path.is_dir()} == {f"v{version}" for version in VERSIONS}
+def test_there_are_those_of_each_version():
+    assert {path.name for path in GOLDEN.iterdir() if path.is_dir()} == set(NAMES)
 
 
-@pytest.mark.parametrize("version", VERSIONS)
-def test_every_format_version_stays_readable(version):
-    expected = json.loads((GOLDEN / f"v{version}.json").read_text())
-    assert verify(GOLDEN / f"v{version}") == []
-    cache = Cache.open(GOLDEN / f"v{version}")
-    assert cache.manifest.format_version == version
+@pytest.mark.parametrize("name", NAMES)
+def test_every_format_version_stays_readable(name):
+    expected = json.loads((GOLDEN / f"{name}.json").read_text())
+    assert verify(GOLDEN / name) == []
+    cache = Cache.open(GOLDEN / name)
+    compression = None if name == "v1" else "lz4" if name.endswith("-lz4") else "zstd"
+    assert (f"v{cache.manifest.format_version}", cache.manifest.compression) == (name.split("-")[0], compression)
     assert cache.tokenizer_json == TOKENIZER_JSON
     assert cache.n_samples == len(expected)
     assert cache.skipped["reason"].to_pylist() == ["no_answer"]
@@ -84,9 +87,10 @@ def test_every_format_version_stays_readable(version):
         assert record.key == numbers["key"]
         images = json.loads(json.dumps([vars(span) for span in record.images]))
         assert images == numbers["images"]
-        for name, array in array_fields(record).items():
-            np.testing.assert_array_equal(array, np.array(numbers[name], array.dtype), err_msg=name)
+        for field, array in array_fields(record).items():
+            np.testing.assert_array_equal(array, np.array(numbers[field], array.dtype), err_msg=field)
 
 
 if __name__ == "__main__":
-    make_golden()
+    make_golden(f"v{FORMAT_VERSION}", "zstd")
+    make_golden(f"v{FORMAT_VERSION}-lz4", "lz4")

@@ -14,7 +14,7 @@ from emkd.storage.cache import Cache, create_cache, verify
 from emkd.storage.extend import extend_cache
 from emkd.storage.files import LocalFiles
 from emkd.storage.index import commit_shard, missing_shards, read_index
-from emkd.storage.manifest import Manifest
+from emkd.storage.manifest import FORMAT_VERSION, Manifest
 from emkd.storage.repair import withdraw
 from emkd.storage.seal import seal
 from emkd.storage.shard import write_shard
@@ -47,7 +47,7 @@ RUN = with_template(make_manifest(n_rows=3, rows_per_shard=2, logits="bfloat16",
 @pytest.fixture
 def older(tmp_path) -> LocalFiles:
     """A sealed cache as those versions wrote it: byte for byte, but for the manifest's field of null."""
-    manifest = RUN.without_chat_template().in_first_format()
+    manifest = RUN.without_chat_template().in_format(1)
     files = create_cache(tmp_path / "cache", manifest, TOKENIZER_JSON)
     value = json.loads(files.read("manifest.json"))
     del value["tokenizer"]["chat_template"], value["compression"]
@@ -109,7 +109,7 @@ def test_a_job_that_was_killed_before_its_seal_ends_with_the_same_bytes(older):
 def test_records_of_both_formats_are_the_same(older, tmp_path):
     """What a shard of the first format gives back is what the same rows give back today."""
     today = make_cache(tmp_path / "today", RUN, skip=(2,))
-    assert Cache.open(today.root).manifest.format_version == 2
+    assert Cache.open(today.root).manifest.format_version == FORMAT_VERSION
     for i in range(2):
         then, now = Cache.open(older.root).record(i), Cache.open(today.root).record(i)
         assert (then.key, then.images) == (now.key, now.images)
@@ -157,3 +157,25 @@ def test_a_damaged_manifest_comes_back_without_a_template(older, extended):
     complete(older)
     assert verify(older.root) == []
     assert read_index(older, 0).attempt == "a0"
+
+
+@pytest.mark.parametrize("compression", ["zstd", "lz4"])
+def test_the_second_format_is_gone_on_with(tmp_path, compression):
+    """Begun by an older emkd, killed, its manifest damaged, and gone on with by a run of today: in that format."""
+    run = make_manifest(n_rows=3, rows_per_shard=2, compression=compression, n_tokens=140_000)
+    second = run.in_format(2)
+    files = make_cache(tmp_path / "cache", second, sealed=False, shards=(0,))
+    before = contents(files)
+    create_cache(files.root, run, TOKENIZER_JSON)
+    (files.root / "manifest.json").write_bytes(b"{")
+    withdraw(files, verify(files.root), run, TOKENIZER_JSON)
+    complete(files)
+    assert verify(files.root) == []
+    assert {name: data for name, data in contents(files).items() if name in before} == before
+    cache = Cache.open(files.root)
+    assert (cache.manifest.format_version, cache.manifest.compression) == (2, compression)
+    arrays = [set(cache.read_shard(shard).arrays) for shard in cache.shards]
+    assert all(("vision_ids" in names) == (compression == "lz4") for names in arrays)
+    for shard in cache.shards:
+        for number, row in zip(cache.samples_of_shard(shard), make_rows(run, shard), strict=False):
+            np.testing.assert_array_equal(cache.record(number).vision_ids, row.record.vision_ids)
