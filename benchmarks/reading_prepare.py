@@ -13,7 +13,7 @@ from synthetic_records import N_ANSWER, V, sample_rows, tile_pool
 
 from emkd.storage import Manifest, commit_shard, create_cache
 from emkd.storage.digest import sha256_hex
-from emkd.storage.manifest import ImageProcessorIdentity, TeacherIdentity, TokenizerIdentity
+from emkd.storage.manifest import FORMAT_VERSION, ImageProcessorIdentity, TeacherIdentity, TokenizerIdentity
 from emkd.storage.plan import DatasetFile, DatasetIdentity, ShardPlan
 from emkd.storage.seal import seal
 from emkd.storage.shard import ShardWriter
@@ -49,8 +49,8 @@ def environment(kept: bool = False) -> dict[str, str]:
 
 
 def prepare(work: Path, n_shards: int, per_shard: int) -> None:
-    """Write all forms; what is complete already is kept if it has as many samples."""
-    about = {"k": K, "shards": n_shards, "per_shard": per_shard}
+    """Write all forms; what is complete already is kept if it has as many samples and is of the present format."""
+    about = {"k": K, "shards": n_shards, "per_shard": per_shard, "format_version": FORMAT_VERSION}
     if (work / "complete").exists() and json.loads((work / "about.json").read_text()) == about:
         return
     work.mkdir(parents=True)  # an error where there is something else
