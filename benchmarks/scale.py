@@ -112,7 +112,7 @@ def seal_again(folder: Path) -> Figures:
 class Instant:
     """A teacher that needs no time."""
 
-    def capture_shard(self, number: int) -> Any:
+    def capture_shard(self, number: int, following: int | None = None) -> Any:
         from emkd.pipeline.worker import ShardReport
 
         counts = dict.fromkeys(("n_skipped", "n_halved", "n_shared", "n_different"), 0)

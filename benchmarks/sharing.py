@@ -67,7 +67,7 @@ class Rows:
         shared = SharedImages(self.manifest.teacher.dtype) if sharing else None
         started = time.process_time()
         writer = ShardWriter(self.files, 0, attempt, self.manifest)
-        for row in teacher.captured(self.dataset, range(ROWS), shared):
+        for row in teacher.captured(teacher.reading(self.dataset, range(ROWS)), shared):
             writer.add(row)
         index = writer.finish()
         seconds = time.process_time() - started

@@ -1,9 +1,10 @@
 """The teacher's way to the cache.
 
 Reading order: settings.py (what the user chooses), identify.py (the manifest), batching.py, topk.py, memory.py (what
-to do when it runs out), capture.py (rows to records, no Ray), behind.py (what goes on behind the next pass), worker.py
-(one shard after the other), job.py (the whole job), cluster.py (Ray), pull.py (workers and shards), interrupt.py
-(Ctrl-C), for_student.py, preflight.py and sizes.py (size and time beforehand), progress.py (what is told on the way).
+to do when it runs out), reading.py (rows before their pass), capture.py (rows to records, no Ray), shared.py (images
+that rows have in common), behind.py (what goes on behind the next pass), worker.py (one shard after the other), job.py
+(the whole job), cluster.py (Ray), pull.py (workers and shards), for_student.py, preflight.py and sizes.py (size and
+time beforehand), progress.py (what is told on the way).
 """
 
 from typing import TYPE_CHECKING, Any

@@ -1,7 +1,7 @@
 """One thread that takes what another makes, in the same order, while that goes on: encoding behind the next forward.
 
     with Behind(writer.add, size_of, held_bytes) as behind:
-        for row in teacher.captured(dataset, rows):
+        for row in teacher.captured(reading):
             behind.put(row)
     # every row has been added by now
 

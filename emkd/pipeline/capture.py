@@ -1,9 +1,9 @@
 """The teacher's pass over the rows of a shard: samples in, records out. No Ray here; runs on any device.
 
-    rows --Encoder--> Encoded --batches--> one forward each --top-k in chunks on the device--> Record
+    Reading --batches--> one forward each --top-k in chunks on the device--> Record
 
-A row that cannot be used becomes a CapturedRow with its reason, and costs no other row. A batch that does not fit
-the memory is halved until it does; which rows went through that is in their CapturedRow.
+A row that cannot be used is a CapturedRow with its reason (see `reading`), and costs no other row. A batch that does
+not fit the memory is halved until it does; which rows went through that is in their CapturedRow.
 """
 
 from collections import deque
@@ -15,13 +15,14 @@ import torch
 
 from emkd.errors import ModelError, SampleError
 from emkd.pipeline.batching import batches
-from emkd.pipeline.memory import free_memory, rows_that_fit, unless_out_of_memory
+from emkd.pipeline.memory import OUT_OF_MEMORY, free_memory, rows_that_fit, unless_out_of_memory
+from emkd.pipeline.reading import Reading, Row, skipped_row
 from emkd.pipeline.shared import SharedImages
 from emkd.pipeline.topk import TopK, top_k_in_chunks
 from emkd.samples.dataset import Dataset
 from emkd.samples.encode import Encoded, Encoder
 from emkd.storage.precision import STEPS
-from emkd.storage.record import CapturedRow, Record, RowHint
+from emkd.storage.record import CapturedRow, Record
 from emkd.vlm.affinity import affinity
 from emkd.vlm.forward import collate, head_logits, last_hidden_state, lm_logits, to_model
 from emkd.vlm.loading import VisionLanguageModel
@@ -34,8 +35,6 @@ STORED_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16} | dict.fr
 )
 
 NOT_FINITE = "not-finite"
-
-Row = tuple[RowHint, Encoded]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,46 +76,30 @@ class Teacher:
         return None
 
     def capture(self, dataset: Dataset, rows: Iterable[int], shared: SharedImages | None = None) -> list[CapturedRow]:
-        """As `captured`, in the order of the rows."""
+        """As `captured`, of rows that are read now, and in their order."""
         order = list(rows)
-        found = {result.hint.row: result for result in self.captured(dataset, order, shared)}
+        found = {result.hint.row: result for result in self.captured(self.reading(dataset, order), shared)}
         return [found[row] for row in order]
 
-    def captured(
-        self, dataset: Dataset, rows: Iterable[int], shared: SharedImages | None = None
-    ) -> Iterator[CapturedRow]:
+    def reading(self, dataset: Dataset, rows: Iterable[int]) -> Reading:
+        """The rows as this teacher is fed with them; none of them is read yet."""
+        return Reading(self.encoder, dataset, rows)
+
+    def captured(self, reading: Reading, shared: SharedImages | None = None) -> Iterator[CapturedRow]:
         """One CapturedRow for each row as soon as it is done: first those that cannot be read, then batch by batch.
 
+        reading: what is missing of it is read first: batches are a function of all lengths, and a pass takes the
+            longest first
         shared: gives rows of one image the same numbers;  without it each has its own
-
-        All rows are read first: batches are a function of all lengths, and a pass takes the longest first.
         """
-        texts: dict[int, str] = {}
-        usable: list[Row] = []
-        for row in rows:
-            texts[row] = dataset.text_sha256(row)
-            skipped = self._read(dataset, row, usable)
-            if skipped is not None:
-                yield replace(skipped, text_sha256=texts[row])
-        keys = {hint.row: item.image_keys for hint, item in usable}
+        reading.advance()
+        yield from reading.skipped
+        keys = {hint.row: item.image_keys for hint, item in reading.usable}
         if shared is not None:
             shared.expect(key for images in keys.values() for key in images)
-        for result in self._capture_encoded(usable):
+        for result in self._capture_encoded(reading.usable):
             unified = result if shared is None else shared.apply(result, keys[result.hint.row])
-            yield replace(unified, text_sha256=texts[result.hint.row])
-
-    def _read(self, dataset: Dataset, row: int, usable: list[Row]) -> CapturedRow | None:
-        """Adds the row as the teacher is fed with it to the usable ones, or says why it cannot be."""
-        hint, key = RowHint(row=row, id=""), ""
-        try:
-            hint = RowHint(row=row, id=dataset.row_id(row))
-            with rows_that_fit():
-                sample = dataset.sample(row)
-                key = sample.key
-                usable.append((hint, self.encoder(sample)))
-            return None
-        except SampleError as error:
-            return _skipped(hint, key, error)
+            yield replace(unified, text_sha256=reading.texts[result.hint.row])
 
     def _capture_encoded(self, usable: list[Row]) -> Iterator[CapturedRow]:
         """Batch by batch; `usable` is emptied, so that the pixels of a batch go when it is done."""
@@ -151,7 +134,7 @@ class Teacher:
                 first = self._capture_batch(batch[:half], halvings + 1)
                 return first + self._capture_batch(batch[half:], halvings + 1)
             ((hint, item),) = batch
-            results = [_skipped(hint, item.key, does_not_fit(item))]
+            results = [skipped_row(hint, item.key, does_not_fit(item))]
         return [replace(result, halvings=halvings) for result in results]
 
     @torch.inference_mode()
@@ -164,7 +147,7 @@ class Teacher:
                 record = self._record(item, States.of(item, states))
                 results.append(CapturedRow(hint=hint, key=item.key, record=record))
             except SampleError as error:
-                results.append(_skipped(hint, item.key, error))
+                results.append(skipped_row(hint, item.key, error))
         return results
 
     @torch.inference_mode()
@@ -235,7 +218,7 @@ def _check_shape(ids: torch.Tensor, hidden: torch.Tensor) -> None:
 def does_not_fit(item: Encoded) -> SampleError:
     """A sample that is too large for the memory by itself."""
     return SampleError(
-        "out-of-memory",
+        OUT_OF_MEMORY,
         f"{item.n_tokens} tokens ({item.n_vision} of vision) do not fit the device's memory even alone; take a device "
         "with more memory, --attn-implementation sdpa where it is eager, or a smaller image",
     )
@@ -244,10 +227,6 @@ def does_not_fit(item: Encoded) -> SampleError:
 def _check_finite(what: str, tensor: torch.Tensor) -> None:
     if not bool(tensor.isfinite().all()):
         raise SampleError(NOT_FINITE, f"{what} are not finite ({int((~tensor.isfinite()).sum())} of {tensor.numel()})")
-
-
-def _skipped(hint: RowHint, key: str, error: SampleError) -> CapturedRow:
-    return CapturedRow(hint=hint, key=key, record=None, reason=error.reason, detail=error.detail)
 
 
 def _int32(tensor: torch.Tensor) -> np.ndarray:

@@ -22,6 +22,7 @@ T = TypeVar("T")
 # torch's CPU allocator has no error class of its own. "[enforce fail at alloc_cpu.cpp:127] err == 0.
 # DefaultCPUAllocator: can't allocate memory: you tried to allocate N bytes. Error code 12 (Cannot allocate memory)"
 CPU_ALLOCATOR = "DefaultCPUAllocator: can't allocate memory"
+OUT_OF_MEMORY = "out-of-memory"  # the reason of a row that does not fit by itself
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -62,7 +63,7 @@ def rows_that_fit() -> Iterator[None]:
             raise
         said = str(error).partition("\n")[0]
         raise SampleError(
-            "out-of-memory",
+            OUT_OF_MEMORY,
             f"the row does not fit this machine's main memory ({said or type(error).__name__}); make its images "
             "smaller, or run fewer workers on a machine",
         ) from None

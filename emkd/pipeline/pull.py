@@ -8,6 +8,7 @@ Of a shard that is done nothing is kept but that it was, and of a failed one its
 driver nor the time that it takes for a shard grows with their number (`python benchmarks/scale.py`).
 """
 
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -45,23 +46,50 @@ class Outcome:
         self.full = self.full or isinstance(error, CacheWriteError)
 
 
+class Shards:
+    """Who does which shard: each worker has one in hand and reads the rows of its next one meanwhile.
+
+    A worker that is idle while none is left takes one that another worker would have done next.
+    """
+
+    def __init__(self, shards: Sequence[int]) -> None:
+        self._waiting = deque(shards)
+        self._next: dict[Any, int] = {}
+
+    def __len__(self) -> int:
+        """Shards that nobody has in hand."""
+        return len(self._waiting) + len(self._next)
+
+    def left(self) -> list[int]:
+        return sorted([*self._waiting, *self._next.values()])
+
+    def give(self, worker: Any) -> tuple[int, int | None]:
+        """The shard that the worker does now, and the one to read meanwhile, where there is one."""
+        number = self._next.pop(worker, None)
+        if number is None:
+            number = self._waiting.popleft() if self._waiting else self._next.popitem()[1]
+        if self._waiting:
+            self._next[worker] = self._waiting.popleft()
+        return number, self._next.get(worker)
+
+
 def pull(
     workers: Sequence[Any], shards: Sequence[int], interrupt: Interrupt, show: Callable[[ShardReport], None]
 ) -> Outcome:
     """Give each worker its next shard when it is done with one; returns when nothing is in hand any more."""
     outcome = Outcome()
     running: dict[Any, tuple[int, Any]] = {}
-    idle, begun, in_a_row = list(workers), 0, 0
+    idle, to_do, in_a_row = list(workers), Shards(shards), 0
 
     def goes_on() -> bool:
         stops = interrupt.asked or outcome.full or in_a_row >= FAILURES_IN_A_ROW
-        return begun < len(shards) and not stops
+        return len(to_do) > 0 and not stops
 
     while running or goes_on():
         while idle and goes_on():
-            worker, number = idle.pop(), shards[begun]
-            begun += 1
-            running[worker.capture_shard.remote(number)] = (number, worker)
+            worker = idle.pop()
+            number, following = to_do.give(worker)
+            running[worker.capture_shard.remote(number, following)] = (number, worker)
         finished, _ = ray.wait(list(running), num_returns=1, timeout=POLL_SECONDS)
         for reference in finished:
             number, worker = running.pop(reference)
@@ -75,6 +103,6 @@ def pull(
                 outcome.n_done += 1
                 in_a_row = 0
                 show(report)
-    outcome.left = list(shards[begun:])
+    outcome.left = to_do.left()
     outcome.interrupted = interrupt.asked
     return outcome

@@ -16,6 +16,7 @@ import numpy as np
 from emkd.errors import DataMismatchError, ModelError
 from emkd.pipeline.behind import Behind
 from emkd.pipeline.capture import CaptureSettings, Teacher
+from emkd.pipeline.reading import ReadAhead, Reading
 from emkd.pipeline.settings import JobSettings
 from emkd.pipeline.shared import SharedImages
 from emkd.pipeline.sizes import Sizes, measure
@@ -32,6 +33,8 @@ from emkd.vlm.loading import VisionLanguageModel, load
 
 # Of records that wait to be encoded: the rows of several batches, but of very large samples not many.
 HELD_BYTES = 256 * 2**20
+# Of pixels that wait for their shard's turn: those of a few hundred pictures in tiles.
+AHEAD_BYTES = 2 * 2**30
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +74,7 @@ class CaptureWorker:
         self.settings, self.manifest = settings, manifest
         self._teacher: Teacher | None = None
         self._dataset: Dataset | None = None
+        self._ahead = ReadAhead(self._reading, AHEAD_BYTES)
 
     def preflight(self, rows: Sequence[int]) -> Preflight:
         """Sends some rows through everything, into a folder that is thrown away."""
@@ -87,15 +91,22 @@ class CaptureWorker:
             end_token=end_token(teacher.vlm.processor) is not None,
         )
 
-    def capture_shard(self, number: int) -> ShardReport:
-        """Captures, writes and commits one shard of the plan."""
+    def capture_shard(self, number: int, following: int | None = None) -> ShardReport:
+        """Captures, writes and commits one shard of the plan.
+
+        following: the shard that will be asked for next, whose rows are read meanwhile; another one may be, too
+        """
         teacher, dataset = self._loaded()
         self._check_dataset(dataset, self.manifest.source(number))
         started = time.perf_counter()
         files = open_files(self.settings.cache)
         counts: Counter[str] = Counter()
         shared = SharedImages(self.manifest.teacher.dtype)
-        captured = teacher.captured(dataset, self.manifest.rows(number), shared)
+        reading = self._ahead.take(number)
+        reading.advance()
+        if following is not None:
+            self._ahead.begin(following)
+        captured = teacher.captured(reading, shared)
         index = self._write(files, number, _counted(captured, counts))
         return ShardReport(
             number=number,
@@ -108,6 +119,10 @@ class CaptureWorker:
             n_bytes=stored_bytes(index),
             seconds=time.perf_counter() - started,
         )
+
+    def _reading(self, number: int) -> Reading:
+        teacher, dataset = self._loaded()
+        return teacher.reading(dataset, self.manifest.rows(number))
 
     def _write(self, files: LocalFiles, number: int, captured: Iterable[CapturedRow]) -> ShardIndex:
         """Encodes and writes rows behind the teacher's next pass. Of what fails or is interrupted nothing is left."""

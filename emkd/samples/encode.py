@@ -64,6 +64,11 @@ class Encoded:
         return int(self.vision_mask.sum())
 
     @property
+    def n_bytes(self) -> int:
+        """Of the inputs, nearly all of it pixels."""
+        return sum(tensor.nbytes for tensor in self.inputs.values())
+
+    @property
     def predicting_positions(self) -> torch.Tensor:
         """[A] full-sequence positions p - 1 whose logits predict the answer tokens."""
         return self.text_positions[self.answer_positions] - 1

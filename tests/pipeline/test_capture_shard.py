@@ -80,7 +80,7 @@ def test_rows_come_as_their_batches_are_done(worker):
     teacher, dataset = worker._loaded()
     passes, seen = [], []
     teacher.vlm.model.model.register_forward_pre_hook(lambda module, args: passes.append(None))
-    for result in teacher.captured(dataset, range(ROWS)):
+    for result in teacher.captured(teacher.reading(dataset, range(ROWS))):
         seen.append((len(passes), result.hint.row))
     assert seen == [(n, row) for n, rows in enumerate(LONGEST_FIRST, start=1) for row in rows]
     order = [5, 0, 11, 4]
@@ -92,7 +92,7 @@ def test_rows_that_cannot_be_read_come_before_the_first_pass(teacher_path, tmp_p
     rows[1]["images"][0] = b"broken"
     made = begin(teacher_path, tiny.write_data(tmp_path / "rows.parquet", rows), tmp_path / "cache")
     teacher, dataset = made._loaded()
-    found = teacher.captured(dataset, range(6))
+    found = teacher.captured(teacher.reading(dataset, range(6)))
     first = next(found)
     assert (first.hint.row, first.reason) == (1, "image-broken")
     assert first.text_sha256 == dataset.text_sha256(1)
@@ -104,7 +104,9 @@ def test_a_shard_is_what_a_writer_makes_of_all_its_rows_at_once(worker, tmp_path
     files = LocalFiles(tmp_path / "cache")
     teacher, dataset = worker._loaded()
     writer = ShardWriter(files, 0, "at-once", worker.manifest)
-    for row in list(teacher.captured(dataset, range(ROWS), SharedImages(worker.manifest.teacher.dtype))):
+    for row in list(
+        teacher.captured(teacher.reading(dataset, range(ROWS)), SharedImages(worker.manifest.teacher.dtype))
+    ):
         writer.add(row)
     at_once = writer.finish()
     found = read_index(files, 0)
@@ -191,7 +193,7 @@ def test_pixels_and_records_go_with_their_batch(worker):
     teacher.encoder = Watched(encoder.processor, encoder.image_token_id, encoder.max_length)
     teacher.encoder.made, records, waiting = [], [], []
     last = {rows[-1]: rows for rows in LONGEST_FIRST}
-    for result in teacher.captured(dataset, range(ROWS)):
+    for result in teacher.captured(teacher.reading(dataset, range(ROWS))):
         records.append(weakref.ref(result.record))
         if result.hint.row in last:
             waiting.append(sum(ref() is not None for ref in teacher.encoder.made))

@@ -21,7 +21,7 @@ class Told:
     def __init__(self, ends: dict[int, Exception]) -> None:
         self.ends = ends
 
-    def capture_shard(self, number: int) -> ShardReport:
+    def capture_shard(self, number: int, following: int | None = None) -> ShardReport:
         if number in self.ends:
             raise self.ends[number]
         return ShardReport(

@@ -1,0 +1,111 @@
+"""The rows of a shard as the teacher is fed with them, read while it is busy with the shard before.
+
+    rows --Dataset, Encoder--> Reading --Teacher.captured--> records
+
+Decoding pictures and preparing pixels may take as long as the teacher's pass, on a processor that has little else to
+do. A row that cannot be used becomes a CapturedRow with its reason, and costs no other row.
+"""
+
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+
+from emkd.errors import SampleError
+from emkd.pipeline.memory import OUT_OF_MEMORY, rows_that_fit
+from emkd.samples.dataset import Dataset
+from emkd.samples.encode import Encoded, Encoder
+from emkd.storage.record import CapturedRow, RowHint
+
+Row = tuple[RowHint, Encoded]
+
+
+class Reading:
+    """Some rows of a dataset, read as far as `advance` got.
+
+    usable:  what the teacher is fed with, in the order of the rows
+    skipped: the rows that cannot be used
+    texts:   of each row, the hash of its texts
+    n_bytes: of the usable rows' tensors, nearly all of it pixels
+    """
+
+    def __init__(self, encoder: Encoder, dataset: Dataset, rows: Iterable[int]) -> None:
+        self._encoder, self._dataset, self._rows = encoder, dataset, list(rows)
+        self._n_read = 0
+        self.usable: list[Row] = []
+        self.skipped: list[CapturedRow] = []
+        self.texts: dict[int, str] = {}
+        self.n_bytes = 0
+        self.stopped = False  # set by another thread: `advance` returns after the row in hand
+
+    def advance(self, limit: int | None = None) -> None:
+        """Reads on to the last row.
+
+        limit: returns earlier, once more bytes than these are held, or where the memory that somebody else uses now
+            is missing: such a row is not skipped, but read again by the next call
+        """
+        while self._n_read < len(self._rows) and not self.stopped and (limit is None or self.n_bytes <= limit):
+            found = self._read(self._rows[self._n_read])
+            if isinstance(found, CapturedRow):
+                if limit is not None and found.reason == OUT_OF_MEMORY:
+                    return
+                self.skipped.append(found)
+            else:
+                self.usable.append(found)
+                self.n_bytes += found[1].n_bytes
+            self._n_read += 1
+
+    def _read(self, row: int) -> Row | CapturedRow:
+        text = self.texts[row] = self._dataset.text_sha256(row)
+        hint, key = RowHint(row=row, id=""), ""
+        try:
+            hint = RowHint(row=row, id=self._dataset.row_id(row))
+            with rows_that_fit():
+                sample = self._dataset.sample(row)
+                key = sample.key
+                return hint, self._encoder(sample)
+        except SampleError as error:
+            return skipped_row(hint, key, error, text)
+
+
+def skipped_row(hint: RowHint, key: str, error: SampleError, text_sha256: str | None = None) -> CapturedRow:
+    return CapturedRow(
+        hint=hint, key=key, record=None, reason=error.reason, detail=error.detail, text_sha256=text_sha256
+    )
+
+
+class ReadAhead:
+    """Reads the shard that will be asked for next in a thread of its own, one shard at a time.
+
+        reading = ahead.take(number)     # what was begun, or begun now
+        reading.advance()                # what is missing of it
+        ahead.begin(number + 1)
+        ...                              # the teacher's passes over `reading`
+
+    reading_of: the rows of a shard, none of them read
+    limit:      bytes that are held of a shard whose turn has not come
+
+    What reading raises is raised by `take` for that shard, and by no other.
+    """
+
+    def __init__(self, reading_of: Callable[[int], Reading], limit: int) -> None:
+        self._reading_of, self._limit = reading_of, limit
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="emkd-ahead")
+        self._begun: tuple[int, Reading, Future[None]] | None = None
+
+    def begin(self, number: int) -> None:
+        """Reads on by itself from here. The one before has to be taken."""
+        if self._begun is not None:
+            raise ValueError(f"shard {self._begun[0]} was begun and not taken")
+        reading = self._reading_of(number)
+        self._begun = number, reading, self._thread.submit(reading.advance, self._limit)
+
+    def take(self, number: int) -> Reading:
+        """The rows of a shard, as far as they are read; nothing runs any more. Another one that was begun is dropped:
+        some other worker does it."""
+        begun, self._begun = self._begun, None
+        if begun is not None and begun[0] == number:
+            begun[2].result()
+            return begun[1]
+        if begun is not None:
+            begun[1].stopped = True
+            begun[2].exception()  # waits; what it may have raised is told by the worker that does this shard
+        return self._reading_of(number)
