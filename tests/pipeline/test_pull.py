@@ -20,8 +20,13 @@ class Told:
 
     def __init__(self, ends: dict[int, Exception]) -> None:
         self.ends = ends
+        self.asked: list[tuple[int, int | None]] = []
+
+    def all_asked(self) -> list[tuple[int, int | None]]:
+        return self.asked
 
     def capture_shard(self, number: int, following: int | None = None) -> ShardReport:
+        self.asked.append((number, following))
         if number in self.ends:
             raise self.ends[number]
         return ShardReport(
@@ -52,6 +57,12 @@ def test_every_shard_is_done_once(session, n_workers):
     outcome, shown = run({}, n_workers)
     assert sorted(shown) == list(range(10))
     assert (outcome.n_done, outcome.failed, outcome.left, outcome.interrupted) == (10, [], [], False)
+
+
+def test_a_worker_is_told_what_to_read_meanwhile(session):
+    worker = ray.remote(Told).remote({})
+    pull([worker], range(4), Interrupt("waiting"), lambda report: None)
+    assert ray.get(worker.all_asked.remote()) == [(0, 1), (1, 2), (2, 3), (3, None)]
 
 
 def test_nothing_is_kept_of_a_shard_that_is_done(session):

@@ -77,18 +77,23 @@ def test_a_row_for_which_memory_lacks_now_is_read_again(dataset, encoder):
 
 
 class Threads(Encoder):
-    """Notes which thread has encoded which sample; waits where it is told."""
+    """Notes which thread has encoded which sample; waits where it is told. It is for one thread at a time, as
+    tokenizers are."""
 
     def __call__(self, sample):
-        self.seen.append((sample.id, threading.current_thread().name.startswith(AHEAD)))
-        self.began.set()
-        assert self.go_on.wait(SECONDS)
-        return super().__call__(sample)
+        assert self.free.acquire(blocking=False), "two threads at once"
+        try:
+            self.seen.append((sample.id, threading.current_thread().name.startswith(AHEAD)))
+            self.began.set()
+            assert self.go_on.wait(SECONDS)
+            return super().__call__(sample)
+        finally:
+            self.free.release()
 
 
 def threads(encoder: Encoder) -> Threads:
     made = Threads(encoder.processor, encoder.image_token_id, encoder.max_length)
-    made.seen, made.began, made.go_on = [], threading.Event(), threading.Event()
+    made.seen, made.began, made.go_on, made.free = [], threading.Event(), threading.Event(), threading.Lock()
     made.go_on.set()
     return made
 
