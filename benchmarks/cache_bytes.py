@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from reading import manifest
+from reading_prepare import manifest
 from synthetic_records import POOL, Pool, sample_rows, tile_pool
 
 from emkd.storage import Cache, CapturedRow, commit_shard, create_cache
