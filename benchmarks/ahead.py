@@ -33,13 +33,13 @@ from provenance import provenance
 from random_llava import SCHEMA, SPECIALS, Shape, random_model
 from random_llava import _words as words_of
 
-from emkd.pipeline.identify import identify
+from emkd.pipeline.manifest_of import identify
 from emkd.pipeline.settings import JobSettings
 from emkd.pipeline.worker import CaptureWorker
 from emkd.samples.dataset import Dataset
-from emkd.storage.create import create_cache
-from emkd.storage.files import LocalFiles
-from emkd.storage.index import read_index
+from emkd.storage.index.commit import read_index
+from emkd.storage.lifecycle.create import create_cache
+from emkd.storage.objects.local import LocalFiles
 
 PHOTOGRAPH = (2048, 1536)
 ROWS = 8

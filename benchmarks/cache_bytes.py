@@ -21,8 +21,8 @@ from reading_prepare import manifest
 from synthetic_records import POOL, Pool, sample_rows, tile_pool
 
 from emkd.storage import Cache, CapturedRow, commit_shard, create_cache
-from emkd.storage.seal import seal
-from emkd.storage.shard import ShardWriter
+from emkd.storage.lifecycle.seal import seal
+from emkd.storage.shards.writer import ShardWriter
 
 K = 128
 TILES = (4,)

@@ -46,12 +46,12 @@ from random_llava import Shape, Text, Tower, random_model, write_noise
 
 from emkd.demo.scenes import write_scenes
 from emkd.pipeline.batching import batches
-from emkd.pipeline.identify import identify
+from emkd.pipeline.manifest_of import identify
 from emkd.pipeline.settings import JobSettings
 from emkd.pipeline.worker import CaptureWorker
 from emkd.samples.dataset import Dataset
 from emkd.samples.encode import Encoded
-from emkd.storage.create import create_cache
+from emkd.storage.lifecycle.create import create_cache
 from emkd.vlm.forward import collate, last_hidden_state, lm_logits, to_model
 from emkd.vlm.loading import VisionLanguageModel
 from emkd.vlm.states import States

@@ -25,15 +25,15 @@ from emkd.demo.variants import RECIPE
 from emkd.pipeline.capture import Teacher
 from emkd.pipeline.worker import capture_settings
 from emkd.samples.dataset import Dataset
-from emkd.storage.create import create_cache
-from emkd.storage.digest import sha256_hex
-from emkd.storage.index import commit_shard
-from emkd.storage.manifest import ImageProcessorIdentity, Manifest, TeacherIdentity, TokenizerIdentity
-from emkd.storage.plan import DatasetFile, DatasetIdentity, ShardPlan
+from emkd.storage.index.commit import commit_shard
+from emkd.storage.lifecycle.create import create_cache
+from emkd.storage.lifecycle.seal import seal
+from emkd.storage.manifest.manifest import ImageProcessorIdentity, Manifest, TeacherIdentity, TokenizerIdentity
+from emkd.storage.manifest.plan import DatasetFile, DatasetIdentity, ShardPlan
+from emkd.storage.objects.digest import sha256_hex
 from emkd.storage.precision import AffinityPrecision, LogitsPrecision
-from emkd.storage.seal import seal
-from emkd.storage.shard import write_shard
-from emkd.trainer.modules import freeze
+from emkd.storage.shards.writer import write_shard
+from emkd.trainer.student.parameters import freeze
 from emkd.vlm.loading import VisionLanguageModel
 from emkd.vlm.pooling import pooled
 

@@ -26,10 +26,10 @@ import torch
 from memory import MIB, peak, reset_peak
 from synthetic import Synthetic, synthetic
 
-from emkd.trainer import cost as cost_module
-from emkd.trainer.assignment import solve
-from emkd.trainer.cost import assignment_cost
-from emkd.trainer.truncated import TruncatedLogits
+from emkd.trainer.losses.truncated import TruncatedLogits
+from emkd.trainer.matching import cost as cost_module
+from emkd.trainer.matching.assignment import solve
+from emkd.trainer.matching.cost import assignment_cost
 from emkd.vlm.head import LMHead
 
 V, D, K = 151_936, 896, 64

@@ -11,14 +11,14 @@ import numpy as np
 import torch
 from synthetic import SCALE, Synthetic, lm_head, sharpness, text_states, vision_states
 
-from emkd.storage.create import create_cache
-from emkd.storage.digest import sha256_hex
-from emkd.storage.files import LocalFiles
-from emkd.storage.index import ShardIndex
-from emkd.storage.manifest import ImageProcessorIdentity, Manifest, TeacherIdentity, TokenizerIdentity
-from emkd.storage.plan import DatasetIdentity, ShardPlan
+from emkd.storage.index.commit import ShardIndex
+from emkd.storage.lifecycle.create import create_cache
+from emkd.storage.manifest.manifest import ImageProcessorIdentity, Manifest, TeacherIdentity, TokenizerIdentity
+from emkd.storage.manifest.plan import DatasetIdentity, ShardPlan
+from emkd.storage.objects.digest import sha256_hex
+from emkd.storage.objects.local import LocalFiles
 from emkd.storage.record import CapturedRow, ImageSpan, Record, RowHint
-from emkd.storage.shard import write_shard
+from emkd.storage.shards.writer import write_shard
 from emkd.vlm.affinity import affinity
 from emkd.vlm.head import LMHead
 

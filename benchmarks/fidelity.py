@@ -30,7 +30,7 @@ from emkd.pipeline.topk import top_k
 from emkd.samples.dataset import Dataset
 from emkd.samples.encode import Encoder
 from emkd.storage.precision import decode_affinity, encode_affinity
-from emkd.trainer.truncated import TruncatedLogits, truncated
+from emkd.trainer.losses.truncated import TruncatedLogits, truncated
 from emkd.vlm import load
 from emkd.vlm.affinity import affinity
 from emkd.vlm.forward import collate, last_hidden_state, lm_logits, to_model

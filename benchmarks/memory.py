@@ -7,7 +7,7 @@ head, in float32. Each variant runs in a process of its own, and its memory is t
 before, with nothing but the inputs in it.
 
 plain:   logits whole, a KL of torch's log_softmax, gather and logsumexp, differentiated by autograd
-chunked: emkd.trainer.chunked.head_losses
+chunked: emkd.trainer.losses.chunked.head_losses
 """
 
 import argparse
@@ -22,9 +22,9 @@ from typing import Any
 import torch
 from resident import peak, reset_peak
 
-from emkd.trainer.chunked import Part, head_losses
-from emkd.trainer.reverse_kl import reverse_kl
-from emkd.trainer.truncated import TruncatedLogits, truncated
+from emkd.trainer.losses.chunked import Part, head_losses
+from emkd.trainer.losses.reverse_kl import reverse_kl
+from emkd.trainer.losses.truncated import TruncatedLogits, truncated
 from emkd.vlm.head import LMHead
 
 V, D, K = 151_936, 896, 64

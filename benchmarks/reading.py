@@ -37,7 +37,7 @@ from reading_prepare import BUILD, COMPRESSIONS, HERE, K, environment, mds_envir
 from reading_systems import FOREIGN, SYSTEMS
 
 from emkd.storage import Cache
-from emkd.trainer.order import epoch_order
+from emkd.trainer.data.order import epoch_order
 
 WINDOW, SEED = 2, 0
 KEPT = "+kept"

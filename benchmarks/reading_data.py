@@ -125,7 +125,7 @@ def write_mds_same(folder: Path, cache: Path, number: int) -> None:
     from streaming import MDSWriter
 
     from emkd.storage import Cache
-    from emkd.storage.codec import encode_chunk
+    from emkd.storage.arrays.chunks import encode_chunk
 
     opened = Cache.open(cache)
     shard = opened.read_shard(opened.shards[number])

@@ -12,11 +12,11 @@ from reading_data import write_raw, write_small_chunks
 from synthetic_records import N_ANSWER, V, sample_rows, tile_pool
 
 from emkd.storage import Manifest, commit_shard, create_cache
-from emkd.storage.digest import sha256_hex
-from emkd.storage.manifest import FORMAT_VERSION, ImageProcessorIdentity, TeacherIdentity, TokenizerIdentity
-from emkd.storage.plan import DatasetFile, DatasetIdentity, ShardPlan
-from emkd.storage.seal import seal
-from emkd.storage.shard import ShardWriter
+from emkd.storage.lifecycle.seal import seal
+from emkd.storage.manifest.manifest import FORMAT_VERSION, ImageProcessorIdentity, TeacherIdentity, TokenizerIdentity
+from emkd.storage.manifest.plan import DatasetFile, DatasetIdentity, ShardPlan
+from emkd.storage.objects.digest import sha256_hex
+from emkd.storage.shards.writer import ShardWriter
 
 HERE = Path(__file__).parent
 BUILD = HERE.parent / "build"

@@ -53,7 +53,7 @@ class EmkdThroughZarrs(Emkd):
     def __init__(self, folder: Path, window: int) -> None:
         import zarr
 
-        import emkd.storage.decode
+        import emkd.storage.shards.reader
 
         super().__init__(folder, window)
         zarr.config.set({"codec_pipeline.path": "zarrs.ZarrsCodecPipeline", "threading.max_workers": 1})
@@ -64,9 +64,9 @@ class EmkdThroughZarrs(Emkd):
                     objects.read(name)
             array: Any = buffers.empty((1, *layout.shape(length)), layout.dtype)
             array[0] = zarr.open_array(objects.where(layout.name), mode="r")[...]
-            return emkd.storage.decode.ChunkedArray(layout=layout, chunks=array)
+            return emkd.storage.shards.reader.ChunkedArray(layout=layout, chunks=array)
 
-        emkd.storage.decode._read_array = read_array
+        emkd.storage.shards.reader._read_array = read_array
 
 
 class EmkdSlices:
@@ -88,7 +88,7 @@ class EmkdSlices:
             self.groups.append({layout.name: group[layout.name] for layout in self.layouts})
 
     def read(self, shard: int, i: int) -> Any:
-        from emkd.storage.encoding import decode
+        from emkd.storage.arrays.encoding import decode
 
         row, found = self.rows[shard][i], {}
         for layout in self.layouts:
@@ -153,7 +153,7 @@ class MdsSame:
         from streaming import LocalDataset
 
         from emkd.storage import Cache
-        from emkd.storage.layout import array_layouts
+        from emkd.storage.arrays.layout import array_layouts
 
         numcodecs.blosc.use_threads = False
         self.decompress = numcodecs.blosc.decompress
@@ -162,7 +162,7 @@ class MdsSame:
         self.layouts = array_layouts(self.manifest)
 
     def read(self, shard: int, i: int) -> Any:
-        from emkd.storage.encoding import decode
+        from emkd.storage.arrays.encoding import decode
 
         sample, found = self.shards[shard].get_item(i), {}
         for layout in self.layouts:

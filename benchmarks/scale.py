@@ -81,7 +81,7 @@ def open_and_find(folder: Path) -> Figures:
 def order_and_walk(folder: Path) -> Figures:
     """What training asks the index for: of each sample in its order, of each shard once in each window."""
     from emkd.storage.cache import Cache
-    from emkd.trainer.order import ShardBatchSampler, epoch_order
+    from emkd.trainer.data.order import ShardBatchSampler, epoch_order
 
     cache = Cache.open(folder)
     sizes = cache.shard_sizes
@@ -101,8 +101,8 @@ def order_and_walk(folder: Path) -> Figures:
 
 
 def seal_again(folder: Path) -> Figures:
-    from emkd.storage.files import open_files
-    from emkd.storage.seal import seal
+    from emkd.storage.lifecycle.seal import seal
+    from emkd.storage.objects.local import open_files
 
     for name in ("seal.json", "index.parquet"):
         (folder / name).unlink(missing_ok=True)
@@ -123,12 +123,12 @@ def drive(n_shards: int) -> Figures:
     """The time of the whole, and of its first and last tenth: a shard's part of it must not grow."""
     import ray
 
-    from emkd.cluster import session
     from emkd.interrupt import finish_on_interrupt
-    from emkd.pipeline.cluster import RETRIES
+    from emkd.pipeline.actors import RETRIES
     from emkd.pipeline.progress import progress
     from emkd.pipeline.pull import pull
     from emkd.pipeline.worker import ShardReport
+    from emkd.ray_session import session
 
     tenth = n_shards // 10
     at: dict[int, float] = {}

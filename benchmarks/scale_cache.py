@@ -11,15 +11,15 @@ from typing import Any
 
 import pyarrow as pa
 
+from emkd.storage.arrays.layout import AXES, array_layouts
 from emkd.storage.cache import create_cache
-from emkd.storage.digest import ObjectDigest, sha256_hex
-from emkd.storage.files import LocalFiles
-from emkd.storage.index import ShardIndex, commit_shard
-from emkd.storage.layout import AXES, array_layouts
-from emkd.storage.manifest import ImageProcessorIdentity, Manifest, TeacherIdentity, TokenizerIdentity
-from emkd.storage.plan import DatasetFile, DatasetIdentity, ShardPlan
+from emkd.storage.index.commit import ShardIndex, commit_shard
+from emkd.storage.index.table import INDEX_SCHEMA, OK, SKIPPED, TEXT_COLUMN, images_to_json
+from emkd.storage.manifest.manifest import ImageProcessorIdentity, Manifest, TeacherIdentity, TokenizerIdentity
+from emkd.storage.manifest.plan import DatasetFile, DatasetIdentity, ShardPlan
+from emkd.storage.objects.digest import ObjectDigest, sha256_hex
+from emkd.storage.objects.local import LocalFiles
 from emkd.storage.record import ImageSpan
-from emkd.storage.table import INDEX_SCHEMA, OK, SKIPPED, TEXT_COLUMN, images_to_json
 
 ROWS_PER_SHARD = 250
 SKIPPED_EVERY = 200

@@ -20,13 +20,13 @@ import torch
 from random_llava import Shape, Text, Tower, random_model, write_noise
 
 from emkd.pipeline.capture import CaptureSettings, Teacher
-from emkd.pipeline.identify import identify
+from emkd.pipeline.manifest_of import identify
 from emkd.pipeline.settings import JobSettings
 from emkd.pipeline.shared import SharedImages
 from emkd.pipeline.worker import stored_bytes
 from emkd.samples.dataset import Dataset
-from emkd.storage.create import create_cache
-from emkd.storage.shard import ShardWriter
+from emkd.storage.lifecycle.create import create_cache
+from emkd.storage.shards.writer import ShardWriter
 from emkd.vlm.loading import load
 
 ROWS, SHARED, GROUP, ROUNDS = 60, 24, 3, 3

@@ -29,15 +29,15 @@ from provenance import provenance
 from emkd.samples import Dataset
 from emkd.samples.sample import parse_turns, sample_key, text_sha256
 from emkd.storage.cache import Cache, create_cache
-from emkd.storage.digest import sha256_hex
-from emkd.storage.files import LocalFiles
-from emkd.storage.index import commit_shard
-from emkd.storage.manifest import ImageProcessorIdentity, Manifest, TeacherIdentity, TokenizerIdentity
-from emkd.storage.plan import DatasetFile, DatasetIdentity, ShardPlan
+from emkd.storage.index.commit import commit_shard
+from emkd.storage.lifecycle.seal import seal
+from emkd.storage.manifest.manifest import ImageProcessorIdentity, Manifest, TeacherIdentity, TokenizerIdentity
+from emkd.storage.manifest.plan import DatasetFile, DatasetIdentity, ShardPlan
+from emkd.storage.objects.digest import sha256_hex
+from emkd.storage.objects.local import LocalFiles
 from emkd.storage.record import CapturedRow, ImageSpan, Record, RowHint
-from emkd.storage.seal import seal
-from emkd.storage.shard import write_shard
-from emkd.trainer.selection import select
+from emkd.storage.shards.writer import write_shard
+from emkd.trainer.data.selection import select
 
 ROWS_PER_SHARD = 256
 ROWS_PER_GROUP = 1000

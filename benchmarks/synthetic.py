@@ -19,7 +19,7 @@ import torch
 from scipy.ndimage import gaussian_filter
 
 from emkd.pipeline.topk import top_k
-from emkd.trainer.truncated import TruncatedLogits, truncated
+from emkd.trainer.losses.truncated import TruncatedLogits, truncated
 from emkd.vlm.head import LMHead
 
 BLUR = 2.0

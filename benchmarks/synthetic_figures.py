@@ -17,10 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 from synthetic_records import POOL, SIDE, TILE, D, Pool, affinity, tile_pool, token_order
 
-from emkd.storage.codec import encode_chunk
-from emkd.storage.layout import TOKENS_PER_CHUNK, ArrayLayout
+from emkd.storage.arrays.chunks import encode_chunk
+from emkd.storage.arrays.layout import TOKENS_PER_CHUNK, ArrayLayout
+from emkd.storage.arrays.rearrange import along_tokens, by_rank, split_ids, to_keys
 from emkd.storage.precision import encode_affinity, encode_logits
-from emkd.storage.rearrange import along_tokens, by_rank, split_ids, to_keys
 
 K_ANSWERS = 6144  # of a pool for shards of 256 samples
 

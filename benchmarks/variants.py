@@ -14,8 +14,9 @@ from emkd.samples.dataset import Dataset
 from emkd.samples.encode import Encoded, Encoder
 from emkd.storage.cache import Cache
 from emkd.storage.record import RowHint
-from emkd.trainer.objective import Losses, Objective, Weights
-from emkd.trainer.stream import Collator, StudentSample, StudentSamples, TeacherLimits
+from emkd.trainer.data.samples import Collator, StudentSample, StudentSamples, TeacherLimits
+from emkd.trainer.losses.weights import Weights
+from emkd.trainer.objective.objective import Losses, Objective
 from emkd.vlm.forward import collate, to_model
 
 VARIANTS = ("sft", "cache", "dense", "live")

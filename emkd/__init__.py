@@ -19,14 +19,14 @@ Importing this package is instant: the names below load their rooms when first u
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from emkd.version import __version__
+
 if TYPE_CHECKING:
     from emkd.errors import EmkdError as EmkdError
     from emkd.inspection import inspect_cache as inspect_cache
     from emkd.pipeline import cache_teacher as cache_teacher
     from emkd.storage.cache import Cache as Cache
     from emkd.trainer import train_student as train_student
-
-__version__ = "0.1.0"
 
 _HOMES = {
     "Cache": "emkd.storage.cache",

@@ -224,7 +224,7 @@ def init_student(
 
     It has to be aligned (recipes/phase1-align.yaml) before it can be distilled.
     """
-    from emkd.vlm.compose import check_output, compose, save
+    from emkd.init_student.compose import check_output, compose, save
 
     _no_bars_in_files()
     check_output(output)

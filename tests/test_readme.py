@@ -12,7 +12,7 @@ import yaml
 
 from emkd.cli import main
 from emkd.demo.report import REGIME
-from emkd.trainer.recipe import Recipe
+from emkd.trainer.recipe.recipe import Recipe
 
 ROOT = Path(__file__).parent.parent
 BLOCKS = re.findall(r"```sh\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)

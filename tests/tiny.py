@@ -28,16 +28,16 @@ from transformers import (
     SiglipVisionConfig,
 )
 
-from emkd.pipeline.identify import identify
+from emkd.pipeline.manifest_of import identify
 from emkd.pipeline.settings import JobSettings
 from emkd.pipeline.worker import CaptureWorker
 from emkd.samples.dataset import Dataset
 from emkd.storage.cache import create_cache
-from emkd.storage.described import read_manifest
-from emkd.storage.extend import extend_cache
-from emkd.storage.files import open_files
-from emkd.storage.index import missing_shards
-from emkd.storage.seal import seal
+from emkd.storage.index.commit import missing_shards
+from emkd.storage.lifecycle.extend import extend_cache
+from emkd.storage.lifecycle.seal import seal
+from emkd.storage.manifest.read import read_manifest
+from emkd.storage.objects.local import open_files
 
 SPECIALS = ("<pad>", "<unk>", "<image>", "<end>", "user:", "assistant:")
 WORDS = tuple(

@@ -27,7 +27,7 @@ from emkd.samples.dataset import Dataset
 from emkd.samples.encode import Encoded
 from emkd.storage.cache import Cache
 from emkd.storage.record import Record
-from emkd.trainer.selection import select
+from emkd.trainer.data.selection import select
 from emkd.vlm.checks import check_teacher
 from emkd.vlm.states import States
 from emkd.vlm.tolerance import Tolerance, tolerance

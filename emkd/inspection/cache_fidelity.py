@@ -21,7 +21,7 @@ from emkd.inspection.fidelity import Dense, Fidelity, View
 from emkd.inspection.stand_in import DISTANCES, NOISE, Distance, synthetic_student
 from emkd.pipeline.capture import Teacher
 from emkd.storage.record import Record
-from emkd.trainer.stream import TeacherLimits
+from emkd.trainer.data.samples import TeacherLimits
 from emkd.vlm.states import States
 
 IMAGES = 4  # samples whose first image is looked at

@@ -9,9 +9,9 @@ from typing import Any
 
 from emkd.errors import DamagedCacheError
 from emkd.storage.cache import Cache, verify
-from emkd.storage.digest import NEXT_STEP
-from emkd.storage.files import open_files
-from emkd.storage.seal import read_seal
+from emkd.storage.lifecycle.seal import read_seal
+from emkd.storage.objects.digest import NEXT_STEP
+from emkd.storage.objects.local import open_files
 
 
 def open_for_inspection(uri: str | Path) -> Cache:

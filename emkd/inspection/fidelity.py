@@ -19,9 +19,9 @@ from typing import Any, get_args
 
 import torch
 
-from emkd.trainer.losses import Tail, reverse_kl, vlad
-from emkd.trainer.matching import Pairs, assign, matching_cost
-from emkd.trainer.truncated import TruncatedLogits
+from emkd.trainer.losses.divergence import Tail, reverse_kl, vlad
+from emkd.trainer.losses.truncated import TruncatedLogits
+from emkd.trainer.matching.match import Pairs, assign, matching_cost
 from emkd.vlm.affinity import affinity
 
 TAILS: tuple[Tail, ...] = get_args(Tail)

@@ -22,7 +22,7 @@ from emkd.samples.dataset import Dataset
 from emkd.samples.encode import Encoded
 from emkd.storage.cache import Cache
 from emkd.storage.record import Record
-from emkd.trainer.selection import Selection
+from emkd.trainer.data.selection import Selection
 from emkd.vlm.identity import image_differences, image_processor_settings, sha256_of, tokenizer_json, weights_sha256
 from emkd.vlm.loading import load, resolve
 

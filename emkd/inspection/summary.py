@@ -7,8 +7,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from emkd.storage.cache import Cache
-from emkd.storage.plan import Extension
-from emkd.storage.rows import as_numpy, text_scalar
+from emkd.storage.index.columns import as_numpy, text_scalar
+from emkd.storage.manifest.plan import Extension
 
 PERCENTILES = (1, 10, 50, 90, 99)
 DENSE_BYTES = 2  # of a bfloat16 logit

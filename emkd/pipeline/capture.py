@@ -1,6 +1,6 @@
 """The teacher's pass over the rows of a shard: samples in, records out. No Ray here; runs on any device.
 
-    Reading --batches--> one forward each --top-k in chunks on the device--> Record
+    RowReader --batches--> one forward each --top-k in chunks on the device--> Record
 
 A row that cannot be used is a CapturedRow with its reason (see `reading`), and costs no other row. A batch that does
 not fit the memory is halved until it does; which rows went through that is in their CapturedRow.
@@ -16,7 +16,7 @@ import torch
 from emkd.errors import ModelError, SampleError
 from emkd.pipeline.batching import batches
 from emkd.pipeline.memory import OUT_OF_MEMORY, free_memory, rows_that_fit, unless_out_of_memory
-from emkd.pipeline.reading import Reading, Row, skipped_row
+from emkd.pipeline.reading import EncodedRow, RowReader, skipped_row
 from emkd.pipeline.shared import SharedImages
 from emkd.pipeline.topk import TopK, top_k_in_chunks
 from emkd.samples.dataset import Dataset
@@ -81,11 +81,11 @@ class Teacher:
         found = {result.hint.row: result for result in self.captured(self.reading(dataset, order), shared)}
         return [found[row] for row in order]
 
-    def reading(self, dataset: Dataset, rows: Iterable[int]) -> Reading:
+    def reading(self, dataset: Dataset, rows: Iterable[int]) -> RowReader:
         """The rows as this teacher is fed with them; none of them is read yet."""
-        return Reading(self.encoder, dataset, rows)
+        return RowReader(self.encoder, dataset, rows)
 
-    def captured(self, reading: Reading, shared: SharedImages | None = None) -> Iterator[CapturedRow]:
+    def captured(self, reading: RowReader, shared: SharedImages | None = None) -> Iterator[CapturedRow]:
         """One CapturedRow for each row as soon as it is done: first those that cannot be read, then batch by batch.
 
         reading: what is missing of it is read first: batches are a function of all lengths, and a pass takes the
@@ -101,22 +101,22 @@ class Teacher:
             unified = result if shared is None else shared.apply(result, keys[result.hint.row])
             yield replace(unified, text_sha256=reading.texts[result.hint.row])
 
-    def _capture_encoded(self, usable: list[Row]) -> Iterator[CapturedRow]:
+    def _capture_encoded(self, usable: list[EncodedRow]) -> Iterator[CapturedRow]:
         """Batch by batch; `usable` is emptied, so that the pixels of a batch go when it is done."""
         planned = batches([item.n_tokens for _, item in usable], self.settings.batch_tokens)
-        waiting: deque[list[Row]] = deque([usable[position] for position in positions] for positions in planned)
+        waiting: deque[list[EncodedRow]] = deque([usable[position] for position in positions] for positions in planned)
         usable.clear()
         while waiting:
             yield from self._whole_batch(waiting.popleft())
 
-    def _whole_batch(self, batch: Sequence[Row]) -> list[CapturedRow]:
+    def _whole_batch(self, batch: Sequence[EncodedRow]) -> list[CapturedRow]:
         longest = max(item.n_tokens for _, item in batch)
         return [
             self._alone(row, result) if row[1].n_tokens < longest and result.reason == NOT_FINITE else result
             for row, result in zip(batch, self._capture_batch(batch), strict=True)
         ]
 
-    def _alone(self, row: Row, result: CapturedRow) -> CapturedRow:
+    def _alone(self, row: EncodedRow, result: CapturedRow) -> CapturedRow:
         """The row again, without padding: it is skipped only where it is not finite by itself.
 
         Attention gives padding a weight of zero, and zero times a padding token that is not finite (its embedding,
@@ -124,7 +124,7 @@ class Teacher:
         """
         return replace(self._capture_batch([row])[0], halvings=result.halvings)
 
-    def _capture_batch(self, batch: Sequence[Row], halvings: int = 0) -> list[CapturedRow]:
+    def _capture_batch(self, batch: Sequence[EncodedRow], halvings: int = 0) -> list[CapturedRow]:
         """The batch in as many forward passes as the memory asks for. Other batches stay as they are planned."""
         results = unless_out_of_memory(lambda: self._forward(batch))
         if results is None:
@@ -138,7 +138,7 @@ class Teacher:
         return [replace(result, halvings=halvings) for result in results]
 
     @torch.inference_mode()
-    def _forward(self, batch: Sequence[Row]) -> list[CapturedRow]:
+    def _forward(self, batch: Sequence[EncodedRow]) -> list[CapturedRow]:
         """One pass of the teacher. What it takes of the device is free again once it returns or its error is gone."""
         hidden = self._hidden([item for _, item in batch])
         results = []

@@ -11,14 +11,14 @@ from typing import Any
 
 from transformers import AutoConfig
 
+from emkd.agreement.text import shared_text
 from emkd.errors import ModelError, SampleError, UsageError
 from emkd.pipeline.progress import log
 from emkd.pipeline.settings import JobSettings
-from emkd.samples.agreement import shared_text
 from emkd.samples.dataset import Dataset
 from emkd.samples.encode import Encoded, Encoder
 from emkd.samples.template import adopt_template, check_places_images, describe_guess
-from emkd.storage.manifest import Manifest
+from emkd.storage.manifest.manifest import Manifest
 from emkd.vlm.identity import (
     check_field_of_view,
     check_shared_tokenizer,

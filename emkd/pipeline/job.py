@@ -13,29 +13,30 @@ from typing import Any
 
 import numpy as np
 
-from emkd.cluster import session
 from emkd.errors import DataMismatchError, JobFailedError
 from emkd.interrupt import finish_on_interrupt
-from emkd.pipeline.cluster import start_workers
+from emkd.pipeline.actors import start_workers
 from emkd.pipeline.for_student import check_student
-from emkd.pipeline.identify import identify
+from emkd.pipeline.manifest_of import identify
 from emkd.pipeline.preflight import Estimate, preflight
 from emkd.pipeline.progress import log, progress, size_text
 from emkd.pipeline.pull import Outcome, pull
 from emkd.pipeline.settings import JobSettings
+from emkd.ray_session import session
 from emkd.samples.dataset import Dataset
 from emkd.storage.cache import Cache
-from emkd.storage.create import check_place, create_cache, refuse
-from emkd.storage.described import read_manifest
-from emkd.storage.extend import begin_extension, planned_extension
-from emkd.storage.files import LocalFiles, open_files
-from emkd.storage.index import committed_shards, delete_lost_attempts, missing_shards
-from emkd.storage.manifest import MANIFEST_NAME, Manifest, conflicts
-from emkd.storage.plan import Extension
-from emkd.storage.repair import withdraw
-from emkd.storage.rows import Rows
-from emkd.storage.seal import read_committed, read_seal, read_shards, seal
-from emkd.storage.verification import verify
+from emkd.storage.index.columns import Rows
+from emkd.storage.index.commit import delete_lost_attempts, missing_shards
+from emkd.storage.lifecycle.create import check_place, create_cache, refuse
+from emkd.storage.lifecycle.extend import begin_extension, planned_extension
+from emkd.storage.lifecycle.repair import withdraw
+from emkd.storage.lifecycle.seal import read_committed, read_indexes, read_seal, seal
+from emkd.storage.lifecycle.verify import verify
+from emkd.storage.manifest.manifest import Manifest, conflicts
+from emkd.storage.manifest.plan import Extension
+from emkd.storage.manifest.read import read_manifest
+from emkd.storage.objects.local import LocalFiles, open_files
+from emkd.storage.objects.names import MANIFEST_NAME, committed_shards
 
 SAME_ROWS = 8  # committed rows that a run that goes on compares with its data
 
@@ -92,7 +93,7 @@ def estimate_job(settings: JobSettings, *, extend: bool = False) -> Estimate:
 
 
 @dataclass(frozen=True)
-class Plan:
+class JobPlan:
     """The manifest that the job works by; `extension` is the last of it where it is not written yet."""
 
     manifest: Manifest
@@ -109,31 +110,31 @@ def _prepared(settings: JobSettings) -> tuple[JobSettings, Dataset, Manifest, by
     return settings, dataset, run, tokenizer
 
 
-def _planned(files: LocalFiles, run: Manifest, tokenizer: bytes, dataset: Dataset, extend: bool) -> Plan:
+def _planned(files: LocalFiles, run: Manifest, tokenizer: bytes, dataset: Dataset, extend: bool) -> JobPlan:
     """What this run agrees on with the cache that is there; nothing is written."""
     if not extend and not files.exists(MANIFEST_NAME):
         check_place(files)
-        return Plan(run)
+        return JobPlan(run)
     manifest = read_manifest(files)
     if not extend:
         refuse(files, conflicts(manifest, run))
-        return Plan(manifest)
+        return JobPlan(manifest)
     log("looking for rows that the cache lacks")
     extension = planned_extension(files, run, tokenizer, dataset.keyed_rows)
     if extension is None:
         log("all rows of this data are in the cache or planned already")
-        return Plan(manifest)
-    return Plan(manifest.model_copy(update={"extensions": (*manifest.extensions, extension)}), extension)
+        return JobPlan(manifest)
+    return JobPlan(manifest.model_copy(update={"extensions": (*manifest.extensions, extension)}), extension)
 
 
-def _missing(files: LocalFiles, plan: Plan, run: Manifest) -> list[int]:
+def _missing(files: LocalFiles, plan: JobPlan, run: Manifest) -> list[int]:
     """The shards that are not committed and have rows of this run's data."""
     manifest = plan.manifest
     missing = missing_shards(files, manifest)
     return [n for n in missing if manifest.datasets[manifest.source(n)].fingerprint == run.dataset.fingerprint]
 
 
-def _check_same_rows(files: LocalFiles, plan: Plan, run: Manifest, dataset: Dataset) -> None:
+def _check_same_rows(files: LocalFiles, plan: JobPlan, run: Manifest, dataset: Dataset) -> None:
     """A few rows that are committed are still what they were: the files of JSON data do not hold the images, which
     another --image-root may have others of."""
     manifest, committed = plan.manifest, set(committed_shards(files))
@@ -161,7 +162,7 @@ def _withdraw_damaged(files: LocalFiles, run: Manifest, tokenizer: bytes) -> Non
     log(what if damages else "nothing is damaged")
 
 
-def _run(settings: JobSettings, files: LocalFiles, plan: Plan, tokenizer: bytes, missing: Sequence[int]) -> None:
+def _run(settings: JobSettings, files: LocalFiles, plan: JobPlan, tokenizer: bytes, missing: Sequence[int]) -> None:
     manifest = plan.manifest
     workers = start_workers(settings, manifest, min(settings.workers, len(missing)))
     estimate = preflight(workers[0], settings, manifest, missing, fresh=not committed_shards(files))
@@ -201,7 +202,7 @@ def _seal(settings: JobSettings, files: LocalFiles) -> None:
         seal(files)
         return
     there = set(committed_shards(files))
-    committed = read_shards(files, manifest, [n for n in manifest.shards if n in there], check_sizes=True)
+    committed = read_indexes(files, manifest, [n for n in manifest.shards if n in there], check_sizes=True)
     _check_skipped(settings, manifest, Rows.of(committed.table))
     seal(files, committed)
 

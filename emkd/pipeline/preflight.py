@@ -7,13 +7,13 @@ from itertools import accumulate
 from typing import Any
 
 from emkd.errors import JobFailedError
-from emkd.pipeline.cluster import result_of
+from emkd.pipeline.actors import result_of
 from emkd.pipeline.progress import log, size_text, time_text
 from emkd.pipeline.settings import JobSettings
 from emkd.pipeline.sizes import Sizes
 from emkd.pipeline.worker import Preflight
-from emkd.storage.files import open_files
-from emkd.storage.manifest import Manifest
+from emkd.storage.manifest.manifest import Manifest
+from emkd.storage.objects.local import open_files
 
 PREFLIGHT_ROWS = 32
 

@@ -15,7 +15,7 @@ LINE_SECONDS = 5.0  # where there is no terminal, a line at most this often
 
 
 @dataclass
-class Totals:
+class JobProgress:
     """What has been done so far, of `n_shards` shards with `n_rows` rows, in `seconds` seconds."""
 
     n_shards: int
@@ -70,7 +70,7 @@ class Totals:
 def progress(n_shards: int, n_rows: int) -> Iterator[Callable[[ShardReport], None]]:
     """A bar on a terminal's stderr, lines elsewhere."""
     console = Console(stderr=True)
-    totals, last_line = Totals(n_shards, n_rows), -LINE_SECONDS
+    totals, last_line = JobProgress(n_shards, n_rows), -LINE_SECONDS
     columns = (TextColumn("{task.completed}/{task.total} shards"), BarColumn(), TextColumn("{task.fields[text]}"))
     with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
         task = bar.add_task("shards", total=n_shards, text=f"{n_rows:,} rows")

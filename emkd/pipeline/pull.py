@@ -17,7 +17,7 @@ import ray
 
 from emkd.errors import CacheWriteError, EmkdError
 from emkd.interrupt import Interrupt
-from emkd.pipeline.cluster import result_of
+from emkd.pipeline.actors import result_of
 from emkd.pipeline.worker import ShardReport
 
 FAILURES_IN_A_ROW = 3

@@ -1,6 +1,6 @@
 """The rows of a shard as the teacher is fed with them, read while it is busy with the shard before.
 
-    rows --Dataset, Encoder--> Reading --Teacher.captured--> records
+    rows --Dataset, Encoder--> RowReader --Teacher.captured--> records
 
 Decoding pictures and preparing pixels may take as long as the teacher's pass, on a processor that has little else to
 do. A row that cannot be used becomes a CapturedRow with its reason, and costs no other row.
@@ -15,10 +15,10 @@ from emkd.samples.dataset import Dataset
 from emkd.samples.encode import Encoded, Encoder
 from emkd.storage.record import CapturedRow, RowHint
 
-Row = tuple[RowHint, Encoded]
+EncodedRow = tuple[RowHint, Encoded]
 
 
-class Reading:
+class RowReader:
     """Some rows of a dataset, read as far as `advance` got.
 
     usable:  what the teacher is fed with, in the order of the rows
@@ -30,7 +30,7 @@ class Reading:
     def __init__(self, encoder: Encoder, dataset: Dataset, rows: Iterable[int]) -> None:
         self._encoder, self._dataset, self._rows = encoder, dataset, list(rows)
         self._n_read = 0
-        self.usable: list[Row] = []
+        self.usable: list[EncodedRow] = []
         self.skipped: list[CapturedRow] = []
         self.texts: dict[int, str] = {}
         self.n_bytes = 0
@@ -53,7 +53,7 @@ class Reading:
                 self.n_bytes += found[1].n_bytes
             self._n_read += 1
 
-    def _read(self, row: int) -> Row | CapturedRow:
+    def _read(self, row: int) -> EncodedRow | CapturedRow:
         text = self.texts[row] = self._dataset.text_sha256(row)
         hint, key = RowHint(row=row, id=""), ""
         try:
@@ -86,10 +86,10 @@ class ReadAhead:
     What reading raises is raised by `take` for that shard, and by no other.
     """
 
-    def __init__(self, reading_of: Callable[[int], Reading], limit: int) -> None:
+    def __init__(self, reading_of: Callable[[int], RowReader], limit: int) -> None:
         self._reading_of, self._limit = reading_of, limit
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="emkd-ahead")
-        self._begun: tuple[int, Reading, Future[None]] | None = None
+        self._begun: tuple[int, RowReader, Future[None]] | None = None
 
     def begin(self, number: int) -> None:
         """Reads on by itself from here. The one before has to be taken."""
@@ -98,7 +98,7 @@ class ReadAhead:
         reading = self._reading_of(number)
         self._begun = number, reading, self._thread.submit(reading.advance, self._limit)
 
-    def take(self, number: int) -> Reading:
+    def take(self, number: int) -> RowReader:
         """The rows of a shard, as far as they are read; nothing runs any more. Another one that was begun is dropped:
         some other worker does it."""
         begun, self._begun = self._begun, None

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import get_args
 
 from emkd.errors import UsageError
-from emkd.storage.manifest import Compression
+from emkd.storage.manifest.manifest import Compression
 from emkd.storage.precision import AffinityPrecision, LogitsPrecision
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")

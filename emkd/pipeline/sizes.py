@@ -4,13 +4,13 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from emkd.storage.files import open_files
-from emkd.storage.index import commit_shard
-from emkd.storage.manifest import Manifest
-from emkd.storage.plan import ShardPlan
+from emkd.storage.index.commit import commit_shard
+from emkd.storage.index.table import write_parquet
+from emkd.storage.manifest.manifest import Manifest
+from emkd.storage.manifest.plan import ShardPlan
+from emkd.storage.objects.local import open_files
 from emkd.storage.record import CapturedRow
-from emkd.storage.shard import write_shard
-from emkd.storage.table import write_parquet
+from emkd.storage.shards.writer import write_shard
 
 # seal.json: an entry for each index (name, size, hash), and what it has anyway.
 SEAL_BYTES_PER_SHARD = 140

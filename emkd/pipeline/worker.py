@@ -16,17 +16,17 @@ import numpy as np
 from emkd.errors import DataMismatchError, ModelError
 from emkd.pipeline.behind import Behind
 from emkd.pipeline.capture import CaptureSettings, Teacher
-from emkd.pipeline.reading import ReadAhead, Reading
+from emkd.pipeline.reading import ReadAhead, RowReader
 from emkd.pipeline.settings import JobSettings
 from emkd.pipeline.shared import SharedImages
 from emkd.pipeline.sizes import Sizes, measure
 from emkd.samples.dataset import Dataset
 from emkd.samples.render import end_token
-from emkd.storage.files import LocalFiles, open_files
-from emkd.storage.index import ShardIndex, commit_shard
-from emkd.storage.manifest import Manifest
+from emkd.storage.index.commit import ShardIndex, commit_shard
+from emkd.storage.manifest.manifest import Manifest
+from emkd.storage.objects.local import LocalFiles, open_files
 from emkd.storage.record import CapturedRow
-from emkd.storage.shard import ShardWriter
+from emkd.storage.shards.writer import ShardWriter
 from emkd.vlm.checks import check_teacher
 from emkd.vlm.identity import tokenizer_json, weights_sha256
 from emkd.vlm.loading import VisionLanguageModel, load
@@ -120,7 +120,7 @@ class CaptureWorker:
             seconds=time.perf_counter() - started,
         )
 
-    def _reading(self, number: int) -> Reading:
+    def _reading(self, number: int) -> RowReader:
         teacher, dataset = self._loaded()
         return teacher.reading(dataset, self.manifest.rows(number))
 

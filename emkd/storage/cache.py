@@ -22,26 +22,27 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from emkd.errors import CacheIncompleteError, DamagedCacheError, SampleNotFoundError
-from emkd.storage.buffers import Buffers
-from emkd.storage.create import create_cache
-from emkd.storage.decode import DecodedShard, read_shard
-from emkd.storage.described import count_extensions, read_manifest, table_name
-from emkd.storage.files import LocalFiles, open_files
-from emkd.storage.find import find_sample
-from emkd.storage.index import ShardIndex, committed_shards, index_name
-from emkd.storage.manifest import TOKENIZER_NAME, Manifest
-from emkd.storage.record import ImageSpan, Record
-from emkd.storage.rows import Rows
-from emkd.storage.seal import (
+from emkd.storage.index.columns import Rows
+from emkd.storage.index.commit import ShardIndex
+from emkd.storage.index.find import find_sample
+from emkd.storage.index.table import TEXT_COLUMN, images_from_json, with_all_columns
+from emkd.storage.lifecycle.create import create_cache
+from emkd.storage.lifecycle.seal import (
     Seal,
     Totals,
     check_tokenizer,
     read_committed,
+    read_indexes,
     read_seal,
-    read_shards,
 )
-from emkd.storage.table import TEXT_COLUMN, images_from_json, with_all_columns
-from emkd.storage.verification import Damage, verify
+from emkd.storage.lifecycle.verify import Damage, verify
+from emkd.storage.manifest.manifest import Manifest
+from emkd.storage.manifest.read import count_extensions, read_manifest
+from emkd.storage.objects.local import LocalFiles, open_files
+from emkd.storage.objects.names import TOKENIZER_NAME, committed_shards, index_name, table_name
+from emkd.storage.record import ImageSpan, Record
+from emkd.storage.shards.buffers import Buffers
+from emkd.storage.shards.reader import DecodedShard, read_shard
 
 __all__ = ["Cache", "Damage", "SampleInfo", "create_cache", "verify"]
 
@@ -110,7 +111,7 @@ class Cache:
             name = table_name(extensions)
             rows = Rows.read(files.where(name), seal.check(files, name))
             return cls(files, manifest, seal, rows, seal.totals, window)
-        committed = read_shards(files, manifest, _committed(files, manifest, partial))
+        committed = read_indexes(files, manifest, _committed(files, manifest, partial))
         return cls(files, manifest, None, Rows.of(committed.table), committed.totals, window)
 
     def __len__(self) -> int:

@@ -1,16 +1,23 @@
 """The student's way from the cache; no teacher and, on one worker, no Ray.
 
-Reading order: run.py (the whole run), settings.py, recipe.py and arguments.py (what decides it), checks.py (before it
-starts), source.py and selection.py (what is trained on), stream.py (cache and dataset to batches), order.py (which
-sample next, on which rank), student.py (the model; modules.py, lora.py, card.py), truncated.py (the teacher's logits
-with their tails), matching.py (cost.py, assignment.py), losses.py (reverse_kl.py), objective.py (all losses of a step;
-parts.py says which tokens have which, chunked.py takes them through the LM head), distillation.py (the Trainer),
-checkpoints.py, meter.py and report.py (what is told), evaluation.py, launch.py (several workers).
+The rooms, in reading order; each imports only what stands below it:
+
+    train       one process, or several that Ray Train starts (workers)
+    run         one process from its first check to the saved student
+    loop/       transformers.Trainer with our losses: resume, checkpoints, log lines, evaluation
+    objective/  what a step minimizes
+    data/       what a run trains on, and in which order
+    student/    the model that learns: loading, parameters, LoRA, model card
+    recipe/     what a user chooses
+    matching/   which vision token of the student learns from which of the teacher's
+    losses/     the mathematics: truncated logits, divergences, the LM head in chunks
+    report      what a run prints
 """
 
-from emkd.trainer.recipe import Recipe, load_recipe, make_recipe, with_flags
-from emkd.trainer.run import evaluate_checkpoint, train_student
-from emkd.trainer.settings import TrainSettings
+from emkd.trainer.recipe.recipe import Recipe, load_recipe, make_recipe, with_flags
+from emkd.trainer.recipe.settings import TrainSettings
+from emkd.trainer.run import evaluate_checkpoint
+from emkd.trainer.train import train_student
 
 __all__ = [
     "Recipe",

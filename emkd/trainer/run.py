@@ -1,8 +1,8 @@
-"""`emkd train-student`: checks that the student can use the cache, then trains it. No teacher anywhere.
+"""One process of a training run: checks that the student can use the cache, then trains it. No teacher anywhere.
 
-check the call -> tokenizers and data against the cache -> load the student -> DistillationTrainer -> save
+    check the call -> tokenizers and data against the cache -> load the student -> DistillationTrainer -> save
 
-With --workers N Ray Train runs the same thing on N processes (launch.py); torchrun does, too.
+Under torchrun or Ray Train each rank runs this; alone, it is the whole run.
 """
 
 from pathlib import Path
@@ -14,39 +14,33 @@ from transformers import TrainingArguments, set_seed
 
 from emkd.errors import EmkdError, UsageError
 from emkd.samples.dataset import Dataset
-from emkd.trainer.arguments import training_arguments
-from emkd.trainer.assignment import check_solver
-from emkd.trainer.card import CardFacts, model_card
-from emkd.trainer.checks import agree_about_pictures_and_text, agree_with_first_run, check_output
-from emkd.trainer.distillation import DistillationTrainer
-from emkd.trainer.evaluation import evaluate_answers
-from emkd.trainer.objective import Objective
-from emkd.trainer.recipe import LossRecipe
+from emkd.trainer.data.run_data import RunData, encoder, evaluation_samples, open_run_data
+from emkd.trainer.data.samples import Collator, EvaluationSamples
+from emkd.trainer.loop.evaluation import evaluate_answers
+from emkd.trainer.loop.resume import agree_about_pictures_and_text, agree_with_first_run, check_output
+from emkd.trainer.loop.trainer import DistillationTrainer
+from emkd.trainer.matching.assignment import check_solver
+from emkd.trainer.objective.objective import Objective
+from emkd.trainer.recipe.arguments import training_arguments
+from emkd.trainer.recipe.recipe import LossRecipe
+from emkd.trainer.recipe.settings import TrainSettings
 from emkd.trainer.report import log
-from emkd.trainer.settings import TrainSettings
-from emkd.trainer.source import Source, encoder, evaluation_samples, open_source
-from emkd.trainer.stream import Collator, EvaluationSamples
-from emkd.trainer.student import Student, load_student
+from emkd.trainer.student.card import CardFacts, model_card
+from emkd.trainer.student.student import Student, load_student
 from emkd.vlm.identity import licence
 from emkd.vlm.loading import load
 
 
-def train_student(settings: TrainSettings) -> dict[str, float]:
+def train_one_process(settings: TrainSettings) -> dict[str, float]:
     """Trains and saves a student to `settings.output`; returns the metrics of the run.
 
     Raises UsageError and its kin (TokenizerMismatchError, DataMismatchError, OutputExistsError, ...) before
     anything is trained, CacheError where the cache is damaged or not sealed.
     """
-    if settings.address is not None and settings.workers == 1:
-        raise UsageError("--address names a cluster for several workers; say how many with --workers")
-    if settings.workers > 1:
-        from emkd.trainer.launch import train_on_workers  # Ray is needed for this alone
-
-        return train_on_workers(settings)
     checkpoint = check_output(settings)
     arguments = training_arguments(settings.output, settings.recipe.training, settings.eval_data is not None)
     check_solver(settings.recipe.losses.solver, arguments.device)
-    source = open_source(settings)
+    source = open_run_data(settings)
     set_seed(arguments.seed)
     student = load_student(settings)
     agree_about_pictures_and_text(source.cache, student.vlm, distils=settings.recipe.losses.weights.needs_cache)
@@ -66,7 +60,7 @@ def train_student(settings: TrainSettings) -> dict[str, float]:
 
 
 def _trainer(
-    settings: TrainSettings, source: Source, student: Student, arguments: TrainingArguments
+    settings: TrainSettings, source: RunData, student: Student, arguments: TrainingArguments
 ) -> DistillationTrainer:
     """Raises UsageError for what the recipe asks for and is not there."""
     recipe = settings.recipe
@@ -95,7 +89,7 @@ def _objective(losses: LossRecipe, n_tokens: int, arguments: TrainingArguments) 
     return Objective(losses.weights, n_tokens, losses.distance, losses.matching, arguments.seed, losses.solver)
 
 
-def _facts(settings: TrainSettings, source: Source, student: Student) -> CardFacts:
+def _facts(settings: TrainSettings, source: RunData, student: Student) -> CardFacts:
     """What the model card says. Where no loss needs the cache, it had no part in the student."""
     cache = source.cache if settings.recipe.losses.weights.needs_cache else None
     return CardFacts(

@@ -11,8 +11,9 @@ from emkd.cli import main
 from emkd.samples.dataset import Dataset
 from emkd.samples.encode import Encoder
 from emkd.storage.cache import Cache
-from emkd.trainer.objective import Objective, Weights
-from emkd.trainer.stream import Collator, StudentSamples, TeacherLimits
+from emkd.trainer.data.samples import Collator, StudentSamples, TeacherLimits
+from emkd.trainer.losses.weights import Weights
+from emkd.trainer.objective.objective import Objective
 from emkd.vlm.pooling import family_of
 from tests import families, tiny
 from tests.trainer import dense

@@ -7,11 +7,11 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 
 from emkd.storage.cache import create_cache
-from emkd.storage.digest import sha256_hex
-from emkd.storage.index import commit_shard
+from emkd.storage.index.commit import commit_shard
+from emkd.storage.lifecycle.seal import seal
+from emkd.storage.objects.digest import sha256_hex
 from emkd.storage.record import CapturedRow, ImageSpan, RowHint
-from emkd.storage.seal import seal
-from emkd.storage.shard import write_shard
+from emkd.storage.shards.writer import write_shard
 from tests.storage.builders import V, make_manifest, make_record
 
 # Wide characters, a line end alone, a tab and an escape sequence inside, markup, an emoji's name, a long word.

@@ -18,9 +18,9 @@ from emkd.inspection.live import load_teacher, pick, read
 from emkd.pipeline.capture import Teacher
 from emkd.samples.dataset import Dataset
 from emkd.storage.cache import Cache, create_cache
-from emkd.storage.described import read_manifest
-from emkd.storage.files import open_files
-from emkd.trainer.selection import select
+from emkd.storage.manifest.read import read_manifest
+from emkd.storage.objects.local import open_files
+from emkd.trainer.data.selection import select
 from tests import tiny
 
 KINDS = {

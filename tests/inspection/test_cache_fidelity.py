@@ -10,7 +10,7 @@ from emkd.inspection.live import load_teacher, read
 from emkd.inspection.stand_in import synthetic_student
 from emkd.samples.dataset import Dataset
 from emkd.storage.cache import Cache
-from emkd.trainer.truncated import truncated
+from emkd.trainer.losses.truncated import truncated
 from emkd.vlm.affinity import affinity
 from tests import tiny
 from tests.trainer import naive

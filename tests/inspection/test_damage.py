@@ -9,7 +9,7 @@ from emkd.cli import main
 from emkd.errors import CacheVersionError, DamagedCacheError, InputNotFoundError
 from emkd.inspection import inspect_cache
 from emkd.storage.cache import Cache
-from emkd.storage.manifest import FORMAT_VERSION
+from emkd.storage.manifest.manifest import FORMAT_VERSION
 from tests.inspection.made import write_cache
 from tests.storage.builders import make_cache, make_manifest, make_rows
 

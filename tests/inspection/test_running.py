@@ -11,10 +11,10 @@ from rich.console import Console
 from emkd.cli import main
 from emkd.inspection import inspect_cache, render
 from emkd.storage.cache import create_cache
-from emkd.storage.extend import extend_cache
-from emkd.storage.index import commit_shard
-from emkd.storage.seal import seal
-from emkd.storage.shard import write_shard
+from emkd.storage.index.commit import commit_shard
+from emkd.storage.lifecycle.extend import extend_cache
+from emkd.storage.lifecycle.seal import seal
+from emkd.storage.shards.writer import write_shard
 from tests.storage.builders import TOKENIZER_JSON, make_cache, make_manifest, make_rows
 
 
@@ -73,7 +73,7 @@ def test_a_sealed_cache_says_nothing_of_progress(tmp_path):
 def test_the_moment_of_sealing(tmp_path, monkeypatch):
     """The seal comes after it was looked for: all shards, no seal, no error."""
     files = make_cache(tmp_path / "c", sealed=False)
-    from emkd.storage.seal import read_seal
+    from emkd.storage.lifecycle.seal import read_seal
 
     def sealed_behind_it(files, *rest):
         found = read_seal(files, *rest)

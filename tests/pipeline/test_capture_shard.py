@@ -11,16 +11,16 @@ import pytest
 import torch
 
 from emkd.errors import CacheWriteError
-from emkd.pipeline.identify import identify
+from emkd.pipeline.manifest_of import identify
 from emkd.pipeline.settings import JobSettings
 from emkd.pipeline.shared import SharedImages
 from emkd.pipeline.worker import CaptureWorker, record_bytes
 from emkd.samples import Dataset
 from emkd.samples.encode import Encoder
-from emkd.storage.create import create_cache
-from emkd.storage.files import LocalFiles
-from emkd.storage.index import read_index
-from emkd.storage.shard import ShardWriter
+from emkd.storage.index.commit import read_index
+from emkd.storage.lifecycle.create import create_cache
+from emkd.storage.objects.local import LocalFiles
+from emkd.storage.shards.writer import ShardWriter
 from tests import tiny
 
 ROWS = 12

@@ -9,7 +9,7 @@ from tokenizers.processors import TemplateProcessing
 from emkd.errors import GeometryMismatchError, InputNotFoundError, TokenizerMismatchError, UsageError
 from emkd.pipeline import JobSettings
 from emkd.pipeline.for_student import check_student
-from emkd.pipeline.identify import identify
+from emkd.pipeline.manifest_of import identify
 from emkd.samples import Dataset
 from tests import tiny
 

@@ -15,7 +15,7 @@ from emkd.errors import (
 )
 from emkd.pipeline import JobSettings, cache_teacher, estimate_job
 from emkd.storage.cache import Cache, verify
-from emkd.storage.index import read_index
+from emkd.storage.index.commit import read_index
 from tests import tiny
 
 pytestmark = pytest.mark.xdist_group("ray")
@@ -103,7 +103,7 @@ def test_what_a_worker_raises_arrives_as_it_is(teacher_path, data_path, tmp_path
 
 
 def test_a_disk_that_is_too_small_is_noticed_before_the_job(teacher_path, data_path, tmp_path, monkeypatch):
-    monkeypatch.setattr("emkd.storage.files.LocalFiles.free_bytes", lambda files: 100)
+    monkeypatch.setattr("emkd.storage.objects.local.LocalFiles.free_bytes", lambda files: 100)
     with pytest.raises(JobFailedError, match=r"the job needs about .* and 100 bytes are free; make room"):
         cache_teacher(settings(teacher_path, data_path, tmp_path / "cache"))
     assert not (tmp_path / "cache").exists()

@@ -13,8 +13,9 @@ import psutil
 import pytest
 
 from emkd.storage.cache import Cache, verify
-from emkd.storage.files import LocalFiles
-from emkd.storage.index import committed_shards, read_index
+from emkd.storage.index.commit import read_index
+from emkd.storage.objects.local import LocalFiles
+from emkd.storage.objects.names import committed_shards
 from tests import tiny
 
 pytestmark = [pytest.mark.xdist_group("ray"), pytest.mark.slow, pytest.mark.timeout(900)]

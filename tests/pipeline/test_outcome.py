@@ -6,8 +6,8 @@ import pytest
 
 from emkd.errors import DataMismatchError, JobFailedError
 from emkd.pipeline import JobSettings
-from emkd.pipeline.identify import identify
 from emkd.pipeline.job import _check_outcome, _check_skipped
+from emkd.pipeline.manifest_of import identify
 from emkd.pipeline.preflight import Estimate
 from emkd.pipeline.pull import Outcome
 from emkd.pipeline.sizes import Sizes

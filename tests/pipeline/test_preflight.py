@@ -3,7 +3,7 @@
 import pytest
 
 from emkd.pipeline.preflight import PREFLIGHT_ROWS, _spread
-from emkd.storage.plan import DatasetIdentity, Extension
+from emkd.storage.manifest.plan import DatasetIdentity, Extension
 from tests.storage.builders import make_manifest
 
 

@@ -3,7 +3,7 @@
 import pytest
 
 from emkd.pipeline import progress as module
-from emkd.pipeline.progress import Totals, progress, size_text, time_text
+from emkd.pipeline.progress import JobProgress, progress, size_text, time_text
 from emkd.pipeline.worker import ShardReport
 
 
@@ -23,7 +23,7 @@ def report(**chosen) -> ShardReport:
 
 
 def test_rows_rate_time_left_bytes_and_skipped_rows():
-    totals = Totals(n_shards=4, n_rows=40, started=100.0)
+    totals = JobProgress(n_shards=4, n_rows=40, started=100.0)
     totals.add(report())
     assert totals.describe(now=105.0) == "10 of 40 rows, 2 rows/s, 15 s left, 1.5 kB, 2 skipped"
     totals.add(report(n_skipped=0, n_halved=3, n_shared=5, n_different=1))
@@ -37,7 +37,9 @@ def test_rows_rate_time_left_bytes_and_skipped_rows():
 
 def test_before_the_first_row_nothing_is_divided_by():
     assert (
-        Totals(n_shards=4, n_rows=40, started=100.0).describe(now=100.0).startswith("0 of 40 rows, 0 rows/s, 0 s left")
+        JobProgress(n_shards=4, n_rows=40, started=100.0)
+        .describe(now=100.0)
+        .startswith("0 of 40 rows, 0 rows/s, 0 s left")
     )
 
 

@@ -8,11 +8,11 @@ import pytest
 
 from emkd.errors import DataFormatError
 from emkd.pipeline.pull import Shards
-from emkd.pipeline.reading import ReadAhead, Reading
+from emkd.pipeline.reading import ReadAhead, RowReader
 from emkd.samples import Dataset
 from emkd.samples.encode import Encoder
-from emkd.storage.files import LocalFiles
-from emkd.storage.index import read_index
+from emkd.storage.index.commit import read_index
+from emkd.storage.objects.local import LocalFiles
 from emkd.vlm.loading import load
 from tests.pipeline.test_capture_shard import ROWS, before_pass, begin, data  # noqa: F401
 
@@ -44,12 +44,12 @@ class Lacking(Encoder):
         return super().__call__(sample)
 
 
-def rows_of(reading: Reading) -> list[int]:
+def rows_of(reading: RowReader) -> list[int]:
     return [hint.row for hint, _ in reading.usable]
 
 
 def test_a_limit_ends_it_and_the_rest_is_read_later(dataset, encoder):
-    reading = Reading(encoder, dataset, range(N))
+    reading = RowReader(encoder, dataset, range(N))
     first = encoder(dataset.sample(0))
     assert first.n_bytes == sum(tensor.numel() * tensor.element_size() for tensor in first.inputs.values()) > 24 * 24
     reading.advance(first.n_bytes - 1)
@@ -64,14 +64,14 @@ def test_a_limit_ends_it_and_the_rest_is_read_later(dataset, encoder):
 def test_a_row_for_which_memory_lacks_now_is_read_again(dataset, encoder):
     """Ahead, somebody else has the memory: it must not be skipped for that. In its turn it is."""
     lacking = Lacking(encoder.processor, encoder.image_token_id)
-    reading = Reading(lacking, dataset, range(N))
+    reading = RowReader(lacking, dataset, range(N))
     reading.advance(1 << 40)
     assert (rows_of(reading), reading.skipped) == ([0], [])
     lacking.lacking = False
     reading.advance()
     assert (rows_of(reading), reading.skipped) == (list(range(N)), [])
     lacking.lacking, lacking.calls = True, 0
-    alone = Reading(lacking, dataset, range(2))
+    alone = RowReader(lacking, dataset, range(2))
     alone.advance()
     assert [(row.hint.row, row.reason) for row in alone.skipped] == [(1, "out-of-memory")]
 
@@ -100,7 +100,7 @@ def threads(encoder: Encoder) -> Threads:
 
 def test_what_was_begun_is_taken(dataset, encoder):
     watched = threads(encoder)
-    ahead = ReadAhead(lambda number: Reading(watched, dataset, [number]), 1 << 40)
+    ahead = ReadAhead(lambda number: RowReader(watched, dataset, [number]), 1 << 40)
     ahead.begin(3)
     with pytest.raises(ValueError, match="shard 3 was begun and not taken"):
         ahead.begin(4)
@@ -112,7 +112,7 @@ def test_what_was_begun_is_taken(dataset, encoder):
 def test_what_was_begun_for_nothing_is_dropped(dataset, encoder):
     """And no longer read: another worker does it."""
     watched = threads(encoder)
-    ahead = ReadAhead(lambda number: Reading(watched, dataset, [number, number + 1]), 1 << 40)
+    ahead = ReadAhead(lambda number: RowReader(watched, dataset, [number, number + 1]), 1 << 40)
     watched.go_on.clear()
     ahead.begin(0)
     assert watched.began.wait(SECONDS)
@@ -131,7 +131,7 @@ def test_an_error_belongs_to_its_shard(dataset, encoder):
             return super().sample(row)
 
     gone = Gone(dataset.data)
-    ahead = ReadAhead(lambda number: Reading(encoder, gone, [number]), 1 << 40)
+    ahead = ReadAhead(lambda number: RowReader(encoder, gone, [number]), 1 << 40)
     for asked, begun in ((1, 2), (2, 3)):
         ahead.begin(begun)
         assert ahead.take(asked).usable == []

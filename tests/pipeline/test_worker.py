@@ -3,7 +3,7 @@
 import pytest
 
 from emkd.errors import ModelError
-from emkd.pipeline.identify import identify
+from emkd.pipeline.manifest_of import identify
 from emkd.pipeline.settings import JobSettings
 from emkd.pipeline.worker import CaptureWorker
 from emkd.samples import Dataset

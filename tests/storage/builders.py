@@ -6,20 +6,20 @@ from pathlib import Path
 import numpy as np
 
 from emkd.storage.cache import create_cache
-from emkd.storage.digest import sha256_hex
-from emkd.storage.files import LocalFiles
-from emkd.storage.index import commit_shard
-from emkd.storage.manifest import (
+from emkd.storage.index.commit import commit_shard
+from emkd.storage.lifecycle.seal import seal
+from emkd.storage.manifest.manifest import (
     ImageProcessorIdentity,
     Manifest,
     TeacherIdentity,
     TokenizerIdentity,
 )
-from emkd.storage.plan import DatasetFile, DatasetIdentity, ShardPlan
+from emkd.storage.manifest.plan import DatasetFile, DatasetIdentity, ShardPlan
+from emkd.storage.objects.digest import sha256_hex
+from emkd.storage.objects.local import LocalFiles
 from emkd.storage.precision import round_logits
 from emkd.storage.record import CapturedRow, ImageSpan, Record, RowHint
-from emkd.storage.seal import seal
-from emkd.storage.shard import write_shard
+from emkd.storage.shards.writer import write_shard
 
 TOKENIZER_JSON = b'{"version": "1.0", "model": {"type": "WordLevel"}}'
 V = 40

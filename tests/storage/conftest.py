@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from .builders import make_cache
+from tests.storage.builders import make_cache
 
 
 @pytest.fixture(scope="session")

@@ -19,14 +19,13 @@ from emkd.errors import (
     UsageError,
 )
 from emkd.storage.cache import Cache, create_cache
-from emkd.storage.index import commit_shard
-from emkd.storage.manifest import FORMAT_VERSION
-from emkd.storage.plan import ShardPlan
+from emkd.storage.index.commit import commit_shard
+from emkd.storage.lifecycle.seal import seal
+from emkd.storage.manifest.manifest import FORMAT_VERSION
+from emkd.storage.manifest.plan import ShardPlan
 from emkd.storage.record import CapturedRow, RowHint
-from emkd.storage.seal import seal
-from emkd.storage.shard import write_shard
-
-from .builders import (
+from emkd.storage.shards.writer import write_shard
+from tests.storage.builders import (
     TOKENIZER_JSON,
     array_fields,
     make_cache,
@@ -40,7 +39,7 @@ from .builders import (
 
 def test_importing_storage_needs_neither_torch_nor_transformers_nor_ray():
     code = (
-        "import sys, emkd.storage.cache, emkd.storage.shard, emkd.storage.seal\n"
+        "import sys, emkd.storage.cache, emkd.storage.shards.writer, emkd.storage.lifecycle.seal\n"
         "print([m for m in ('torch', 'transformers', 'ray') if m in sys.modules])"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -13,13 +13,12 @@ import numpy as np
 import pytest
 
 from emkd.storage.cache import Cache, create_cache, verify
-from emkd.storage.index import commit_shard
-from emkd.storage.manifest import FORMAT_VERSION
+from emkd.storage.index.commit import commit_shard
+from emkd.storage.lifecycle.seal import seal
+from emkd.storage.manifest.manifest import FORMAT_VERSION
 from emkd.storage.record import CapturedRow, RowHint
-from emkd.storage.seal import seal
-from emkd.storage.shard import write_shard
-
-from .builders import TOKENIZER_JSON, array_fields, make_manifest, make_record, row_of, with_image
+from emkd.storage.shards.writer import write_shard
+from tests.storage.builders import TOKENIZER_JSON, array_fields, make_manifest, make_record, row_of, with_image
 
 GOLDEN = Path(__file__).parent / "golden"
 VERSIONS = range(1, FORMAT_VERSION + 1)

@@ -11,16 +11,15 @@ import pytest
 
 from emkd.errors import CacheConflictError
 from emkd.storage.cache import Cache, create_cache, verify
-from emkd.storage.extend import extend_cache
-from emkd.storage.files import LocalFiles
-from emkd.storage.index import commit_shard, missing_shards, read_index
-from emkd.storage.manifest import FORMAT_VERSION, Manifest
-from emkd.storage.repair import withdraw
-from emkd.storage.seal import seal
-from emkd.storage.shard import write_shard
-from emkd.storage.table import FIRST_SCHEMA, TEXT_COLUMN, TEXT_SCHEMA, read_parquet
-
-from .builders import (
+from emkd.storage.index.commit import commit_shard, missing_shards, read_index
+from emkd.storage.index.table import FIRST_SCHEMA, TEXT_COLUMN, TEXT_SCHEMA, read_parquet
+from emkd.storage.lifecycle.extend import extend_cache
+from emkd.storage.lifecycle.repair import withdraw
+from emkd.storage.lifecycle.seal import seal
+from emkd.storage.manifest.manifest import FORMAT_VERSION, Manifest
+from emkd.storage.objects.local import LocalFiles
+from emkd.storage.shards.writer import write_shard
+from tests.storage.builders import (
     TOKENIZER_JSON,
     array_fields,
     keyed_rows,
@@ -30,8 +29,8 @@ from .builders import (
     text_sha256,
     with_data,
 )
-from .test_extend import state
-from .test_golden import GOLDEN
+from tests.storage.lifecycle.test_extend import state
+from tests.storage.test_golden import GOLDEN
 
 ADDED = [4, 1]  # row 1 of the golden cache, and a new one
 

@@ -15,7 +15,7 @@ from transformers import TrainerCallback
 
 import emkd.trainer.run
 from emkd.trainer import Recipe, TrainSettings, train_student, with_flags
-from emkd.trainer.distillation import DistillationTrainer
+from emkd.trainer.loop.trainer import DistillationTrainer
 from emkd.trainer.report import rank
 
 

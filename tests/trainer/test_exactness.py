@@ -8,11 +8,12 @@ import torch
 from emkd.samples.dataset import Dataset
 from emkd.samples.encode import Encoder
 from emkd.storage.cache import Cache
-from emkd.trainer.losses import Divergence
-from emkd.trainer.matching import matching_cost
-from emkd.trainer.objective import Losses, Objective, Weights
-from emkd.trainer.parts import StudentStates
-from emkd.trainer.stream import Collator, StudentSamples, TeacherLimits
+from emkd.trainer.data.samples import Collator, StudentSamples, TeacherLimits
+from emkd.trainer.losses.divergence import Divergence
+from emkd.trainer.losses.weights import Weights
+from emkd.trainer.matching.match import matching_cost
+from emkd.trainer.objective.objective import Losses, Objective
+from emkd.trainer.objective.terms import StudentStates
 from emkd.vlm import load
 from emkd.vlm.forward import last_hidden_state, lm_logits
 from emkd.vlm.head import LMHead

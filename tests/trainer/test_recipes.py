@@ -8,10 +8,10 @@ import yaml
 
 from emkd.demo.variants import RECIPE
 from emkd.trainer import train_student, with_flags
-from emkd.trainer.arguments import training_arguments
-from emkd.trainer.recipe import load_recipe, make_recipe
-from emkd.trainer.settings import TrainSettings
-from emkd.trainer.student import load_student
+from emkd.trainer.recipe.arguments import training_arguments
+from emkd.trainer.recipe.recipe import load_recipe, make_recipe
+from emkd.trainer.recipe.settings import TrainSettings
+from emkd.trainer.student.student import load_student
 from emkd.vlm.loading import load_model
 from tests import tiny
 

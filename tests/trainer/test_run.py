@@ -10,6 +10,7 @@ import pytest
 import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
+from emkd.agreement.text import check_same_text
 from emkd.errors import (
     CacheIncompleteError,
     DataFormatError,
@@ -22,12 +23,11 @@ from emkd.errors import (
     UsageError,
 )
 from emkd.samples import Dataset
-from emkd.samples.agreement import check_same_text
 from emkd.samples.encode import Encoder
 from emkd.storage.cache import Cache
 from emkd.trainer import Recipe, TrainSettings, evaluate_checkpoint, train_student, with_flags
-from emkd.trainer.order import epoch_order
-from emkd.trainer.stream import StudentSamples, TeacherLimits
+from emkd.trainer.data.order import epoch_order
+from emkd.trainer.data.samples import StudentSamples, TeacherLimits
 from emkd.vlm.loading import load, load_model
 from tests import tiny
 

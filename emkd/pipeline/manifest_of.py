@@ -1,0 +1,86 @@
+"""The manifest of a job: what the teacher, its tokenizer, its image processor and the data are."""
+
+import json
+from importlib.metadata import version
+from pathlib import Path
+
+from transformers import AutoConfig
+
+from emkd.errors import ModelError
+from emkd.pipeline.settings import JobSettings
+from emkd.samples.dataset import Dataset
+from emkd.samples.render import template_of
+from emkd.storage.manifest.manifest import (
+    ImageProcessorIdentity,
+    Manifest,
+    TeacherIdentity,
+    TokenizerIdentity,
+)
+from emkd.storage.manifest.plan import DatasetFile, DatasetIdentity, ShardPlan
+from emkd.vlm.identity import image_processor_settings, licence, sha256_of, tokenizer_json, weights_sha256
+from emkd.vlm.loading import load_processor, resolve
+
+WRITERS = ("emkd", "torch", "transformers", "tokenizers", "zarr", "numcodecs", "xxhash", "pyarrow", "ray")
+
+
+def identify(settings: JobSettings, dataset: Dataset) -> tuple[Manifest, bytes]:
+    """(manifest, tokenizer.json) of a job, from files alone: no weights are loaded. Raises ModelError."""
+    path = resolve(settings.teacher, settings.revision)
+    processor = load_processor(path, settings.trust_remote_code)
+    tokenizer = tokenizer_json(path)
+    n_tokens = len(processor.tokenizer)
+    config = AutoConfig.from_pretrained(path, trust_remote_code=settings.trust_remote_code)
+    text_config = config.get_text_config()
+    pixels = image_processor_settings(processor)
+    n_rows = dataset.n_rows if settings.limit is None else min(settings.limit, dataset.n_rows)
+    manifest = Manifest(
+        teacher=TeacherIdentity(
+            name=settings.teacher if not Path(settings.teacher).is_dir() else path.resolve().name,
+            revision=settings.revision,
+            weights_sha256=weights_sha256(path),
+            dtype=_dtype(path, settings.dtype),
+            architecture=config.model_type,
+            licence=licence(path),
+            attn_implementation=settings.attn_implementation,
+        ),
+        image_processor=ImageProcessorIdentity(
+            class_name=type(processor.image_processor).__name__, sha256=sha256_of(pixels), settings=pixels
+        ),
+        tokenizer=TokenizerIdentity(
+            sha256=sha256_of(json.loads(tokenizer)),
+            n_tokens=n_tokens,
+            lm_head_rows=int(text_config.vocab_size),
+            chat_template_sha256=sha256_of(processor.chat_template),
+            chat_template=template_of(processor),
+        ),
+        top_k=min(settings.top_k or n_tokens, n_tokens),
+        answer_top_k=min(settings.answer_top_k or n_tokens, n_tokens),
+        logits_precision=settings.precision,
+        affinity_precision=settings.affinity_precision,
+        compression=settings.compression,
+        batch_tokens=settings.batch_tokens,
+        max_length=settings.max_length or getattr(text_config, "max_position_embeddings", None),
+        dataset=_dataset_identity(dataset),
+        plan=ShardPlan.of(n_rows=n_rows, rows_per_shard=settings.rows_per_shard),
+        created_by={name: version(name) for name in WRITERS},
+    )
+    return manifest, tokenizer
+
+
+def _dtype(path: Path, asked: str) -> str:
+    """The dtype that the teacher runs in: as asked for, or as its checkpoint says."""
+    if asked != "auto":
+        return asked
+    content = json.loads((path / "config.json").read_text())
+    found = content.get("dtype") or content.get("torch_dtype") or content.get("text_config", {}).get("dtype")
+    if found is None:
+        raise ModelError(f"{path}/config.json names no dtype; say which with --dtype float32, bfloat16 or float16")
+    return str(found)
+
+
+def _dataset_identity(dataset: Dataset) -> DatasetIdentity:
+    return DatasetIdentity(
+        fingerprint=dataset.fingerprint,
+        n_rows=dataset.n_rows,
+        files=tuple(DatasetFile(name=f.name, n_rows=f.n_rows, n_bytes=f.n_bytes) for f in dataset.files),
+    )

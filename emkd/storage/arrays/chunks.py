@@ -1,0 +1,135 @@
+"""Chunks as bytes and back: the codecs of the Zarr v3 core, called directly.
+
+What is written can be opened by any Zarr reader (`metadata` is what zarr-python writes of an array). Chunks are encoded
+and decoded here because the bytes that are decoded are then the very object that was checked, and without zarr-python's
+own part of the time (`benchmarks/reading.py` has zarrs beside it).
+"""
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import numcodecs
+import numcodecs.blosc
+import numcodecs.zstd
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+from zarr.codecs import BloscCodec
+from zarr.core.buffer import Buffer
+from zarr.storage import MemoryStore
+
+from emkd.errors import DamagedCacheError
+from emkd.storage.arrays.layout import ArrayLayout
+from emkd.storage.objects.digest import NEXT_STEP
+
+# Blosc's own threads are for processes that do one thing; here workers share the cores, and some are forked.
+numcodecs.blosc.use_threads = False
+
+_LEVELS = {"zstd": 1, "lz4": 5}  # a higher level of zstd finds hardly more, and takes several times as long
+# Blosc's own choice is smaller and compresses less. lz4 finds hardly more in larger blocks than these, which stay in a
+# core's own cache while their bits are put back in place.
+_BLOCK_BYTES = {"zstd": 2**20, "lz4": 2**17}
+_SHUFFLES = {"noshuffle": 0, "shuffle": 1, "bitshuffle": 2}
+
+
+def encode_chunk(layout: ArrayLayout, values: NDArray[Any]) -> bytes:
+    """The object of a whole chunk."""
+    name = layout.compression
+    codec = numcodecs.Blosc(name, _LEVELS[name], _SHUFFLES[layout.shuffle], blocksize=_BLOCK_BYTES[name])
+    return bytes(codec.encode(np.ascontiguousarray(values)))
+
+
+def metadata(layout: ArrayLayout, length: int, tokens_per_chunk: int) -> bytes:
+    """zarr.json of an array, as zarr-python writes it."""
+    stored: dict[str, Buffer] = {}
+    zarr.create_array(
+        MemoryStore(stored),
+        shape=layout.shape(length),
+        dtype=layout.dtype,
+        chunks=layout.shape(max(1, tokens_per_chunk)),
+        compressors=[
+            BloscCodec(
+                typesize=layout.dtype.itemsize,
+                cname=layout.compression,
+                clevel=_LEVELS[layout.compression],
+                shuffle=layout.shuffle,
+                blocksize=_BLOCK_BYTES[layout.compression],
+            )
+        ],
+        filters=None,
+        fill_value=0,
+        attributes=layout.attributes,
+        dimension_names=layout.dimension_names,
+        zarr_format=3,
+    )
+    return stored["zarr.json"].to_bytes()
+
+
+def group_metadata(attributes: dict[str, Any]) -> bytes:
+    """zarr.json of a group, as zarr-python writes it."""
+    stored: dict[str, Buffer] = {}
+    zarr.create_group(store=MemoryStore(stored), zarr_format=3, attributes=attributes)
+    return stored["zarr.json"].to_bytes()
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredArray:
+    """What zarr.json says of an array. chunk: its shape;  codec: "blosc" or "zstd" """
+
+    layout: ArrayLayout
+    shape: tuple[int, ...]
+    chunk: tuple[int, ...]
+    codec: str
+
+    @classmethod
+    def of(cls, where: str, data: bytes, layout: ArrayLayout, length: int) -> "StoredArray":
+        """From zarr.json. DamagedCacheError where it is not the array that manifest and index describe, or not stored
+        in a way that this module decodes."""
+        try:
+            found = json.loads(data)
+            shape, chunk = tuple(found["shape"]), tuple(found["chunk_grid"]["configuration"]["chunk_shape"])
+            codecs = [codec["name"] for codec in found["codecs"]]
+            described = (shape, found["data_type"], found["attributes"].get("precision"))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise DamagedCacheError(f"{where}: not the metadata of an array ({error!r}). {NEXT_STEP}") from error
+        expected = (layout.shape(length), layout.dtype.name, layout.attributes.get("precision"))
+        if described != expected:
+            raise DamagedCacheError(
+                f"{where}: shape, type and precision are {described}, expected {expected} from the manifest and the "
+                f"index. {NEXT_STEP}"
+            )
+        if codecs[:1] != ["bytes"] or codecs[1:] not in (["blosc"], ["zstd"]):
+            raise DamagedCacheError(f"{where}: codecs {codecs}, expected bytes and then blosc or zstd. {NEXT_STEP}")
+        return cls(layout=layout, shape=shape, chunk=chunk, codec=codecs[1])
+
+    @property
+    def tokens_per_chunk(self) -> int:
+        return self.chunk[self.layout.token_axis]
+
+    def chunk_names(self) -> list[str]:
+        """Names below the array's folder, in the order of the tokens."""
+        n_chunks = -(-self.shape[self.layout.token_axis] // self.tokens_per_chunk)
+        return [chunk_name(self.layout, i) for i in range(n_chunks)]
+
+    def decode(self, where: str, data: bytes, chunk: NDArray[Any]) -> None:
+        """Fills `chunk`, of the shape and type of one. DamagedCacheError where the bytes are not a whole chunk."""
+        try:
+            if self.codec == "blosc":
+                complete = int.from_bytes(data[4:8], "little") == chunk.nbytes  # of the header: else it fills less
+                numcodecs.blosc.decompress(data, chunk)
+            else:
+                flat = np.frombuffer(numcodecs.zstd.decompress(data), self.layout.dtype)
+                complete = True
+                chunk[...] = flat.reshape(self.chunk)
+        except (ValueError, RuntimeError) as error:
+            raise DamagedCacheError(f"{where}: not a chunk of shape {self.chunk} ({error}). {NEXT_STEP}") from error
+        if not complete:
+            raise DamagedCacheError(f"{where}: not a chunk of shape {self.chunk}. {NEXT_STEP}")
+
+
+def chunk_name(layout: ArrayLayout, number: int) -> str:
+    """Name of a chunk below its array's folder."""
+    if layout.width is None:
+        return f"c/{number}"
+    return f"c/0/{number}" if layout.by_rank else f"c/{number}/0"

@@ -1,0 +1,257 @@
+"""The operations on the place where a cache lies. Local disk now.
+
+Names are relative, with "/" between their parts: "index/000000.parquet". The operations are the ones that
+an object store has too: read a whole object, list a prefix, write, and create only if absent (there a
+conditional put). What a crash may leave behind never has the name of an object: files being written start
+with "." and end with ".partial", folders being deleted start with ".deleted-"; both are never listed.
+
+`create` is the only operation by which something becomes visible to others, and is durable when it
+returns; `write` is for a folder that nobody reads yet, made durable by `sync_tree`.
+"""
+
+import contextlib
+import errno
+import os
+import shutil
+import uuid
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+from emkd.errors import CacheWriteError, EmkdError, UsageError
+from emkd.storage.objects.disk import (
+    DELETED,
+    PARTIAL,
+    partial_of,
+    refuse_unreadable,
+    sync,
+    unreadable,
+    walk,
+    write_durably,
+)
+
+
+def open_files(uri: str | Path) -> "LocalFiles":
+    """The files at a plain path or a file:// URI; nothing is created. UsageError for any other scheme."""
+    text = os.fspath(uri)
+    scheme, separator, _ = text.partition("://")
+    if not separator:
+        return LocalFiles(Path(text).expanduser())
+    parts = urlsplit(text)
+    if scheme.lower() != "file" or parts.netloc not in ("", "localhost"):
+        raise UsageError(
+            f"cannot open {text!r}: only local paths (a plain path or file:///...) are supported by this "
+            "version; use a local folder and copy it afterwards"
+        )
+    return LocalFiles(Path(unquote(parts.path)))
+
+
+@contextlib.contextmanager
+def writing(files: "LocalFiles", what: str, n_bytes: int) -> Iterator[None]:
+    """Around the writing of `what`, of `n_bytes` together: an OSError becomes a CacheWriteError that says how much
+    is needed and how much is free."""
+    try:
+        yield
+    except OSError as error:
+        if isinstance(error, EmkdError):  # says what it has to say already
+            raise
+        space = f": it needs {n_bytes:,} bytes and {files.free_bytes():,} are free" if n_bytes else ""
+        raise CacheWriteError(
+            f"{files.root}: {what} cannot be written ({error.strerror or error}){space}. What was committed stays; "
+            "make room or mend the permissions, and run the same command again"
+        ) from error
+
+
+@dataclass(frozen=True)
+class LocalFiles:
+    """Objects under a local folder, which need not exist yet."""
+
+    root: Path
+
+    def where(self, name: str) -> str:
+        """The full name of an object, for messages."""
+        return f"{self.root}/{name}"
+
+    def free_bytes(self) -> int:
+        """Free space where the cache lies or will lie."""
+        return shutil.disk_usage(self._existing()).free
+
+    def check_writable(self) -> None:
+        """CacheWriteError where the root is not, or cannot become, a folder that may be written."""
+        place = self._existing()
+        if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
+            what = "may not be written" if place.is_dir() else "is not a folder"
+            raise CacheWriteError(f"{self.root}: {place} {what}; name another folder or mend its permissions")
+
+    def _existing(self) -> Path:
+        """The root, or the nearest folder above it that exists."""
+        root = self.root.absolute()
+        return next(path for path in (root, *root.parents) if os.path.exists(path))  # False where nobody may look
+
+    def read(self, name: str) -> bytes | None:
+        """A whole object; None where there is none: what its absence means is known by the caller.
+
+        DamagedCacheError where the disk or the permissions do not let it be read.
+        """
+        path = self._path(name)
+        try:
+            return path.read_bytes()
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+            return None
+        except OSError as error:
+            raise unreadable(path, error) from error
+
+    def exists(self, name: str) -> bool:
+        """Whether there is an object (not a folder) of this name."""
+        return os.path.isfile(self._path(name))
+
+    def sizes(self, prefix: str = "") -> dict[str, int]:
+        """Name -> size in bytes of every object in the folder `prefix` and below, sorted by name."""
+        base = self._path(prefix)
+        found: dict[str, int] = {}
+        for folder, _, file_names in walk(base):
+            for file_name in file_names:
+                path = Path(folder, file_name)
+                with contextlib.suppress(FileNotFoundError):  # removed since it was listed
+                    found[path.relative_to(self.root).as_posix()] = path.stat().st_size
+        return dict(sorted(found.items()))
+
+    def names(self, prefix: str = "") -> list[str]:
+        """Names of every object in the folder `prefix` and below, sorted; empty where it does not exist."""
+        return list(self.sizes(prefix))
+
+    def folders(self, prefix: str) -> list[str]:
+        """Names of the folders directly in `prefix`, sorted, folders that are being deleted included."""
+        base = self._path(prefix)
+        if not base.is_dir():
+            return []
+        return sorted(f"{prefix}/{entry.name}" for entry in os.scandir(base) if entry.is_dir())
+
+    def write(self, name: str, data: bytes) -> None:
+        """Write a new object into a folder that is this caller's own. Not durable before `sync_tree`."""
+        path = self._path(name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("xb") as file:
+            file.write(data)
+
+    def create(self, name: str, data: bytes) -> bool:
+        """Create an object whole and durably, only if absent: False where it exists already.
+
+        Of several callers at once exactly one gets True. UsageError on a file system without hard links;
+        CacheWriteError where it cannot be written.
+        """
+        with writing(self, name, len(data)):
+            return self._create(name, data)
+
+    def _create(self, name: str, data: bytes) -> bool:
+        path = self._path(name)
+        if path.exists():  # most often; nothing need be written to find out
+            return False
+        self._make_folder(path.parent)
+        self._sync_names([name])
+        partial = partial_of(path)
+        try:
+            write_durably(partial, data)
+            os.link(partial, path)
+        except FileExistsError:
+            return False
+        except FileNotFoundError:
+            if not path.exists():
+                raise
+            return False  # --clean took the partial file: it does so only where the object exists
+        except OSError as error:
+            if error.errno in (errno.EPERM, errno.ENOTSUP, errno.EMLINK) and partial.exists():
+                raise UsageError(
+                    f"cannot create {path}: the file system of {path.parent} has no hard links "
+                    f"({error.strerror}), which keep two runs from overwriting each other; put the cache "
+                    "on another file system"
+                ) from error
+            raise
+        finally:
+            partial.unlink(missing_ok=True)
+        sync(path.parent)
+        return True
+
+    def replace(self, name: str, data: bytes) -> None:
+        """Put an object whole and durably in the place of one that is damaged, in one step."""
+        path = self._path(name)
+        partial = partial_of(path)
+        with writing(self, name, len(data)):
+            try:
+                write_durably(partial, data)
+                partial.replace(path)
+            finally:
+                partial.unlink(missing_ok=True)
+            sync(path.parent)
+
+    def delete(self, name: str) -> None:
+        """Delete an object, durably; nothing happens where there is none."""
+        path = self._path(name)
+        with writing(self, f"the removal of {name}", 0), contextlib.suppress(FileNotFoundError):
+            path.unlink()
+            sync(path.parent)
+
+    def sync_tree(self, prefix: str) -> None:
+        """Make everything in the folder `prefix` durable: each file, each folder, and its own name."""
+        base = self._path(prefix)
+        for folder, _, file_names in os.walk(base, topdown=False, onerror=refuse_unreadable):
+            for file_name in file_names:
+                sync(Path(folder, file_name))
+            sync(Path(folder))
+        for parent in base.parents:
+            if parent == self.root.parent or not parent.exists():
+                break
+            sync(parent)
+
+    def sync_names(self, names: Iterable[str]) -> None:
+        """Make the names of objects durable, and those of their folders: who created them may have been killed
+        before it did so itself."""
+        with writing(self, "the names of folders", 0):
+            self._sync_names(names)
+
+    def _sync_names(self, names: Iterable[str]) -> None:
+        folders = {folder for name in names for folder in self._path(name).parents}
+        for folder in sorted(folders - set(self.root.parents)):
+            sync(folder)
+        with contextlib.suppress(PermissionError):  # the root's own name: its parent may be somebody else's
+            sync(self.root.parent)
+
+    def delete_partials(self) -> list[str]:
+        """Delete what killed writers left of objects that exist; the names of the partial files."""
+        deleted = []
+        for path in sorted(self.root.rglob(f".*{PARTIAL}")):
+            target = path.with_name(path.name[1:].rsplit(".", 2)[0])
+            if target.exists():
+                path.unlink(missing_ok=True)
+                deleted.append(path.relative_to(self.root).as_posix())
+        return deleted
+
+    def delete_tree(self, prefix: str) -> None:
+        """Delete the folder `prefix` and everything in it; nothing happens where there is none.
+
+        It loses its name first, in one step: a reader sees all of it or nothing, and somebody who still
+        writes there does not stop the deletion.
+        """
+        path = self._path(prefix)
+        if path == self.root:
+            raise ValueError("delete_tree: refusing to delete the whole cache; name a folder in it")
+        doomed = path if path.name.startswith(DELETED) else path.with_name(DELETED + uuid.uuid4().hex)
+        with contextlib.suppress(FileNotFoundError):
+            path.rename(doomed)
+        while doomed.exists():
+            with contextlib.suppress(FileNotFoundError):  # somebody else deletes it as well
+                shutil.rmtree(doomed)
+
+    def _path(self, name: str) -> Path:
+        if name.startswith("/") or ".." in name.split("/"):  # names are read from files, which may be foreign
+            raise ValueError(f"{name!r} is not the name of an object of {self.root}: it leads outside")
+        return self.root / name
+
+    def _make_folder(self, folder: Path) -> None:
+        """mkdir -p, with the names of the new folders durable."""
+        missing = [folder, *folder.parents]
+        missing = missing[: next(i for i, path in enumerate(missing) if path.is_dir())]
+        folder.mkdir(parents=True, exist_ok=True)
+        for path in missing:
+            sync(path.parent)

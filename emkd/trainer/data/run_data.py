@@ -1,0 +1,99 @@
+"""What a run trains on: a dataset, the cache of its teacher's answers, and which samples both have."""
+
+from dataclasses import dataclass
+
+from emkd.errors import UsageError
+from emkd.samples.dataset import Dataset
+from emkd.samples.encode import Encoder
+from emkd.storage.cache import Cache
+from emkd.trainer.data.samples import EvaluationSamples, StudentSamples, TeacherLimits
+from emkd.trainer.data.selection import Selection, select
+from emkd.trainer.recipe.settings import TrainSettings
+from emkd.trainer.report import log
+from emkd.vlm.identity import check_shared_tokenizer, describe_lacking, lacking_ids, tokenizer_json
+from emkd.vlm.loading import VisionLanguageModel, resolve
+from emkd.vlm.pooling import family_of
+
+# Without a cache there are no shards; rows are walked as if they came from one with this many a shard.
+ROWS_PER_SHARD = 256
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunData:
+    """cache, selection: None for plain fine-tuning, which needs none and trains on all rows"""
+
+    dataset: Dataset
+    cache: Cache | None = None
+    selection: Selection | None = None
+
+    @property
+    def n_samples(self) -> int:
+        return self.dataset.n_rows if self.selection is None else len(self.selection.rows)
+
+    @property
+    def shard_sizes(self) -> list[int]:
+        if self.cache is not None and self.selection is not None:
+            return self.selection.shard_sizes(self.cache)
+        n_rows = self.dataset.n_rows
+        return [min(ROWS_PER_SHARD, n_rows - start) for start in range(0, n_rows, ROWS_PER_SHARD)]
+
+    def n_tokens(self, student: VisionLanguageModel) -> int:
+        """V: the ids that student and teacher share."""
+        return student.n_tokens if self.cache is None else min(student.n_tokens, self.cache.manifest.vocabulary_size)
+
+    def samples(self, student: VisionLanguageModel, top_k: int | None) -> StudentSamples:
+        """In the student's tokens, with `top_k` of the teacher's logits (None for all that are stored)."""
+        if self.cache is None or self.selection is None:
+            return StudentSamples(self.dataset, encoder(student), range(self.dataset.n_rows))
+        limits = TeacherLimits(
+            vocabulary=self.cache.manifest.vocabulary_size, n_student_tokens=self.n_tokens(student), top_k=top_k
+        )
+        rows, numbers = self.selection.rows.tolist(), self.selection.numbers.tolist()
+        teacher = self.cache.manifest.teacher.architecture
+        other = family_of(student.model.config.model_type) != family_of(teacher)
+        return StudentSamples(self.dataset, encoder(student), rows, self.cache, limits, numbers, other_family=other)
+
+
+def open_run_data(settings: TrainSettings) -> RunData:
+    """Opens and compares cache, data and the student's tokenizer, without the student's weights. Raises UsageError
+    and its kin (TokenizerMismatchError, DataMismatchError, ...), CacheError, DataFormatError."""
+    cache = open_cache(settings)
+    dataset = Dataset(settings.data, settings.image_root)
+    if cache is None:
+        return RunData(dataset=dataset)
+    own = tokenizer_json(resolve(settings.student, settings.revision))
+    check_shared_tokenizer(cache.tokenizer_json, own)
+    lacking = lacking_ids(cache.tokenizer_json, own)
+    if lacking:
+        log(describe_lacking(lacking))
+    return RunData(dataset=dataset, cache=cache, selection=select(cache, dataset, log))
+
+
+def open_cache(settings: TrainSettings) -> Cache | None:
+    """The cache, None where the losses need none. Raises UsageError, CacheError."""
+    weights = settings.recipe.losses.weights
+    if settings.cache is None:
+        if weights.needs_cache:
+            raise UsageError(
+                f"--cache is missing: only plain fine-tuning (--alpha 1 --beta 0 --gamma 0) works without one, and the "
+                f"weights are alpha {weights.alpha}, beta {weights.beta}, gamma {weights.gamma}"
+            )
+        return None
+    cache = Cache.open(settings.cache, partial=settings.partial, window=settings.recipe.window)
+    stored = cache.manifest.top_k
+    if settings.recipe.losses.top_k is not None and settings.recipe.losses.top_k > stored:
+        raise UsageError(f"losses.top_k {settings.recipe.losses.top_k}: the cache stores {stored}")
+    if not cache.sealed:
+        log(f"{settings.cache} is not sealed: training on the {cache.n_samples} samples that are committed")
+    return cache
+
+
+def evaluation_samples(settings: TrainSettings, student: VisionLanguageModel) -> EvaluationSamples | None:
+    """The rows of --eval-data, None without them."""
+    if settings.eval_data is None:
+        return None
+    return EvaluationSamples(Dataset(settings.eval_data, settings.image_root), encoder(student))
+
+
+def encoder(student: VisionLanguageModel) -> Encoder:
+    return Encoder(student.processor, student.image_token_id, student.max_positions)

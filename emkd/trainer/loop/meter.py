@@ -1,0 +1,90 @@
+"""What the log lines of a training run say: sums since the last line, added up over all ranks.
+
+loss by name          as the step's total has it (see objective.py), mean over steps
+matched_pairs         vision tokens that learnt from one of the teacher's, a step
+retained_mass         share of the teacher's probability that the cached top-k holds, mean over its vision tokens
+lacking_mass          share that it holds of ids which the student lacks, only where there are any
+answer_lacking_mass   the same for answer tokens
+waiting_share         of the time: waiting for data
+assignment_share      of the time: solving assignments
+samples_per_second    over all ranks, without evaluations and checkpoints
+skipped_rows          rows of these steps that could not be used, only where there were any
+"""
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+
+from emkd.trainer.matching.stopwatch import Stopwatch
+
+
+@dataclass
+class Meter:
+    """Of one rank, since the last log line. Losses stay on the device until they are read: no step waits for them."""
+
+    losses: dict[str, torch.Tensor] = field(default_factory=dict)
+    retained_mass: torch.Tensor | float = 0.0
+    lacking_mass: torch.Tensor | float = 0.0
+    answer_lacking_mass: torch.Tensor | float = 0.0
+    vision_tokens: int = 0
+    answer_tokens: int = 0
+    steps: int = 0
+    samples: int = 0
+    pairs: int = 0
+    skipped: int = 0
+    waiting: Stopwatch = field(default_factory=Stopwatch)
+    assignment: Stopwatch = field(default_factory=Stopwatch)
+    _started: float | None = None
+
+    def begin_step(self) -> None:
+        """Time passes from the first step on."""
+        self.steps += 1
+        self._started = self._started or time.perf_counter()
+
+    def add(
+        self,
+        losses: Mapping[str, torch.Tensor],
+        retained_mass: torch.Tensor,
+        lacking_mass: torch.Tensor,
+        answer_lacking_mass: torch.Tensor,
+    ) -> None:
+        """Of a micro-batch: scalars by name, twice [teacher's vision tokens], and [answer tokens]."""
+        for name, value in losses.items():
+            self.losses[name] = self.losses.get(name, 0) + value.detach()
+        self.retained_mass = self.retained_mass + retained_mass.sum()
+        self.lacking_mass = self.lacking_mass + lacking_mass.sum()
+        self.vision_tokens += len(retained_mass)
+        self.answer_lacking_mass = self.answer_lacking_mass + answer_lacking_mass.sum()
+        self.answer_tokens += len(answer_lacking_mass)
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """While open, time does not pass: evaluations and checkpoints are no part of a step."""
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            if self._started is not None:
+                self._started += time.perf_counter() - began
+
+    def readings(self, add_up: Callable[[torch.Tensor], torch.Tensor], device: torch.device) -> dict[str, float]:
+        """The numbers of a log line. `add_up` sums a float32 vector over ranks; all of them have to call this."""
+        seconds = time.perf_counter() - (self._started or time.perf_counter())
+        masses = [float(mass) for mass in (self.retained_mass, self.lacking_mass, self.answer_lacking_mass)]
+        shared = [self.samples, self.pairs, self.skipped, self.vision_tokens, self.answer_tokens, *masses]
+        spent = [self.waiting.seconds, self.assignment.seconds, seconds]
+        own = [1.0, *shared, *spent, *map(float, self.losses.values())]
+        sums = add_up(torch.tensor(own, dtype=torch.float32, device=device)).tolist()
+        ranks, samples, pairs, skipped, tokens, answers, retained, lacking, answer_lacking, *times = sums[:12]
+        waiting, assignment, seconds = times
+        found = {name: value / self.steps for name, value in zip(self.losses, sums[12:], strict=True)}
+        if tokens:
+            found |= {"matched_pairs": pairs / self.steps, "retained_mass": retained / tokens}
+            found |= {"lacking_mass": lacking / tokens} if lacking else {}
+            found |= {"assignment_share": assignment / seconds}
+        found |= {"answer_lacking_mass": answer_lacking / answers} if answer_lacking else {}
+        found |= {"waiting_share": waiting / seconds, "samples_per_second": samples * ranks / seconds}
+        return found | ({"skipped_rows": skipped} if skipped else {})

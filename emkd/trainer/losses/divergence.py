@@ -1,0 +1,123 @@
+"""The losses of EM-KD (arXiv 2511.21106) on what a cache gives. Pure functions, float32, gradients to the student.
+
+Each returns a sum or a per-item value; `objective.py` divides by the counts of the whole optimizer step.
+
+Shape legend: n tokens, V ids of the vocabulary, k stored logits, L text tokens, P matched pairs, A answer tokens
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+
+from emkd.trainer.losses.reverse_kl import Tail, log_probabilities, reverse_kl
+from emkd.trainer.losses.truncated import TruncatedLogits
+
+TAILS: tuple[str, ...] = get_args(Tail)
+Kind = Literal["reverse_kl", "forward_kl", "jsd"]
+KINDS: tuple[str, ...] = get_args(Kind)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Divergence:
+    """What VSD and RLD are sums of: a distance between softmax s and t̂, [n] from student logits [n, V].
+
+    kind: reverse_kl  KL(s ‖ t̂), the paper's
+          forward_kl  KL(t̂ ‖ s)
+          jsd         ½ KL(s ‖ m) + ½ KL(t̂ ‖ m), m = ½ (s + t̂): Jensen-Shannon, at most log 2
+    tail: the teacher's logits beyond the stored ones are known by their total mass alone, so t̂ needs an assumption:
+          bucket takes them as one class on both sides, uniform spreads their mass evenly. Where nothing is cut both
+          are the true divergence.
+    temperature: T divides all logits, and T² multiplies the result, so that gradients keep their size (Hinton et al.,
+          arXiv 1503.02531). The stored mass of the tail is that at T = 1; evenly spread it is known at any other, as
+          one class it is not, which is refused.
+
+    Raises ValueError.
+    """
+
+    kind: Kind = "reverse_kl"
+    tail: Tail = "uniform"
+    temperature: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS or self.tail not in TAILS or not 0 < self.temperature < math.inf:
+            raise ValueError(f"divergence {self.kind!r}, tail {self.tail!r}, temperature {self.temperature}")
+        if self.tail == "bucket" and self.temperature != 1:
+            raise ValueError(
+                f"temperature {self.temperature:g} needs the tail uniform: a cache has the mass of all logits that are "
+                "not stored together at temperature 1, and what that is at another one depends on how it is spread"
+            )
+
+    def __call__(self, student_logits: torch.Tensor, teacher: TruncatedLogits) -> torch.Tensor:
+        if self.temperature != 1:
+            student_logits, teacher = student_logits / self.temperature, teacher.at_temperature(self.temperature)
+        if self.kind == "reverse_kl":
+            found = reverse_kl(student_logits, teacher, self.tail)
+        elif self.kind == "forward_kl":
+            found = forward_kl(student_logits, teacher, self.tail)
+        else:
+            found = jsd(student_logits, teacher, self.tail)
+        return found * self.temperature**2
+
+
+def forward_kl(student_logits: torch.Tensor, teacher: TruncatedLogits, tail: Tail) -> torch.Tensor:
+    """KL(t̂ ‖ softmax s) of each token, [n], from student logits [n, V].
+
+    Σ_S t log(t / p) + m_t log(m_t / m) (bucket), or + Σ_{not S} u log(u / p) with u = m_t / n (uniform), for stored
+    ids S and tail masses m_t of the teacher and m of the student over n ids.
+    """
+    log_t, log_t_tail = log_probabilities(teacher)
+    log_s = student_logits.float().log_softmax(dim=1)
+    log_s_stored = log_s.gather(1, teacher.ids)
+    total = (log_t.exp() * (log_t - log_s_stored)).masked_fill(~teacher.known, 0).sum(dim=1)
+    if teacher.whole:
+        return total
+    n_tail = teacher.n_tail
+    log_t_tail = log_t_tail.masked_fill(n_tail == 0, 0)
+    if tail == "bucket":
+        terms = log_t_tail.exp() * (log_t_tail - _tail_logsumexp(log_s, teacher))
+    else:
+        rest = log_s.sum(dim=1) - log_s_stored.masked_fill(~teacher.known, 0).sum(dim=1)
+        counts = n_tail.clamp(min=1)
+        terms = log_t_tail.exp() * (log_t_tail - counts.log() - rest / counts)
+    return total + terms.masked_fill(n_tail == 0, 0)
+
+
+def jsd(student_logits: torch.Tensor, teacher: TruncatedLogits, tail: Tail) -> torch.Tensor:
+    """Jensen-Shannon divergence of each token, [n], from student logits [n, V]: the sum over classes (stored ids, and
+    the tail as one class or as n) of ½ t log(t / m) + ½ p log(p / m), m = ½ (t + p)."""
+    log_t, log_t_tail = log_probabilities(teacher)
+    log_s = student_logits.float().log_softmax(dim=1)
+    total = _jsd_terms(log_s.gather(1, teacher.ids), log_t).masked_fill(~teacher.known, 0).sum(dim=1)
+    if teacher.whole:
+        return total
+    n_tail = teacher.n_tail
+    log_t_tail = log_t_tail.masked_fill(n_tail == 0, 0)
+    if tail == "bucket":
+        terms = _jsd_terms(_tail_logsumexp(log_s, teacher), log_t_tail)
+    else:
+        each = _jsd_terms(log_s, (log_t_tail - n_tail.clamp(min=1).log())[:, None])
+        terms = each.masked_fill(teacher.stored_mask(), 0).sum(dim=1)
+    return total + terms.masked_fill(n_tail == 0, 0)
+
+
+def _jsd_terms(log_p: torch.Tensor, log_t: torch.Tensor) -> torch.Tensor:
+    log_m = torch.logaddexp(log_p, log_t) - math.log(2)
+    return 0.5 * (log_p.exp() * (log_p - log_m) + log_t.exp() * (log_t - log_m))
+
+
+def _tail_logsumexp(log_s: torch.Tensor, teacher: TruncatedLogits) -> torch.Tensor:
+    """[n] log of the student's mass outside of the stored ids; 0 where there are none, so that nothing is NaN."""
+    inside = teacher.stored_mask() & (teacher.n_tail > 0)[:, None]
+    return log_s.masked_fill(inside, -torch.inf).logsumexp(dim=1)
+
+
+def vlad(student_affinity: torch.Tensor, teacher_affinity: torch.Tensor) -> torch.Tensor:
+    """Vision-language affinity distillation of one sample: mean smooth L1 (β = 1) over entries [L, P]."""
+    return torch.nn.functional.smooth_l1_loss(student_affinity.float(), teacher_affinity.float(), beta=1.0)
+
+
+def supervised(student_logits: torch.Tensor, answer_ids: torch.Tensor) -> torch.Tensor:
+    """Sum of the cross-entropy over answer tokens: logits [A, V] that predict `answer_ids` [A]."""
+    return torch.nn.functional.cross_entropy(student_logits, answer_ids, reduction="sum")

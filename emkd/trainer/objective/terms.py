@@ -1,0 +1,92 @@
+"""From hidden states of a micro-batch to its losses: which tokens have which loss, against what of the teacher's.
+
+Shape legend: T positions of a sample, d hidden size, L text tokens, Ns, Nt vision tokens in student and teacher,
+P matched pairs, A answer tokens, V ids, c tokens of a chunk
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from emkd.trainer.data.samples import StudentSample, TeacherSample
+from emkd.trainer.losses.chunked import Part
+from emkd.trainer.losses.divergence import Divergence, supervised, vlad
+from emkd.trainer.losses.truncated import joined
+from emkd.trainer.matching.match import Pairs, VisionTokens
+from emkd.vlm.affinity import affinity
+from emkd.vlm.states import States
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudentStates:
+    """The student's last hidden states of one sample, and the teacher's record on the same device."""
+
+    sample: StudentSample
+    states: States
+    record: TeacherSample | None
+
+    @classmethod
+    def of(cls, sample: StudentSample, hidden: torch.Tensor) -> "StudentStates":
+        """hidden: [T, d] of the sample, padding included"""
+        record = None if sample.teacher is None else sample.teacher.to(hidden.device)
+        return cls(sample=sample, states=States.of(sample.encoded, hidden), record=record)
+
+    @property
+    def teacher(self) -> TeacherSample:
+        if self.record is None:
+            raise ValueError("a distillation loss needs the teacher's record, and this sample has none")
+        return self.record
+
+    def vision_tokens(self, seed: int) -> VisionTokens:
+        """What they are matched by."""
+        return VisionTokens(
+            hidden=self.states.vision.detach(),
+            teacher=self.teacher.vision,
+            images=self.sample.encoded.images,
+            teacher_images=self.teacher.images,
+            seed=f"{seed}/{self.sample.encoded.key}",
+        )
+
+
+def answer_part(
+    batch: Sequence[StudentStates], nothing: torch.Tensor, weights: dict[str, float], divergence: Divergence
+) -> Part:
+    """Sup and RLD, whichever has a weight, of all answer tokens of a batch.
+
+    nothing: [0, d] hidden states, what there is of a batch without answers
+    """
+    ids = [one.sample.encoded.text_ids[one.sample.encoded.answer_positions] for one in batch]
+    targets = torch.cat([torch.zeros(0, dtype=torch.int64), *ids]).to(nothing.device)
+    teacher = joined([one.teacher.answer for one in batch]) if batch and "rld" in weights else None
+
+    def losses(logits: torch.Tensor, rows: slice) -> dict[str, torch.Tensor]:
+        found = {"sup": supervised(logits, targets[rows])} if "sup" in weights else {}
+        if teacher is not None:
+            found["rld"] = divergence(logits, teacher.rows(rows)).sum()
+        return found
+
+    hidden = torch.cat([nothing, *(one.states.predicting for one in batch)])
+    return Part(hidden=hidden, losses=losses, weights=weights)
+
+
+def vision_part(
+    seen: Sequence[StudentStates], pairs: Sequence[Pairs], weights: dict[str, float], divergence: Divergence
+) -> Part:
+    """VSD of all matched pairs of the samples that have any (at least one)."""
+    teacher = joined([one.teacher.vision.rows(theirs) for one, (_, theirs) in zip(seen, pairs, strict=True)])
+
+    def losses(logits: torch.Tensor, rows: slice) -> dict[str, torch.Tensor]:
+        return {"vsd": divergence(logits, teacher.rows(rows)).sum()}
+
+    hidden = torch.cat([one.states.vision[own] for one, (own, _) in zip(seen, pairs, strict=True)])
+    return Part(hidden=hidden, losses=losses, weights=weights)
+
+
+def vlad_sum(seen: Sequence[StudentStates], pairs: Sequence[Pairs]) -> torch.Tensor:
+    """VLAD summed over the samples that have pairs (at least one), a scalar with gradients."""
+    found = [
+        vlad(affinity(one.states.text, one.states.vision[own]), one.teacher.affinity[:, theirs])
+        for one, (own, theirs) in zip(seen, pairs, strict=True)
+    ]
+    return torch.stack(found).sum()

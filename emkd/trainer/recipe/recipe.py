@@ -1,0 +1,198 @@
+"""Recipes: everything that decides a training run but the paths, as a YAML file or from the command line.
+
+    losses:    {alpha: 0.5, beta: 0.25, gamma: 25, divergence: reverse_kl, tail: uniform, matching: logits, ...}
+    student:   {vision_pool: 2, freeze: [model.vision_tower]}
+    training:  {learning_rate: 2.0e-3, max_steps: 150, ...}     any field of transformers.TrainingArguments
+
+Flags of the command line go over the file. An unknown key is refused with the nearest known one.
+"""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from emkd.errors import InputNotFoundError, UsageError
+from emkd.trainer.losses.divergence import Divergence, Kind, Tail
+from emkd.trainer.losses.weights import Weights
+from emkd.trainer.matching.assignment import Solver
+from emkd.trainer.matching.match import Matching
+from emkd.trainer.recipe.arguments import TYPES, known_arguments, nearest
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _empty_sections(cls, given: Any) -> Any:
+        """A section all of whose keys are commented out is read as null."""
+        if not isinstance(given, dict):
+            return given
+        sections = [name for name in ("losses", "student", "training") if name in cls.model_fields]
+        return {name: {} if value is None and name in sections else value for name, value in given.items()}
+
+
+# The beginning of parameters' names.
+Prefix = Annotated[str, Field(min_length=1)]
+
+
+class LossRecipe(_Section):
+    """Weights of the paper (arXiv 2511.21106), and how a cut teacher is read.
+
+    divergence, temperature: what VSD and RLD are sums of (see losses.py)
+    top_k:  logits of a vision token that are used; null is all that are stored
+    solver: of assignments (see assignment.py); each finds one of least total cost
+    """
+
+    alpha: float = Field(default=0.5, ge=0, le=1)
+    beta: float = Field(default=0.25, ge=0)
+    gamma: float = Field(default=25.0, ge=0)
+    divergence: Kind = "reverse_kl"
+    temperature: float = Field(default=1.0, gt=0)
+    tail: Tail = "uniform"
+    matching: Matching = "logits"
+    top_k: int | None = Field(default=None, ge=1)
+    solver: Solver = "scipy"
+
+    @model_validator(mode="after")
+    def _temperature_has_a_tail(self) -> "LossRecipe":
+        self.distance  # noqa: B018  raises ValueError
+        return self
+
+    @property
+    def weights(self) -> Weights:
+        return Weights(alpha=self.alpha, beta=self.beta, gamma=self.gamma)
+
+    @property
+    def distance(self) -> Divergence:
+        return Divergence(kind=self.divergence, tail=self.tail, temperature=self.temperature)
+
+
+class LoraRecipe(_Section):
+    """Low-rank additions to the linear layers below `modules`, whose own weights do not learn. Needs peft.
+
+    r, alpha: rank and scale of LoRA (arXiv 2106.09685);  dropout: of the additions' inputs
+    modules:  by the beginning of their parameters' names; embeddings and LM head among them are only frozen
+    """
+
+    r: int = Field(default=16, ge=1)
+    alpha: float = Field(default=32, gt=0)
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    modules: tuple[Prefix, ...] = ("model.language_model", "lm_head")
+
+
+class StudentRecipe(_Section):
+    """vision_pool: side of the window of vision tokens that become one; null leaves the student as it is.
+    freeze: modules that do not learn, by the beginning of their parameters' names.
+    learning_rates: peak learning rate by the beginning of parameters' names, the longest one deciding; all other
+    parameters have training.learning_rate.
+    dtype: of the weights; small updates are lost in bfloat16 weights, so use training.bf16 (autocast) for speed."""
+
+    dtype: Literal["float32", "bfloat16", "auto"] = "float32"
+    vision_pool: int | None = Field(default=None, ge=1)
+    freeze: tuple[Prefix, ...] = ()
+    learning_rates: dict[Prefix, Annotated[float, Field(gt=0)]] = Field(default_factory=dict)
+    lora: LoraRecipe | None = None
+
+
+class Recipe(_Section):
+    """The whole file.
+
+    window:      shards that are decoded at a time (by each loader worker)
+    max_skipped: share of the samples that may turn out to be of no use to the student
+    """
+
+    losses: LossRecipe = LossRecipe()
+    student: StudentRecipe = StudentRecipe()
+    training: dict[str, Any] = Field(default_factory=dict)
+    window: int = Field(default=2, ge=1)
+    max_skipped: float = Field(default=0.01, ge=0, le=1)
+
+    @field_validator("training")
+    @classmethod
+    def _known_arguments(cls, given: dict[str, Any]) -> dict[str, Any]:
+        return known_arguments(given)
+
+
+_SECTIONS: dict[tuple[str, ...], type[_Section]] = {
+    (): Recipe,
+    ("losses",): LossRecipe,
+    ("student",): StudentRecipe,
+    ("student", "lora"): LoraRecipe,
+}
+
+
+class _EachKeyOnce(yaml.SafeLoader):
+    """YAML's last one of two equal keys would win without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key, _ in node.value:
+            if key.value in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key.value!r} is there twice", key.start_mark
+                )
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+def load_recipe(path: Path | None) -> Recipe:
+    """A recipe file, or the defaults. Raises InputNotFoundError, UsageError."""
+    if path is None:
+        return Recipe()
+    if not path.is_file():
+        raise InputNotFoundError(f"--recipe {path} is {'a folder' if path.is_dir() else 'not there'}; name a YAML file")
+    try:
+        content = yaml.load(path.read_text(encoding="utf-8"), _EachKeyOnce)  # noqa: S506  a safe loader
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{path} is not UTF-8 ({error}); save it as UTF-8") from error
+    except yaml.YAMLError as error:
+        raise UsageError(f"{path} is not valid YAML: {error}") from error
+    return make_recipe(content or {}, str(path))
+
+
+def make_recipe(content: Any, where: str) -> Recipe:
+    """A recipe from a mapping; raises UsageError naming each wrong key and its nearest known one."""
+    try:
+        return Recipe.model_validate(content)
+    except ValidationError as error:
+        raise UsageError(f"{where}: " + "; ".join(_explain(dict(e)) for e in error.errors())) from error
+
+
+def with_flags(recipe: Recipe, flags: dict[str, Any]) -> Recipe:
+    """The recipe with the flags that were given (not None), by dotted name such as `losses.alpha`."""
+    content = recipe.model_dump()
+    if flags.get("training.num_train_epochs") is not None:
+        content["training"].pop("max_steps", None)  # which would go over the epochs that are asked for
+    for name, value in flags.items():
+        if value is None:
+            continue
+        *sections, last = name.split(".")
+        place = content
+        for section in sections:
+            place = place[section]
+        place[last] = value
+    return make_recipe(content, "command line")
+
+
+_WANTED = {
+    "model_type": "a mapping of names to values",
+    "dict_type": "a mapping of names to values",
+    "tuple_type": "a list",
+}
+
+
+def _explain(error: dict[str, Any]) -> str:
+    place = ".".join(str(part) for part in error["loc"]) or "the recipe"
+    if error["type"] == "extra_forbidden":
+        name, section = str(error["loc"][-1]), _SECTIONS[error["loc"][:-1]]
+        if name in TYPES:
+            return f"unknown key {place!r}; it is one of `training`: put it there"
+        return f"unknown key {place!r}{nearest(name, list(section.model_fields))}"
+    if error["type"] == "value_error":
+        return str(error["ctx"]["error"])
+    if error["type"] in _WANTED:
+        return f"{place}: must be {_WANTED[error['type']]}, got {error['input']!r}"
+    return f"{place}: {error['msg']}, got {error['input']!r}"

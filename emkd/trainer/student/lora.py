@@ -1,0 +1,165 @@
+"""LoRA (arXiv 2106.09685): low-rank additions to linear layers whose own weights do not learn. Needs peft.
+
+    y = W x + (alpha / r) · B A dropout(x)        A: [r, in], B: [out, r], both float32; B begins at 0
+
+peft puts its layers into the model in place, so the model keeps its class, its parts and its forward; in memory the
+layer's own weight is `<layer>.base_layer.weight`. On disk there are two things, and neither needs peft to be read as
+a model:
+
+    model.safetensors        W + (alpha / r) · B A under the plain names: an ordinary checkpoint
+    trainable.safetensors    the parameters that learn, under their names in memory, for exact resume
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import nn
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
+
+from emkd.errors import ModelError, UsageError
+from emkd.trainer.recipe.recipe import LoraRecipe
+from emkd.trainer.student.parameters import fill, parameters_below, persistent_buffers, top_names
+
+TRAINABLE_NAME = "trainable.safetensors"
+ADAPTER = "default"
+BASE = "base_layer"
+# In the metadata of TRAINABLE_NAME: the SHA-256 of the weights that the additions belong to.
+BASE_KEY = "base_weights_sha256"
+
+
+def add_lora(model: Any, recipe: LoraRecipe) -> None:
+    """Puts LoRA into the linear layers below `recipe.modules`, the LM head excepted; nothing else below them learns.
+
+    What is not below them learns or not as before. The random state decides A. Raises UsageError where peft is
+    missing, a module names nothing, or there is no linear layer.
+    """
+    inject, config_class, cast = _peft()
+    frozen = [p for prefix in recipe.modules for p in parameters_below(model, prefix, "student.lora.modules")]
+    layers = linear_layers(model, recipe.modules)
+    if not layers:
+        raise UsageError(
+            f"student.lora.modules {', '.join(recipe.modules)}: there is no linear layer below them but the LM head; "
+            f"name modules that have some, of {', '.join(top_names(model))}"
+        )
+    learns = {id(p): p.requires_grad for p in model.parameters()} | {id(p): False for p in frozen}
+    config = config_class(r=recipe.r, lora_alpha=recipe.alpha, lora_dropout=recipe.dropout, target_modules=layers)
+    training = model.training
+    inject(config, model, adapter_name=ADAPTER)
+    cast(model, ADAPTER)  # small updates are lost in bfloat16, whatever the frozen weights are in
+    for parameter in model.parameters():  # peft has frozen all but its own
+        parameter.requires_grad_(learns.get(id(parameter), True))
+    model.train(training)
+
+
+def linear_layers(model: Any, modules: Sequence[str]) -> list[str]:
+    """Names of the linear layers below `modules`, the LM head excepted."""
+    head = model.get_output_embeddings()
+    return [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear)
+        and not isinstance(module, NonDynamicallyQuantizableLinear)  # MultiheadAttention reads its weight past it
+        and module is not head
+        and any(f"{name}.weight".startswith(prefix) for prefix in modules)
+    ]
+
+
+def _peft() -> tuple[Any, Any, Any]:
+    """(inject_adapter_in_model, LoraConfig, cast_adapter_dtype). Raises UsageError."""
+    try:
+        from peft import LoraConfig, inject_adapter_in_model
+        from peft.tuners.tuners_utils import cast_adapter_dtype
+    except ImportError as error:
+        raise UsageError(
+            f"student.lora needs peft, which cannot be imported ({error}): pip install 'emkd[lora]', or leave "
+            "student.lora out of the recipe"
+        ) from error
+    return inject_adapter_in_model, LoraConfig, cast_adapter_dtype
+
+
+def _lora_layers(model: nn.Module) -> dict[str, Any]:
+    """Layers that have got LoRA, by name; told by their parts, so that a plain model needs no peft here."""
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(getattr(module, BASE, None), nn.Linear) and hasattr(module, "lora_A")
+    }
+
+
+@torch.no_grad()
+def merged_weights(model: nn.Module) -> dict[str, torch.Tensor]:
+    """The state dict of the plain model with the additions in it; the model itself is not touched.
+
+    Sums are made in float32, one layer at a time, and wait in main memory; all other tensors are the model's own.
+    """
+    layers = _lora_layers(model)
+    merged: dict[str, torch.Tensor] = {}
+    for name, tensor in model.state_dict().items():
+        layer, own = _split(name, layers)
+        if layer is None:
+            merged[name] = tensor
+        elif own == f"{BASE}.weight":
+            merged[f"{layer}.weight"] = _sum(layers[layer], tensor).cpu()
+        elif own.startswith(f"{BASE}."):
+            merged[f"{layer}.{own.removeprefix(f'{BASE}.')}"] = tensor
+    return merged
+
+
+def _split(name: str, layers: dict[str, Any]) -> tuple[str | None, str]:
+    """`a.b.base_layer.weight` -> (`a.b`, `base_layer.weight`) where `a.b` has LoRA, else (None, name)."""
+    for mark in (f".{BASE}.", ".lora_"):
+        layer, found, rest = name.partition(mark)
+        if found and layer in layers:
+            return layer, mark.removeprefix(".") + rest
+    return None, name
+
+
+def _sum(layer: Any, weight: torch.Tensor) -> torch.Tensor:
+    """W + (alpha / r) · B A, [out, in] in the dtype of W."""
+    down, up = layer.lora_A[ADAPTER].weight, layer.lora_B[ADAPTER].weight
+    delta: torch.Tensor = (up.float() @ down.float()) * layer.scaling[ADAPTER]
+    return (weight.float() + delta).to(weight.dtype)
+
+
+def trainable_state(model: nn.Module) -> dict[str, torch.Tensor]:
+    """What training may change, by name: parameters that learn, and buffers that are saved."""
+    learning = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
+    return learning | persistent_buffers(model)
+
+
+def save_trainable(model: nn.Module, folder: Path, base_sha256: str) -> None:
+    """Writes TRAINABLE_NAME; `base_sha256` is of the weights that the run began with."""
+    state = {name: tensor.contiguous() for name, tensor in trainable_state(model).items()}
+    save_file(state, folder / TRAINABLE_NAME, metadata={BASE_KEY: base_sha256})
+
+
+def restore_trainable(model: nn.Module, folder: Path, base_sha256: str) -> None:
+    """Puts TRAINABLE_NAME of a folder into a model that has the run's frozen weights already. Raises ModelError."""
+    path = folder / TRAINABLE_NAME
+    if not path.is_file():
+        raise ModelError(
+            f"{folder} has no {TRAINABLE_NAME}: it was not saved by a run with student.lora, or not to be gone on "
+            "from. Its weights are whole: name it with --student and another --output to begin anew with them"
+        )
+    try:
+        with safe_open(path, framework="pt") as file:
+            found_base = (file.metadata() or {}).get(BASE_KEY)
+            found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  it is no mapping
+    except (OSError, SafetensorError) as error:
+        raise ModelError(f"{path} cannot be read: {error}; go on from another checkpoint") from error
+    if found_base != base_sha256:
+        raise ModelError(
+            f"{path} belongs to other weights than --student has now: expected SHA-256 {base_sha256[:12]}, found "
+            f"{str(found_base)[:12]}. Low-rank additions fit the weights they were trained on alone: restore these, "
+            "or begin anew"
+        )
+    differing = fill(trainable_state(model), found)
+    if differing:
+        raise ModelError(
+            f"{path} does not fit this recipe's student: {len(differing)} tensors differ, for instance "
+            f"{'; '.join(differing[:3])}. Resume with the recipe that the run was begun with"
+        )

@@ -1,0 +1,162 @@
+"""Training on several processes through Ray Train: `emkd train-student --workers N`.
+
+Each worker runs `train_student` as one rank of a torch process group (NCCL between GPUs, gloo between CPUs); data
+parallelism is transformers' and accelerate's own. Checkpoints are those of `--output`, which all workers have to see.
+
+When a worker dies, all are started again and go on from the last complete checkpoint, as long as there is a newer one
+than at the failure before; errors that emkd raises on purpose are not tried again.
+"""
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import ray
+import ray.train
+from ray.train.torch import TorchConfig, TorchTrainer
+from ray.util.queue import Empty, Queue
+
+from emkd.errors import EmkdError, JobFailedError
+from emkd.ray_session import check_resources, session
+from emkd.trainer import report
+from emkd.trainer.loop.checkpoints import last_complete
+from emkd.trainer.loop.resume import RUN_NAME, check_output
+from emkd.trainer.recipe.settings import TrainSettings
+
+# Ray Train's controller needs a CPU of its own, whatever the workers have.
+CONTROLLER_CPUS = 1
+
+
+def train_on_workers(settings: TrainSettings) -> dict[str, float]:
+    """`train_student` on `settings.workers` ranks; the metrics of the first one.
+
+    Raises what a rank raised, where that is an error of ours, UsageError where the machine has too little for them,
+    JobFailedError where workers died twice without a new checkpoint in between.
+    """
+    check_output(settings)  # before anything is started
+    if not settings.resume:  # of a run that failed before its first step: not this one's
+        (settings.output / RUN_NAME).unlink(missing_ok=True)
+    settings = _with_absolute_paths(settings)
+    with session(
+        settings.address, workers=settings.workers, gpus_per_worker=0, cpus=settings.workers + CONTROLLER_CPUS
+    ):
+        # Of the cluster: the machine that calls may have none.
+        use_gpu = ray.cluster_resources().get("GPU", 0) > 0 and not settings.recipe.training.get("use_cpu", False)
+        check_resources(settings.workers, int(use_gpu), on_cpu="training.use_cpu: true in the recipe")
+        with _relayed() as lines:
+            return _until_done(settings, use_gpu, lines)
+
+
+def _until_done(settings: TrainSettings, use_gpu: bool, lines: Queue) -> dict[str, float]:
+    failed_after: list[Path | None] = []  # the last complete checkpoint at each failure
+    while True:
+        try:
+            return _fit(settings, use_gpu, lines)
+        except ray.train.TrainingFailedError as error:
+            failures = getattr(error, "worker_failures", {})
+            for failure in failures.values():
+                if isinstance(failure, EmkdError):
+                    raise failure from None
+            what = "; ".join(f"rank {rank}: {_short(failure)}" for rank, failure in failures.items()) or _short(error)
+            failed_after.append(last_complete(settings.output, lambda _: None, verify=False))
+            if failed_after[-2:] == failed_after[-1:] * 2:
+                raise JobFailedError(
+                    f"workers died twice without a new checkpoint in between: {what}. What was saved stays; run the "
+                    "same command again with --resume"
+                ) from error
+            report.log(f"a worker died ({what}); starting again from the last complete checkpoint")
+            settings = replace(settings, resume=(settings.output / RUN_NAME).is_file())
+
+
+def _fit(settings: TrainSettings, use_gpu: bool, lines: Queue) -> dict[str, float]:
+    run: Any = _train_one_rank  # annotated as returning nothing, but what it returns is in the result
+    with TemporaryDirectory(prefix="emkd-ray-train-") as folder:  # for Ray Train's own notes; checkpoints are ours
+        trainer = TorchTrainer(
+            run,
+            train_loop_config={"settings": settings, "lines": lines},
+            scaling_config=ray.train.ScalingConfig(num_workers=settings.workers, use_gpu=use_gpu),
+            torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
+            run_config=ray.train.RunConfig(storage_path=folder),
+        )
+        result = _interruptible(trainer.fit)
+    metrics: dict[str, float] = result.return_value
+    return metrics
+
+
+def _interruptible(call: Callable[[], Any]) -> Any:
+    """What `call` returns or raises, from a thread of its own: in the main one Ray Train would take Ctrl-C for itself
+    and end without a word."""
+    outcome: list[tuple[bool, Any]] = []
+
+    def run() -> None:
+        try:
+            outcome.append((True, call()))
+        except BaseException as error:  # noqa: BLE001  raised below, in the thread that waits
+            outcome.append((False, error))
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    while thread.is_alive():
+        thread.join(timeout=0.2)
+    went_well, value = outcome[0]
+    if not went_well:
+        raise value
+    return value
+
+
+def _train_one_rank(config: dict[str, Any]) -> dict[str, float]:
+    """What each worker runs; its lines go to the driver."""
+    from emkd.trainer.run import train_one_process
+
+    report.send_to(config["lines"].put)
+    return train_one_process(replace(config["settings"], workers=1, address=None))  # this process is one of the workers
+
+
+@contextmanager
+def _relayed() -> Iterator[Queue]:
+    """A queue while open whose lines are shown here as they come. (Ray's own forwarding mixes them with its notes.)"""
+    lines, done = Queue(actor_options={"num_cpus": 0}), threading.Event()
+
+    def show() -> None:
+        while True:
+            try:
+                report.tell(lines.get(timeout=0.2))
+            except Empty:
+                if done.is_set():
+                    return
+            except ray.exceptions.RayError:  # Ray has ended, and with it whoever had something to say
+                return
+
+    thread = threading.Thread(target=show, daemon=True)
+    thread.start()
+    try:
+        yield lines
+    finally:
+        done.set()
+        thread.join(timeout=10)
+        lines.shutdown()
+
+
+def _with_absolute_paths(settings: TrainSettings) -> TrainSettings:
+    """Workers run in a folder of Ray's. Names that are no paths (models on the hub, URIs) stay as they are."""
+
+    def absolute(name: str) -> str:
+        return name if "://" in name else str(Path(name).absolute())
+
+    return replace(
+        settings,
+        student=absolute(settings.student) if Path(settings.student).exists() else settings.student,
+        data=absolute(settings.data),
+        cache=None if settings.cache is None else absolute(settings.cache),
+        eval_data=None if settings.eval_data is None else absolute(settings.eval_data),
+        output=settings.output.absolute(),
+        image_root=None if settings.image_root is None else settings.image_root.absolute(),
+    )
+
+
+def _short(error: BaseException) -> str:
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]:.200}"

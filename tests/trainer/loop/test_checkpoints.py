@@ -1,0 +1,70 @@
+import json
+import os
+
+import pytest
+
+from emkd.errors import DamagedCheckpointError
+from emkd.trainer.loop.checkpoints import COMPLETE_NAME, check, checkpoints, complete, last_complete
+
+
+def make(output, step, *, whole=True):
+    folder = output / f"checkpoint-{step}"
+    (folder / "inner").mkdir(parents=True)
+    (folder / "model.safetensors").write_bytes(b"weights" * step)
+    (folder / "inner" / "more.json").write_text("{}")
+    if whole:
+        complete(folder)
+    return folder
+
+
+def test_the_newest_complete_one_counts(tmp_path):
+    said = []
+    for step in (2, 10, 9):
+        make(tmp_path, step)
+    make(tmp_path, 12, whole=False)
+    (tmp_path / "checkpoint-best").mkdir()
+    assert last_complete(tmp_path, said.append) == tmp_path / "checkpoint-10"
+    assert len(said) == 1
+    assert "checkpoint-12 is not complete: the run ended while it was saved; passed over" in said[0]
+    assert [path.name for path in checkpoints(tmp_path)] == [f"checkpoint-{n}" for n in (2, 9, 10, 12)]
+
+
+def test_none_is_complete(tmp_path):
+    make(tmp_path, 1, whole=False)
+    assert last_complete(tmp_path, lambda line: None) is None
+    assert last_complete(tmp_path / "nowhere", print) is None
+
+
+def flip(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "inner/more.json", COMPLETE_NAME])
+@pytest.mark.parametrize("harm", [flip, os.remove, lambda path: os.truncate(path, 1)])
+def test_damage_is_an_error_that_names_the_file(tmp_path, name, harm):
+    make(tmp_path, 3)
+    folder = make(tmp_path, 5)
+    check(folder)
+    harm(folder / name)
+    if name == COMPLETE_NAME and harm is os.remove:
+        assert last_complete(tmp_path, lambda line: None) == tmp_path / "checkpoint-3"
+        return
+    with pytest.raises(
+        DamagedCheckpointError, match=f"{name}.*Remove .*checkpoint-5 to go on from the checkpoint before"
+    ):
+        last_complete(tmp_path, print)
+
+
+def test_completing_twice_and_after_a_kill(tmp_path):
+    """A kill while complete.json was written leaves its partial file, which is nobody's file."""
+    folder = make(tmp_path, 4, whole=False)
+    (folder / f".{COMPLETE_NAME}.partial").write_text("half")
+    complete(folder)
+    complete(folder)
+    check(folder)
+    assert set(json.loads((folder / COMPLETE_NAME).read_text())["body"]["files"]) == {
+        "model.safetensors",
+        "inner/more.json",
+    }
