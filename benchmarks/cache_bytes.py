@@ -83,12 +83,12 @@ def divergence(row: CapturedRow, cache: Cache, number: int) -> dict[str, float]:
     """KL over the stored logits and the largest error of an affinity, of one sample."""
     exact, read = row.record, cache.record(number)
     assert exact is not None
-    order = np.argsort(exact.vision_ids, axis=1), np.argsort(read.vision_ids, axis=1)
-    ids = [np.take_along_axis(record.vision_ids, own, 1) for record, own in zip((exact, read), order, strict=True)]
+    order = np.argsort(exact.vision.ids, axis=1), np.argsort(read.vision.ids, axis=1)
+    ids = [np.take_along_axis(record.vision.ids, own, 1) for record, own in zip((exact, read), order, strict=True)]
     if not np.array_equal(*ids):
         raise RuntimeError("other ids came back than were stored")
     log_p, log_q = (
-        _log_softmax(np.take_along_axis(record.vision_logits, own, 1))
+        _log_softmax(np.take_along_axis(record.vision.logits, own, 1))
         for record, own in zip((exact, read), order, strict=True)
     )
     kl = (np.exp(log_p) * (log_p - log_q)).sum(axis=1)

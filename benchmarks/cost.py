@@ -26,11 +26,11 @@ import torch
 from memory import MIB, peak, reset_peak
 from synthetic import Synthetic, synthetic
 
-from emkd.trainer.losses.truncated import TruncatedLogits
 from emkd.trainer.matching import cost as cost_module
 from emkd.trainer.matching.assignment import solve
 from emkd.trainer.matching.cost import assignment_cost
 from emkd.vlm.head import LMHead
+from emkd.vlm.truncated import TruncatedLogits
 
 V, D, K = 151_936, 896, 64
 TILE = (27, 27)

@@ -8,7 +8,6 @@ from statistics import median
 from typing import Any
 
 import numpy as np
-import torch
 from synthetic import SCALE, Synthetic, lm_head, sharpness, text_states, vision_states
 
 from emkd.storage.index.commit import ShardIndex
@@ -79,15 +78,10 @@ def _row(number: int, head: LMHead) -> CapturedRow:
         key=sha256_hex(str(number).encode()),
         text_ids=rng.integers(0, VOCABULARY, N_TEXT, dtype=np.int32),
         images=(ImageSpan(text_position=4, start=0, count=n_vision, grids=(GRID,), original_size=(756, 756)),),
-        vision_ids=vision.ids.to(torch.int32).numpy(),
-        vision_logits=vision.logits.numpy(),
-        vision_tail_logsumexp=vision.tail_logsumexp.numpy(),
-        vision_tail_mean=vision.tail_mean.numpy(),
+        vision=vision.top_logits(),
         affinity=affinity(text_states(made, N_TEXT, number), hidden).numpy(),
         answer_positions=np.arange(N_TEXT - N_ANSWER, N_TEXT, dtype=np.int32),
-        answer_ids=answer.ids.to(torch.int32).numpy(),
-        answer_logits=answer.logits.numpy(),
-        answer_tail_logsumexp=answer.tail_logsumexp.numpy(),
+        answer=answer.top_logits(mean=False),
     )
     return CapturedRow(hint=RowHint(row=number, id=str(number)), key=record.key, record=record, text_sha256="00" * 32)
 

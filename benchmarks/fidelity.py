@@ -30,12 +30,12 @@ from emkd.pipeline.topk import top_k
 from emkd.samples.dataset import Dataset
 from emkd.samples.encode import Encoder
 from emkd.storage.precision import decode_affinity, encode_affinity
-from emkd.trainer.losses.truncated import TruncatedLogits, truncated
 from emkd.vlm import load
 from emkd.vlm.affinity import affinity
 from emkd.vlm.forward import collate, last_hidden_state, lm_logits, to_model
 from emkd.vlm.loading import VisionLanguageModel
 from emkd.vlm.pooling import pooled
+from emkd.vlm.truncated import TruncatedLogits, truncated
 
 V, TILE, N_STUDENT, N_ANSWERS, N_TEXT = 151_936, (27, 27), 144, 48, 48
 SYNTHETIC_K = (8, 16, 32, 64, 128)

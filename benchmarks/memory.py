@@ -24,8 +24,8 @@ from resident import peak, reset_peak
 
 from emkd.trainer.losses.chunked import Part, head_losses
 from emkd.trainer.losses.reverse_kl import reverse_kl
-from emkd.trainer.losses.truncated import TruncatedLogits, truncated
 from emkd.vlm.head import LMHead
+from emkd.vlm.truncated import TruncatedLogits, truncated
 
 V, D, K = 151_936, 896, 64
 MIB = 1 << 20

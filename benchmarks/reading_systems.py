@@ -76,9 +76,10 @@ class EmkdSlices:
         import zarr
 
         from emkd.storage import Cache
+        from emkd.storage.arrays.record_arrays import RecordArrays
 
         cache = Cache.open(folder)
-        self.manifest, self.rows, self.groups = cache.manifest, [], []
+        self.record_arrays, self.rows, self.groups = RecordArrays.of(cache.manifest), [], []
         for shard in cache.shards:
             decoded_shard = cache.read_shard(shard)
             self.rows.append(decoded_shard.samples)
@@ -88,15 +89,13 @@ class EmkdSlices:
             self.groups.append({layout.name: group[layout.name] for layout in self.layouts})
 
     def read(self, shard: int, i: int) -> Any:
-        from emkd.storage.arrays.encoding import decode
-
         row, found = self.rows[shard][i], {}
         for layout in self.layouts:
             first = row[f"{layout.axis}_offset"]
             part = slice(first, first + row[f"{layout.axis}_count"])
             array: Any = self.groups[shard][layout.name]
             found[layout.name] = array[:, part] if layout.by_rank else array[part]
-        return decode(found, self.manifest)
+        return self.record_arrays.decode(found)
 
 
 class RawMemmap:
@@ -153,22 +152,21 @@ class MdsSame:
         from streaming import LocalDataset
 
         from emkd.storage import Cache
-        from emkd.storage.arrays.layout import array_layouts
+        from emkd.storage.arrays.record_arrays import RecordArrays
 
         numcodecs.blosc.use_threads = False
         self.decompress = numcodecs.blosc.decompress
         self.shards = [LocalDataset(str(shard)) for shard in sorted(folder.iterdir())]
-        self.manifest = Cache.open(folder.parent / folder.name.replace("mds-same", "emkd")).manifest
-        self.layouts = array_layouts(self.manifest)
+        manifest = Cache.open(folder.parent / folder.name.replace("mds-same", "emkd")).manifest
+        self.record_arrays = RecordArrays.of(manifest)
+        self.layouts = self.record_arrays.layouts
 
     def read(self, shard: int, i: int) -> Any:
-        from emkd.storage.arrays.encoding import decode
-
         sample, found = self.shards[shard].get_item(i), {}
         for layout in self.layouts:
             flat = np.frombuffer(self.decompress(sample[layout.name]), layout.dtype)
             found[layout.name] = flat.reshape(layout.shape(-1))
-        return decode(found, self.manifest)
+        return self.record_arrays.decode(found)
 
 
 class MdsWhole:

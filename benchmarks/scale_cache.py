@@ -11,7 +11,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from emkd.storage.arrays.layout import AXES, array_layouts
+from emkd.storage.arrays.layout import AXES
+from emkd.storage.arrays.record_arrays import RecordArrays
 from emkd.storage.cache import create_cache
 from emkd.storage.index.commit import ShardIndex, commit_shard
 from emkd.storage.index.table import INDEX_SCHEMA, OK, SKIPPED, TEXT_COLUMN, images_to_json
@@ -74,7 +75,7 @@ def shard_index(manifest: Manifest, shard: int) -> ShardIndex:
     offsets = dict.fromkeys(AXES, 0)
     rows = [index_row(row, shard, offsets) for row in manifest.rows(shard)]
     names = ["zarr.json"]
-    for layout in array_layouts(manifest):
+    for layout in RecordArrays.of(manifest).layouts:
         names += [f"{layout.name}/c/0" if layout.width is None else f"{layout.name}/c/0/0", f"{layout.name}/zarr.json"]
     return ShardIndex(
         shard=shard,

@@ -35,7 +35,7 @@ from emkd.storage.manifest.manifest import ImageProcessorIdentity, Manifest, Tea
 from emkd.storage.manifest.plan import DatasetFile, DatasetIdentity, ShardPlan
 from emkd.storage.objects.digest import sha256_hex
 from emkd.storage.objects.local import LocalFiles
-from emkd.storage.record import CapturedRow, ImageSpan, Record, RowHint
+from emkd.storage.record import CapturedRow, ImageSpan, Record, RowHint, TopLogits
 from emkd.storage.shards.writer import write_shard
 from emkd.trainer.data.selection import select
 
@@ -90,23 +90,26 @@ def write_parquet(path: Path, rows: list[int]) -> None:
             writer.write_table(pa.Table.from_pylist(content, schema))
 
 
+def some_logits(n: int) -> TopLogits:
+    return TopLogits(
+        ids=np.tile(np.arange(K, dtype=np.int32), (n, 1)),
+        logits=np.tile(np.linspace(4, 1, K, dtype=np.float32), (n, 1)),
+        tail_logsumexp=np.zeros(n, np.float32),
+        tail_mean=np.zeros(n, np.float32),
+    )
+
+
 def some_record(n_text: int = 24, n_vision: int = 8, n_answer: int = 6) -> Record:
     """Well formed, and the same for each row but for its key: what a start reads is the index."""
-    logits = np.linspace(4, 1, K, dtype=np.float32)
     span = ImageSpan(text_position=2, start=0, count=n_vision, grids=((2, n_vision // 2),), original_size=(16, 16))
     return Record(
         key="",
         text_ids=np.arange(n_text, dtype=np.int32),
         images=(span,),
-        vision_ids=np.tile(np.arange(K, dtype=np.int32), (n_vision, 1)),
-        vision_logits=np.tile(logits, (n_vision, 1)),
-        vision_tail_logsumexp=np.zeros(n_vision, np.float32),
-        vision_tail_mean=np.zeros(n_vision, np.float32),
+        vision=some_logits(n_vision),
         affinity=np.zeros((n_text, n_vision), np.float32),
         answer_positions=np.arange(n_text - n_answer, n_text, dtype=np.int32),
-        answer_ids=np.tile(np.arange(K, dtype=np.int32), (n_answer, 1)),
-        answer_logits=np.tile(logits, (n_answer, 1)),
-        answer_tail_logsumexp=np.zeros(n_answer, np.float32),
+        answer=replace(some_logits(n_answer), tail_mean=None),
     )
 
 

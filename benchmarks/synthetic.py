@@ -19,8 +19,8 @@ import torch
 from scipy.ndimage import gaussian_filter
 
 from emkd.pipeline.topk import top_k
-from emkd.trainer.losses.truncated import TruncatedLogits, truncated
 from emkd.vlm.head import LMHead
+from emkd.vlm.truncated import TruncatedLogits, truncated
 
 BLUR = 2.0
 SHARPNESS = (0.6, 1.6)

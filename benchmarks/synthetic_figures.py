@@ -17,9 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 from synthetic_records import POOL, SIDE, TILE, D, Pool, affinity, tile_pool, token_order
 
+from emkd.storage.arrays.affinity import along_tokens
 from emkd.storage.arrays.chunks import encode_chunk
+from emkd.storage.arrays.ids import split_ids
 from emkd.storage.arrays.layout import TOKENS_PER_CHUNK, ArrayLayout
-from emkd.storage.arrays.rearrange import along_tokens, by_rank, split_ids, to_keys
+from emkd.storage.arrays.logits import by_rank, to_keys
 from emkd.storage.precision import encode_affinity, encode_logits
 
 K_ANSWERS = 6144  # of a pool for shards of 256 samples

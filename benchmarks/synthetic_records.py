@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 from synthetic import Synthetic, answers, lm_head, sharpness, vision_states
 
 from emkd.storage.record import CapturedRow, ImageSpan, Record, RowHint
-from emkd.trainer.losses.truncated import TruncatedLogits
+from emkd.vlm.truncated import TruncatedLogits
 
 V = 151_936
 SIDE = 27

@@ -85,7 +85,12 @@ def _compare_all(
     cache: Cache, dataset: Dataset, teacher: Teacher, chosen: Sequence[tuple[int, int]], log: Log
 ) -> tuple[Differences, list[LiveSample]]:
     """The differences of all chosen (sample, row), and the first few samples with images."""
-    found = Differences(precision=cache.manifest.logits_precision, affinity_precision=cache.manifest.affinity_precision)
+    manifest = cache.manifest
+    found = Differences(
+        vocabulary=manifest.vocabulary_size,
+        precision=manifest.logits_precision,
+        affinity_precision=manifest.affinity_precision,
+    )
     kept: list[LiveSample] = []
     for place, (number, row) in enumerate(chosen):
         log(f"sample {place + 1} of {len(chosen)}: row {row}")

@@ -63,7 +63,7 @@ def cache_fidelity(teacher: Teacher, samples: Sequence[LiveSample]) -> dict[str,
                 "teacher_tokens": n_used,
                 "of": image.count,
                 "student_tokens": _n_student(n_used),
-                "answers": min(len(sample.record.answer_ids), MOST_ANSWERS),
+                "answers": min(len(sample.record.answer), MOST_ANSWERS),
             }
         )
     report: dict[str, Any] = {"images": images}

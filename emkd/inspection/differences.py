@@ -18,6 +18,7 @@ from emkd.storage.precision import STEPS, AffinityPrecision, LogitsPrecision
 from emkd.storage.record import Record
 from emkd.vlm.affinity import affinity
 from emkd.vlm.states import States
+from emkd.vlm.truncated import TruncatedLogits
 
 # Bits of the significand, the leading one included, and the smallest exponent (of torch.frexp) of normal numbers.
 SIGNIFICAND = {"bfloat16": (8, -125), "float16": (11, -13)}
@@ -104,7 +105,7 @@ class TokenDifferences:
         for name in ("logits", "order", "tail_logsumexp", "tail_mean"):
             yield name, getattr(self, name)
 
-    def add(self, live: torch.Tensor, stored: "StoredTokens", precision: LogitsPrecision, sample: int) -> None:
+    def add(self, live: torch.Tensor, stored: TruncatedLogits, precision: LogitsPrecision, sample: int) -> None:
         """live: float32 logits [n, V] of the tokens that `stored` has"""
         rounding = half_unit(stored.logits, precision)
         self.logits.add((live.gather(1, stored.ids) - stored.logits).abs(), rounding, sample)
@@ -123,48 +124,14 @@ class TokenDifferences:
         self.tail_scale.add(level)
 
 
-@dataclass(frozen=True, kw_only=True)
-class StoredTokens:
-    """ids, logits: [n, k];  tail_logsumexp, tail_mean: [n], the latter None where none is stored"""
-
-    ids: torch.Tensor
-    logits: torch.Tensor
-    tail_logsumexp: torch.Tensor
-    tail_mean: torch.Tensor | None
-
-    @classmethod
-    def vision(cls, record: Record, device: torch.device) -> "StoredTokens":
-        return cls(
-            ids=torch.from_numpy(record.vision_ids).long().to(device),
-            logits=torch.from_numpy(record.vision_logits).to(device),
-            tail_logsumexp=torch.from_numpy(record.vision_tail_logsumexp).to(device),
-            tail_mean=torch.from_numpy(record.vision_tail_mean).to(device),
-        )
-
-    @classmethod
-    def answer(cls, record: Record, device: torch.device) -> "StoredTokens":
-        return cls(
-            ids=torch.from_numpy(record.answer_ids).long().to(device),
-            logits=torch.from_numpy(record.answer_logits).to(device),
-            tail_logsumexp=torch.from_numpy(record.answer_tail_logsumexp).to(device),
-            tail_mean=None,
-        )
-
-    def rows(self, start: int, stop: int) -> "StoredTokens":
-        part = slice(start, stop)
-        mean = None if self.tail_mean is None else self.tail_mean[part]
-        return StoredTokens(
-            ids=self.ids[part],
-            logits=self.logits[part],
-            tail_logsumexp=self.tail_logsumexp[part],
-            tail_mean=mean,
-        )
-
-
 @dataclass
 class Differences:
-    """Of all quantities, over the samples that were added. precision, affinity_precision: what the cache stores"""
+    """Of all quantities, over the samples that were added.
 
+    vocabulary: V;  precision, affinity_precision: what the cache stores
+    """
+
+    vocabulary: int
     precision: LogitsPrecision
     affinity_precision: AffinityPrecision
     vision: TokenDifferences = field(default_factory=TokenDifferences)
@@ -178,13 +145,13 @@ class Differences:
         """One sample. logits: [n, d] -> float32 [n, V];  chunk: tokens whose logits exist at a time"""
         device = states.vision.device
         kinds: Any = (
-            (self.vision, states.vision, StoredTokens.vision(record, device)),
-            (self.answer, states.predicting, StoredTokens.answer(record, device)),
+            (self.vision, states.vision, TruncatedLogits.of(record.vision, self.vocabulary).to(device)),
+            (self.answer, states.predicting, TruncatedLogits.of(record.answer, self.vocabulary).to(device)),
         )
         for found, hidden, stored in kinds:
             for start in range(0, len(hidden), chunk):
                 rows = hidden[start : start + chunk]
-                found.add(logits(rows), stored.rows(start, start + chunk), self.precision, sample)
+                found.add(logits(rows), stored.rows(slice(start, start + chunk)), self.precision, sample)
         live = affinity(states.text, states.vision)
         kept = torch.from_numpy(record.affinity).to(device)
         self.affinity.add((live - kept).abs(), AFFINITY_ROUNDING[self.affinity_precision], sample)

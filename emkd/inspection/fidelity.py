@@ -20,9 +20,9 @@ from typing import Any, get_args
 import torch
 
 from emkd.trainer.losses.divergence import Tail, reverse_kl, vlad
-from emkd.trainer.losses.truncated import TruncatedLogits
 from emkd.trainer.matching.match import Pairs, assign, matching_cost
 from emkd.vlm.affinity import affinity
+from emkd.vlm.truncated import TruncatedLogits
 
 TAILS: tuple[Tail, ...] = get_args(Tail)
 # Logits that are looked at at a time: float64 makes several copies of them.

@@ -73,12 +73,12 @@ def _text(record: Record, tokenizer: Tokenizer) -> str:
 def _answers(record: Record, tokenizer: Tokenizer) -> tuple[list[str], list[str]]:
     """Each answer token in the data, and the teacher's likeliest token in its place."""
     said = record.text_ids[record.answer_positions]
-    return _words(said, tokenizer), _words(record.answer_ids[:, 0], tokenizer)
+    return _words(said, tokenizer), _words(record.answer.ids[:, 0], tokenizer)
 
 
 def _image(record: Record, span: ImageSpan, tokenizer: Tokenizer) -> dict[str, Any]:
     """`words` are rows of a grid for each tile; one row for all tokens where the grid is not known."""
-    words = _words(record.vision_ids[span.start : span.start + span.count, 0], tokenizer)
+    words = _words(record.vision.ids[span.start : span.start + span.count, 0], tokenizer)
     known = span.grids and split_tiles(span.count, span.grids)
     grids = span.grids if known else ((1, span.count),)
     tiles = [

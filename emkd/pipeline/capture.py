@@ -18,7 +18,7 @@ from emkd.pipeline.batching import batches
 from emkd.pipeline.memory import OUT_OF_MEMORY, free_memory, rows_that_fit, unless_out_of_memory
 from emkd.pipeline.reading import EncodedRow, RowReader, skipped_row
 from emkd.pipeline.shared import SharedImages
-from emkd.pipeline.topk import TopK, top_k_in_chunks
+from emkd.pipeline.topk import top_k_in_chunks
 from emkd.samples.dataset import Dataset
 from emkd.samples.encode import Encoded, Encoder
 from emkd.storage.precision import STEPS
@@ -27,6 +27,7 @@ from emkd.vlm.affinity import affinity
 from emkd.vlm.forward import collate, head_logits, last_hidden_state, lm_logits, to_model
 from emkd.vlm.loading import VisionLanguageModel
 from emkd.vlm.states import States
+from emkd.vlm.truncated import TruncatedLogits
 
 # What logits are rounded to before the k largest are chosen. Multiples of a step are so coarse that a choice among
 # equal ones would be one by id: the exact ones decide, and the writer rounds.
@@ -163,7 +164,7 @@ class Teacher:
         return hidden
 
     def _record(self, item: Encoded, states: States) -> Record:
-        top = self._top_k(states.vision, self.settings.top_k)
+        vision = self._top_k(states.vision, self.settings.top_k)
         answer = self._top_k(states.predicting, self.settings.answer_top_k)
         cosine = affinity(states.text, states.vision)
         _check_finite("the affinities", cosine)
@@ -171,18 +172,13 @@ class Teacher:
             key=item.key,
             text_ids=_int32(item.text_ids),
             images=item.images,
-            vision_ids=_int32(top.ids),
-            vision_logits=_float32(top.logits),
-            vision_tail_logsumexp=_float32(top.tail_logsumexp),
-            vision_tail_mean=_float32(top.tail_mean),
-            affinity=_float32(cosine),
+            vision=vision.top_logits(),
+            affinity=cosine.float().cpu().numpy(),
             answer_positions=_int32(item.answer_positions),
-            answer_ids=_int32(answer.ids),
-            answer_logits=_float32(answer.logits),
-            answer_tail_logsumexp=_float32(answer.tail_logsumexp),
+            answer=answer.top_logits(mean=False),
         )
 
-    def _top_k(self, hidden: torch.Tensor, k: int) -> TopK:
+    def _top_k(self, hidden: torch.Tensor, k: int) -> TruncatedLogits:
         stored = STORED_DTYPES[self.settings.logits_precision]
         top = top_k_in_chunks(hidden, self._head, k, stored, self.chunk)
         if not top.is_finite:  # rare, and told by what is kept alone; now each logit is looked at
@@ -231,7 +227,3 @@ def _check_finite(what: str, tensor: torch.Tensor) -> None:
 
 def _int32(tensor: torch.Tensor) -> np.ndarray:
     return tensor.to(torch.int32).cpu().numpy()
-
-
-def _float32(tensor: torch.Tensor) -> np.ndarray:
-    return tensor.float().cpu().numpy()

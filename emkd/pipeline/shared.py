@@ -12,44 +12,13 @@ keeps its own.
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from emkd.storage.record import CapturedRow, ImageSpan, Record
+from emkd.storage.record import CapturedRow, ImageSpan, Record, TopLogits
 from emkd.vlm.tolerance import UNIT, tolerance
-
-
-@dataclass(frozen=True, kw_only=True)
-class ImageTokens:
-    """What a record has of one image: n vision tokens, k stored logits of each."""
-
-    ids: NDArray[np.int32]
-    logits: NDArray[np.float32]
-    tail_logsumexp: NDArray[np.float32]
-    tail_mean: NDArray[np.float32]
-
-    @classmethod
-    def of(cls, record: Record, span: ImageSpan) -> "ImageTokens":
-        own = slice(span.start, span.start + span.count)
-        return cls(
-            ids=record.vision_ids[own],
-            logits=record.vision_logits[own],
-            tail_logsumexp=record.vision_tail_logsumexp[own],
-            tail_mean=record.vision_tail_mean[own],
-        )
-
-    def agrees(self, other: "ImageTokens", dtype: str) -> bool:
-        """Whether a teacher in this dtype may have answered both for the same tokens. Logits are compared rank by rank:
-        rounding lets ids of nearly equal logits change places."""
-        if self.logits.shape != other.logits.shape:
-            return False
-        scale = max(_rms(self.logits), _rms(self.tail_mean))
-        return all(
-            _within(getattr(self, name), getattr(other, name), f"vision_{name}", dtype, scale)
-            for name in ("logits", "tail_logsumexp", "tail_mean")
-        )
 
 
 class SharedImages:
@@ -65,7 +34,7 @@ class SharedImages:
         self.dtype = dtype
         self.n_shared = self.n_different = 0
         self._to_come: Counter[str] = Counter()
-        self._first: dict[str, ImageTokens] = {}
+        self._first: dict[str, TopLogits] = {}
 
     def expect(self, keys: Iterable[str]) -> None:
         """Rows with these images (`Encoded.image_keys`) will come."""
@@ -73,20 +42,14 @@ class SharedImages:
 
     def unify(self, record: Record, keys: Sequence[str]) -> Record:
         """The record with the first row's numbers of the images that it shares. keys: of its images"""
-        found = [self._known(key, ImageTokens.of(record, span)) for key, span in zip(keys, record.images, strict=True)]
+        found = [self._known(key, _of_image(record, span)) for key, span in zip(keys, record.images, strict=True)]
         if all(tokens is None for tokens in found):
             return record
         parts = [
-            ImageTokens.of(record, span) if tokens is None else tokens
+            _of_image(record, span) if tokens is None else tokens
             for tokens, span in zip(found, record.images, strict=True)
         ]
-        return replace(
-            record,
-            vision_ids=np.concatenate([part.ids for part in parts]),
-            vision_logits=np.concatenate([part.logits for part in parts]),
-            vision_tail_logsumexp=np.concatenate([part.tail_logsumexp for part in parts]),
-            vision_tail_mean=np.concatenate([part.tail_mean for part in parts]),
-        )
+        return replace(record, vision=TopLogits.joined(parts))
 
     def apply(self, row: CapturedRow, keys: Sequence[str]) -> CapturedRow:
         """The row with the record that `unify` makes of its own. A row without one frees what it would have shown."""
@@ -96,7 +59,7 @@ class SharedImages:
             self._leave(key)
         return row
 
-    def _known(self, key: str, own: ImageTokens) -> ImageTokens | None:
+    def _known(self, key: str, own: TopLogits) -> TopLogits | None:
         """The numbers to take for an image's own, None for its own."""
         first = self._first.get(key)
         if first is None and self._to_come[key] > 1:
@@ -104,7 +67,7 @@ class SharedImages:
         self._leave(key)
         if first is None:
             return None
-        if not first.agrees(own, self.dtype):
+        if not _agree(first, own, self.dtype):
             self.n_different += 1
             return None
         self.n_shared += 1
@@ -114,6 +77,25 @@ class SharedImages:
         self._to_come[key] -= 1
         if self._to_come[key] <= 0:
             self._first.pop(key, None)
+
+
+def _of_image(record: Record, span: ImageSpan) -> TopLogits:
+    """The logits of an image's vision tokens."""
+    return record.vision.tokens(slice(span.start, span.start + span.count))
+
+
+def _agree(one: TopLogits, other: TopLogits, dtype: str) -> bool:
+    """Whether a teacher in this dtype may have answered both for the same tokens. Logits are compared rank by rank:
+    rounding lets ids of nearly equal logits change places."""
+    if one.logits.shape != other.logits.shape:
+        return False
+    mean, other_mean = (np.zeros(0, np.float32) if top.tail_mean is None else top.tail_mean for top in (one, other))
+    scale = max(_rms(one.logits), _rms(mean))
+    return (
+        _within(one.logits, other.logits, "vision_logits", dtype, scale)
+        and _within(one.tail_logsumexp, other.tail_logsumexp, "vision_tail_logsumexp", dtype, scale)
+        and _within(mean, other_mean, "vision_tail_mean", dtype, scale)
+    )
 
 
 def _rms(values: NDArray[np.float32]) -> float:

@@ -12,10 +12,11 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 
 import torch
 from torch.nn.functional import log_softmax
+
+from emkd.vlm.truncated import TruncatedLogits, joined, truncated
 
 BLOCK = 128  # ids; V / BLOCK maxima and k * BLOCK candidates are looked at one by one
 CACHED = 320_000  # logits that stay in the second-level cache (2 MB in servers) while they are gone through
@@ -24,30 +25,7 @@ CHUNKS = 6  # of the tokens of a sample, at least, on a CPU
 LEAST_OF_CHUNK = 256  # tokens, but for that; the LM head of fewer goes slower
 
 
-@dataclass(frozen=True, kw_only=True)
-class TopK:
-    """Stored logits and tail of n tokens.
-
-    ids:            [n, k] int64, by descending logit, equal logits by ascending id
-    logits:         [n, k] float32, as they will be stored (already rounded)
-    tail_logsumexp: [n] float32 of the V - k logits not stored; -inf where k = V
-    tail_mean:      [n] float32 of the same logits; 0 where k = V
-
-    Logits that are not finite make some number of `logits` or of `tail_mean` of their row not finite.
-    """
-
-    ids: torch.Tensor
-    logits: torch.Tensor
-    tail_logsumexp: torch.Tensor
-    tail_mean: torch.Tensor
-
-    @property
-    def is_finite(self) -> bool:
-        """Whether the logits were, before and after rounding. Waits for the device."""
-        return bool(self.logits.isfinite().all() & self.tail_mean.isfinite().all())
-
-
-def top_k(logits: torch.Tensor, k: int, round_to: torch.dtype = torch.float32, block: int = BLOCK) -> TopK:
+def top_k(logits: torch.Tensor, k: int, round_to: torch.dtype = torch.float32, block: int = BLOCK) -> TruncatedLogits:
     """Top-k of logits [n, V], which stay as they are.
 
     round_to: the dtype in which the cache stores them. The rounded ones decide which k are stored and in which order,
@@ -56,21 +34,21 @@ def top_k(logits: torch.Tensor, k: int, round_to: torch.dtype = torch.float32, b
     return _take(logits.clone(), k, round_to, block)
 
 
-def _take(logits: torch.Tensor, k: int, round_to: torch.dtype, block: int = BLOCK) -> TopK:
+def _take(logits: torch.Tensor, k: int, round_to: torch.dtype, block: int = BLOCK) -> TruncatedLogits:
     """Top-k of logits [n, V] of any floating dtype, which are used up."""
     n, vocabulary = logits.shape
     k = min(k, vocabulary)
     if k == vocabulary:
         ids = _largest(logits, k, block, round_to)
         tail, mean = logits.new_full((n,), -torch.inf, dtype=torch.float32), logits.new_zeros(n, dtype=torch.float32)
-        return TopK(ids=ids, logits=_rounded(logits, ids, round_to), tail_logsumexp=tail, tail_mean=mean)
+        return truncated(ids, _rounded(logits, ids, round_to), tail, vocabulary, mean)
     ids = _largest(logits, k + 1, block, round_to)
     ids, first = ids[:, :k], ids[:, k:]  # `first` of the tail: as large as any of it, but for rounding
     stored, peak = _rounded(logits, ids, round_to), logits.gather(1, first).float()
     mean = logits.scatter_(1, ids, 0).sum(dim=1, dtype=torch.float32) / (vocabulary - k)
     logits.scatter_(1, ids, -torch.inf)
     tail = _tail_in_place(logits, peak) if logits.device.type == "cpu" else _tail_in_one_kernel(logits, first, peak)
-    return TopK(ids=ids, logits=stored, tail_logsumexp=tail, tail_mean=mean)
+    return truncated(ids, stored, tail, vocabulary, mean)
 
 
 def _rounded(logits: torch.Tensor, ids: torch.Tensor, round_to: torch.dtype) -> torch.Tensor:
@@ -125,7 +103,7 @@ def top_k_in_chunks(
     k: int,
     round_to: torch.dtype,
     chunk: int,
-) -> TopK:
+) -> TruncatedLogits:
     """Top-k of `head(hidden)` for hidden states [n, d], `chunk` tokens at a time, on the device they are on.
 
     head: [m, d] -> logits [m, V] of any floating dtype, which are used up;  round_to: the dtype that the cache stores
@@ -138,19 +116,14 @@ def top_k_in_chunks(
     if on_cpu:  # the top-k of the last one is waited for
         chunk = min(chunk, max(LEAST_OF_CHUNK, -(-len(hidden) // CHUNKS)))
 
-    def take(logits: torch.Tensor) -> list[TopK]:
+    def take(logits: torch.Tensor) -> list[TruncatedLogits]:
         return [_take(rows, k, round_to) for rows in _in_cache(logits)]
 
     beside = on_cpu and len(hidden) > chunk and _has_core_to_spare()
     # No tokens are a chunk of none: [0, V] says how many k may be.
     made = (head(rows) for rows in hidden.split(chunk))
     parts = [part for some in (_beside(take, made) if beside else map(take, made)) for part in some]
-    return TopK(
-        ids=torch.cat([part.ids for part in parts]),
-        logits=torch.cat([part.logits for part in parts]),
-        tail_logsumexp=torch.cat([part.tail_logsumexp for part in parts]),
-        tail_mean=torch.cat([part.tail_mean for part in parts]),
-    )
+    return joined(list(parts))
 
 
 def _has_core_to_spare() -> bool:
@@ -159,16 +132,18 @@ def _has_core_to_spare() -> bool:
     return torch.get_num_threads() < mine
 
 
-def _beside(take: Callable[[torch.Tensor], list[TopK]], made: Iterator[torch.Tensor]) -> Iterator[list[TopK]]:
+def _beside(
+    take: Callable[[torch.Tensor], list[TruncatedLogits]], made: Iterator[torch.Tensor]
+) -> Iterator[list[TruncatedLogits]]:
     """`take` of what is made, each in a second thread while the next one is being made."""
     inference = torch.is_inference_mode_enabled()  # of this thread; the other one begins without
 
-    def run(box: list[torch.Tensor]) -> list[TopK]:
+    def run(box: list[torch.Tensor]) -> list[TruncatedLogits]:
         with torch.inference_mode(inference):
             return take(box.pop())  # the logits are gone before there is a result
 
     with ThreadPoolExecutor(1, thread_name_prefix="emkd-top-k") as pool:
-        waiting: Future[list[TopK]] | None = None
+        waiting: Future[list[TruncatedLogits]] | None = None
         for logits in made:
             if waiting is not None:
                 yield waiting.result()

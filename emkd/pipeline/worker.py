@@ -11,8 +11,6 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
 from emkd.errors import DataMismatchError, ModelError
 from emkd.pipeline.behind import Behind
 from emkd.pipeline.capture import CaptureSettings, Teacher
@@ -86,7 +84,7 @@ class CaptureWorker:
             n_rows=len(captured),
             sizes=sizes,
             seconds=time.perf_counter() - started,
-            vision_tokens=sum(len(row.record.vision_ids) for row in captured if row.record is not None),
+            vision_tokens=sum(len(row.record.vision) for row in captured if row.record is not None),
             skipped=tuple(f"row {r.hint.row}: {r.reason}: {r.detail}" for r in captured if r.record is None),
             end_token=end_token(teacher.vlm.processor) is not None,
         )
@@ -188,8 +186,7 @@ def _counted(captured: Iterable[CapturedRow], counts: Counter[str]) -> Iterator[
 
 def record_bytes(row: CapturedRow) -> int:
     """Bytes of a row's arrays."""
-    arrays = () if row.record is None else vars(row.record).values()
-    return sum(value.nbytes for value in arrays if isinstance(value, np.ndarray))
+    return 0 if row.record is None else row.record.n_bytes
 
 
 def capture_settings(manifest: Manifest) -> CaptureSettings:

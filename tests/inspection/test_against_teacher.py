@@ -20,8 +20,10 @@ from emkd.samples.dataset import Dataset
 from emkd.storage.cache import Cache, create_cache
 from emkd.storage.manifest.read import read_manifest
 from emkd.storage.objects.local import open_files
+from emkd.storage.record import TopLogits
 from emkd.trainer.data.selection import select
 from tests import tiny
+from tests.storage.builders import changed
 
 KINDS = {
     "float32": {"dtype": "float32", "precision": "float32", "affinity_precision": "float32"},
@@ -98,14 +100,14 @@ def reference(cache, teacher_path, data_path):
         kinds = [("vision", place, row) for row, place in enumerate(vision)]
         kinds += [("answer", text[position] - 1, row) for row, position in enumerate(record.answer_positions)]
         for kind, place, row in kinds:
-            ids = getattr(record, f"{kind}_ids")[row]
-            stored = getattr(record, f"{kind}_logits")[row].astype(np.float64)
+            top = getattr(record, kind)
+            ids, stored = top.ids[row], top.logits[row].astype(np.float64)
             rest = np.array([logits[place, v] for v in range(26) if v not in ids])
             add(f"{kind}_logits", logits[place, ids] - stored)
             add(f"{kind}_order", max(0.0, rest.max() - stored.min()))
-            add(f"{kind}_tail_logsumexp", np.log(np.exp(rest).sum()) - getattr(record, f"{kind}_tail_logsumexp")[row])
+            add(f"{kind}_tail_logsumexp", np.log(np.exp(rest).sum()) - top.tail_logsumexp[row])
             if kind == "vision":
-                add("vision_tail_mean", rest.mean() - record.vision_tail_mean[row])
+                add("vision_tail_mean", rest.mean() - record.vision.tail_mean[row])
         for i, a in enumerate(text):
             for j, b in enumerate(vision):
                 cosine = hidden[a] @ hidden[b] / np.linalg.norm(hidden[a]) / np.linalg.norm(hidden[b])
@@ -138,19 +140,19 @@ def test_chunks_change_nothing(caches, other_path, data_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("changed", "wrong"),
+    ("change", "wrong"),
     [
-        (lambda r: {"vision_logits": r.vision_logits + 0.1}, {"vision_logits"}),
-        (lambda r: {"vision_tail_logsumexp": r.vision_tail_logsumexp + 0.1}, {"vision_tail_logsumexp"}),
-        (lambda r: {"vision_tail_mean": r.vision_tail_mean - 0.1}, {"vision_tail_mean"}),
-        (lambda r: {"answer_logits": r.answer_logits - 0.1}, {"answer_logits", "answer_order"}),
-        (lambda r: {"answer_tail_logsumexp": r.answer_tail_logsumexp + 0.1}, {"answer_tail_logsumexp"}),
+        (lambda r: {"vision_logits": r.vision.logits + 0.1}, {"vision_logits"}),
+        (lambda r: {"vision_tail_logsumexp": r.vision.tail_logsumexp + 0.1}, {"vision_tail_logsumexp"}),
+        (lambda r: {"vision_tail_mean": r.vision.tail_mean - 0.1}, {"vision_tail_mean"}),
+        (lambda r: {"answer_logits": r.answer.logits - 0.1}, {"answer_logits", "answer_order"}),
+        (lambda r: {"answer_tail_logsumexp": r.answer.tail_logsumexp + 0.1}, {"answer_tail_logsumexp"}),
         (lambda r: {"affinity": r.affinity * 0.9}, {"affinity"}),
     ],
 )
-def test_each_part_of_a_record_is_judged_by_itself(caches, teacher_path, data_path, monkeypatch, changed, wrong):
+def test_each_part_of_a_record_is_judged_by_itself(caches, teacher_path, data_path, monkeypatch, change, wrong):
     stored = Cache.record
-    monkeypatch.setattr(Cache, "record", lambda cache, i: replace(r := stored(cache, i), **changed(r)))
+    monkeypatch.setattr(Cache, "record", lambda cache, i: changed(r := stored(cache, i), **change(r)))
     report = compare(caches["float32"], teacher_path, data_path)
     found = {name for name, entry in report["differences"].items() if not entry["agrees"]}
     assert found - {"vision_order"} == wrong
@@ -169,12 +171,14 @@ def test_stored_ids_that_are_not_the_largest_are_found(caches, teacher_path, dat
     rest = live.scatter(1, ranked.indices[:, places], -torch.inf)
     swapped = replace(
         record,
-        vision_ids=ranked.indices[:, places].int().numpy(),
-        vision_logits=ranked.values[:, places].numpy(),
-        vision_tail_logsumexp=rest.logsumexp(1).numpy(),
-        vision_tail_mean=rest.masked_fill(rest.isinf(), 0).sum(1).numpy() / (26 - K),
+        vision=TopLogits(
+            ids=ranked.indices[:, places].int().numpy(),
+            logits=ranked.values[:, places].numpy(),
+            tail_logsumexp=rest.logsumexp(1).numpy(),
+            tail_mean=rest.masked_fill(rest.isinf(), 0).sum(1).numpy() / (26 - K),
+        ),
     )
-    found = Differences(precision="float32", affinity_precision="float32")
+    found = Differences(vocabulary=26, precision="float32", affinity_precision="float32")
     found.add(states, swapped, teacher.logits, teacher.chunk, 0)
     named = dict(found.named())
     assert named["vision_order"].largest == pytest.approx(float((ranked.values[:, 2] - ranked.values[:, 8]).max()))

@@ -10,8 +10,8 @@ from emkd.inspection.live import load_teacher, read
 from emkd.inspection.stand_in import synthetic_student
 from emkd.samples.dataset import Dataset
 from emkd.storage.cache import Cache
-from emkd.trainer.losses.truncated import truncated
 from emkd.vlm.affinity import affinity
+from emkd.vlm.truncated import TruncatedLogits
 from tests import tiny
 from tests.trainer import naive
 
@@ -52,20 +52,14 @@ def expected(cache, teacher, data, distance):
         dense = teacher.logits(first)
         vision = synthetic_student(first, 4, distance, seed=number)
         student = teacher.logits(vision)
-        cut = truncated(
-            torch.from_numpy(record.vision_ids), torch.from_numpy(record.vision_logits),
-            torch.from_numpy(record.vision_tail_logsumexp), V, torch.from_numpy(record.vision_tail_mean),
-        ).rows(slice(0, 16))  # fmt: skip
+        cut = TruncatedLogits.of(record.vision, V).rows(slice(0, 16))
         cost = torch.cdist(student.double(), dense.double(), p=1).numpy()
         own, theirs = linear_sum_assignment(cost)
         cut_own, cut_theirs = linear_sum_assignment(naive.cost(student, cut).numpy())
         found, best = found + cost[cut_own, cut_theirs].sum(), best + cost[own, theirs].sum()
         random += cost.mean() * 4
         answers = synthetic_student(states.predicting, len(states.predicting), distance, seed=number)
-        answer = truncated(
-            torch.from_numpy(record.answer_ids), torch.from_numpy(record.answer_logits),
-            torch.from_numpy(record.answer_tail_logsumexp), V,
-        )  # fmt: skip
+        answer = TruncatedLogits.of(record.answer, V)
         for name, value in {
             "vsd": kl(student[own], dense[theirs]),
             "vsd_uniform": float(naive.reverse_kl(student[own], cut.rows(torch.from_numpy(theirs)), "uniform").sum()),

@@ -51,7 +51,7 @@ def test_retained_mass_is_that_of_the_stored_logits(cut_cache, cache_path):
     whole = Cache.open(cache_path)
     masses = []
     for number in range(6):
-        logits = torch.from_numpy(whole.record(number).vision_logits).double()
+        logits = torch.from_numpy(whole.record(number).vision.logits).double()
         if len(logits):
             masses.append(float(logits.softmax(1)[:, :8].sum(1).mean()))
     found = inspect_cache(cut_cache)["retained_mass"]
@@ -69,7 +69,7 @@ def test_a_sample_with_its_words_as_a_grid(cut_cache):
     for number, image in enumerate(report["images"]):
         (tile,) = image["words"]
         assert np.array(tile).shape == (4, 4)
-        words = [tiny.VOCABULARY[token] for token in record.vision_ids[16 * number : 16 * number + 16, 0]]
+        words = [tiny.VOCABULARY[token] for token in record.vision.ids[16 * number : 16 * number + 16, 0]]
         assert [word for row in tile for word in row] == words
     assert inspect_cache(cut_cache, sample="last")["id"] == "last"
     with pytest.raises(UsageError, match="2 samples have the id 'one'; name one by its key"):

@@ -146,7 +146,7 @@ def test_every_word_of_a_wide_grid_is_there(tmp_path):
     assert [lines[i] for i in heads] == [f"columns {a} to {a + 9} of 30" for a in (0, 10, 20)]
     found = [[word for i in heads for word in lines[i + 1 + r].split()] for r in range(3)]
     for r in range(3):
-        for word, token in zip(found[r], record.vision_ids[30 * r : 30 * r + 30, 0], strict=True):
+        for word, token in zip(found[r], record.vision.ids[30 * r : 30 * r + 30, 0], strict=True):
             full = printable(WORDS[token].strip() or f"#{token}")
             assert full.startswith(word)
             assert word == full or cell_len(word) in (6, 7)
@@ -187,7 +187,7 @@ def test_what_commands_a_terminal_is_not_printed(tmp_path):
 def test_one_logit_is_enough(tmp_path):
     record = one_sample(tmp_path / "c", [span(0, 4, ((2, 2),))], top_k=1)
     report = inspect_cache(tmp_path / "c", sample="it")
-    words = [WORDS[token].strip() or f"#{token}" for token in record.vision_ids[:, 0]]
+    words = [WORDS[token].strip() or f"#{token}" for token in record.vision.ids[:, 0]]
     assert report["images"][0]["words"] == [[words[:2], words[2:]]]
     assert len(heat_maps(shown(report))) == 2
 

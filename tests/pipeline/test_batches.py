@@ -87,8 +87,8 @@ def error_of(found, expected) -> float:
 
 def numbers(record):
     return (
-        by_id(record.vision_ids, record.vision_logits),
-        by_id(record.answer_ids, record.answer_logits),
+        by_id(record.vision.ids, record.vision.logits),
+        by_id(record.answer.ids, record.answer.logits),
         torch.from_numpy(record.affinity).double(),
     )
 

@@ -31,10 +31,10 @@ def test_records_are_what_the_model_answers_alone(teacher_path, data_path, batch
         with torch.no_grad():
             alone = dense.view(found.vlm.model, found.vlm.processor, row, 16, V)
         vision = torch.cat(alone.vision_logits) if row["images"] else torch.zeros(0, V)
-        assert_logits(record.vision_ids, record.vision_logits, vision)
-        assert_logits(record.answer_ids, record.answer_logits, alone.answer_logits)
+        assert_logits(record.vision.ids, record.vision.logits, vision)
+        assert_logits(record.answer.ids, record.answer.logits, alone.answer_logits)
         assert record.text_ids[record.answer_positions].tolist() == alone.answer_ids.tolist()
-        assert np.isneginf(record.vision_tail_logsumexp).all()
+        assert np.isneginf(record.vision.tail_logsumexp).all()
         if row["images"]:
             cosine = torch.nn.functional.cosine_similarity(alone.text[:, None], torch.cat(alone.vision)[None], dim=2)
             np.testing.assert_allclose(record.affinity, cosine.numpy(), atol=2e-6)
@@ -52,17 +52,17 @@ def assert_logits(ids: np.ndarray, logits: np.ndarray, expected: torch.Tensor) -
 
 def test_padding_rows_of_the_lm_head_are_cut(teacher_path, data_path):
     record = teacher(teacher_path).capture(Dataset(str(data_path)), [0])[0].record
-    assert record.vision_ids.max() == V - 1
-    assert record.vision_ids.shape[1] == V
+    assert record.vision.ids.max() == V - 1
+    assert record.vision.ids.shape[1] == V
 
 
 def test_a_cut_record_has_the_tail_of_the_rest(teacher_path, data_path):
     whole = teacher(teacher_path).capture(Dataset(str(data_path)), [1])[0].record
     cut = teacher(teacher_path, top_k=5).capture(Dataset(str(data_path)), [1])[0].record
-    assert (cut.vision_ids == whole.vision_ids[:, :5]).all()
-    rest = torch.from_numpy(whole.vision_logits[:, 5:]).double()
-    np.testing.assert_allclose(cut.vision_tail_logsumexp, rest.logsumexp(1).numpy(), rtol=1e-6)
-    np.testing.assert_allclose(cut.vision_tail_mean, rest.mean(1).numpy(), rtol=1e-4, atol=1e-5)
+    assert (cut.vision.ids == whole.vision.ids[:, :5]).all()
+    rest = torch.from_numpy(whole.vision.logits[:, 5:]).double()
+    np.testing.assert_allclose(cut.vision.tail_logsumexp, rest.logsumexp(1).numpy(), rtol=1e-6)
+    np.testing.assert_allclose(cut.vision.tail_mean, rest.mean(1).numpy(), rtol=1e-4, atol=1e-5)
 
 
 def test_one_bad_row_costs_no_other(teacher_path, tmp_path):
@@ -78,7 +78,7 @@ def test_one_bad_row_costs_no_other(teacher_path, tmp_path):
     assert [result.hint.id for result in found] == ["one", "two", "text", "one"]
     for one, other in zip((found[0], found[3]), alone, strict=True):
         assert one.key == other.key
-        assert (one.record.vision_logits == other.record.vision_logits).all()
+        assert (one.record.vision.logits == other.record.vision.logits).all()
 
 
 def test_logits_that_are_not_finite_are_skipped(teacher_path, data_path):
@@ -95,9 +95,9 @@ def test_a_bfloat16_teacher(teacher_path, data_path):
     half = Teacher(load(str(teacher_path), dtype="bfloat16"), settings).capture(Dataset(str(data_path)), range(6))
     whole = teacher(teacher_path).capture(Dataset(str(data_path)), range(6))
     for one, other in zip(half, whole, strict=True):
-        dense_one, dense_other = (np.zeros((len(r.record.answer_ids), V)) for r in (one, other))
+        dense_one, dense_other = (np.zeros((len(r.record.answer.ids), V)) for r in (one, other))
         for result, array in ((one, dense_one), (other, dense_other)):
-            np.put_along_axis(array, result.record.answer_ids.astype(np.int64), result.record.answer_logits, axis=1)
+            np.put_along_axis(array, result.record.answer.ids.astype(np.int64), result.record.answer.logits, axis=1)
         np.testing.assert_allclose(dense_one, dense_other, atol=0.5)
         assert abs(dense_one - dense_other).max() > 0
 

@@ -9,11 +9,11 @@ from emkd.pipeline.capture import CaptureSettings, Teacher
 from emkd.pipeline.shared import SharedImages
 from emkd.samples import Dataset
 from emkd.storage.cache import Cache
-from emkd.storage.record import CapturedRow, RowHint
+from emkd.storage.record import CapturedRow, RowHint, TopLogits
 from emkd.vlm import load
 from tests import tiny
 from tests.pipeline.test_capture_shard import begin
-from tests.storage.builders import array_fields, make_manifest, make_record
+from tests.storage.builders import array_fields, changed, make_manifest, make_record
 
 MANIFEST = make_manifest(logits="float32")
 
@@ -24,8 +24,8 @@ def record(seed, sizes=(5, 7)):
 
 def nearly(other, error):
     """The same vision tokens of another batch."""
-    noise = np.random.default_rng(9).uniform(-error, error, other.vision_logits.shape)
-    return replace(other, vision_logits=(other.vision_logits + noise).astype(np.float32))
+    noise = np.random.default_rng(9).uniform(-error, error, other.vision.logits.shape)
+    return changed(other, vision_logits=(other.vision.logits + noise).astype(np.float32))
 
 
 def expecting(keys, dtype):
@@ -50,16 +50,13 @@ def test_the_first_rows_numbers_are_taken():
 def test_one_image_of_two():
     """And a row's own text and affinity stay."""
     first, other = record(0), record(1, (5, 7))
-    start = replace(other, vision_logits=np.concatenate([first.vision_logits[:5], other.vision_logits[5:]]))
-    start = replace(
-        start, vision_tail_logsumexp=np.concatenate([first.vision_tail_logsumexp[:5], other.vision_tail_logsumexp[5:]])
-    )
-    start = replace(start, vision_tail_mean=np.concatenate([first.vision_tail_mean[:5], other.vision_tail_mean[5:]]))
+    vision = TopLogits.joined([first.vision.tokens(slice(5)), other.vision.tokens(slice(5, None))])
+    start = replace(other, vision=replace(vision, ids=other.vision.ids))
     shared = expecting(["a", "b", "a", "c"], "float32")
     shared.unify(first, ["a", "b"])
     found = shared.unify(start, ["a", "c"])
-    np.testing.assert_array_equal(found.vision_ids[:5], first.vision_ids[:5])
-    np.testing.assert_array_equal(found.vision_ids[5:], other.vision_ids[5:])
+    np.testing.assert_array_equal(found.vision.ids[:5], first.vision.ids[:5])
+    np.testing.assert_array_equal(found.vision.ids[5:], other.vision.ids[5:])
     np.testing.assert_array_equal(found.affinity, other.affinity)
     assert (shared.n_shared, shared.n_different) == (1, 0)
 
@@ -86,7 +83,7 @@ def test_what_differs_by_more_than_rounding_keeps_its_own(dtype, error, agrees):
 @pytest.mark.parametrize("name", ["vision_tail_logsumexp", "vision_tail_mean"])
 def test_tails_have_to_agree_as_well(name):
     first = record(0)
-    second = replace(first, **{name: getattr(first, name) + np.float32(0.3)})
+    second = changed(first, **{name: array_fields(first)[name] + np.float32(0.3)})
     shared = expecting(["a", "b"] * 2, "float32")
     shared.unify(first, ["a", "b"])
     assert shared.unify(second, ["a", "b"]) is second
@@ -152,8 +149,8 @@ def test_a_jobs_rows_of_one_image(teacher_path, tmp_path, batch_tokens):
     own = Teacher(load(str(teacher_path)), settings).capture(Dataset(str(data)), range(7))
     for i, row in enumerate(own):
         record = cache.record(i)
-        np.testing.assert_allclose(record.vision_logits, row.record.vision_logits, atol=1e-5)
-        np.testing.assert_allclose(record.vision_tail_logsumexp, row.record.vision_tail_logsumexp, atol=1e-5)
+        np.testing.assert_allclose(record.vision.logits, row.record.vision.logits, atol=1e-5)
+        np.testing.assert_allclose(record.vision.tail_logsumexp, row.record.vision.tail_logsumexp, atol=1e-5)
         np.testing.assert_array_equal(record.affinity, row.record.affinity)
         assert record.images == row.record.images
 

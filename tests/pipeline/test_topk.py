@@ -7,13 +7,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from emkd.pipeline.topk import (
-    TopK,
     _has_core_to_spare,
     _tail_in_one_kernel,
     _tail_in_place,
     top_k,
     top_k_in_chunks,
 )
+from emkd.vlm.truncated import TruncatedLogits, truncated
 
 
 def naive(logits: torch.Tensor, k: int):
@@ -90,7 +90,7 @@ def test_no_tokens_at_all():
     assert found.tail_logsumexp.shape == found.tail_mean.shape == (0,)
 
 
-def as_before(logits: torch.Tensor, k: int, round_to: torch.dtype) -> TopK:
+def as_before(logits: torch.Tensor, k: int, round_to: torch.dtype) -> TruncatedLogits:
     """Every step over all of V, with a mask: how it was done when the first caches were made."""
     stored = logits.to(round_to).float()
     keep = torch.ones_like(stored, dtype=torch.bool)
@@ -103,10 +103,10 @@ def as_before(logits: torch.Tensor, k: int, round_to: torch.dtype) -> TopK:
     order = values.argsort(dim=1, descending=True, stable=True)
     rest = logits.double().masked_fill(keep, -torch.inf).logsumexp(dim=1)
     mean = logits.double().masked_fill(keep, 0).sum(dim=1) / max(1, logits.shape[1] - k)
-    return TopK(ids=ids.gather(1, order), logits=values.gather(1, order), tail_logsumexp=rest, tail_mean=mean)
+    return truncated(ids.gather(1, order), values.gather(1, order), rest, logits.shape[1], mean)
 
 
-def assert_same(found: TopK, expected: TopK, scale: float) -> None:
+def assert_same(found: TruncatedLogits, expected: TruncatedLogits, scale: float) -> None:
     assert torch.equal(found.ids, expected.ids)
     assert torch.equal(found.logits, expected.logits)
     assert found.tail_logsumexp.dtype == found.tail_mean.dtype == torch.float32

@@ -18,9 +18,10 @@ from emkd.storage.manifest.plan import DatasetFile, DatasetIdentity, ShardPlan
 from emkd.storage.objects.digest import sha256_hex
 from emkd.storage.objects.local import LocalFiles
 from emkd.storage.precision import round_logits
-from emkd.storage.record import CapturedRow, ImageSpan, Record, RowHint
+from emkd.storage.record import CapturedRow, ImageSpan, Record, RowHint, TopLogits
 from emkd.storage.shards.writer import write_shard
 
+TOP_FIELDS = ("ids", "logits", "tail_logsumexp", "tail_mean")
 TOKENIZER_JSON = b'{"version": "1.0", "model": {"type": "WordLevel"}}'
 V = 40
 
@@ -66,7 +67,7 @@ def top_k_of(logits, k):
         tail = row[order[k:]].astype(np.float64)
         tail_logsumexp[i] = np.log(np.exp(tail).sum()) if len(tail) else -np.inf
         tail_mean[i] = tail.mean() if len(tail) else 0
-    return ids, values, tail_logsumexp, tail_mean
+    return TopLogits(ids=ids, logits=values, tail_logsumexp=tail_logsumexp, tail_mean=tail_mean)
 
 
 def make_record(rng, manifest, *, n_text=6, image_sizes=(5,), n_answer=2, key=None):
@@ -74,8 +75,6 @@ def make_record(rng, manifest, *, n_text=6, image_sizes=(5,), n_answer=2, key=No
     precision = manifest.logits_precision
     vision = round_logits(rng.normal(0, 3, (n_vision, V)).astype(np.float32), precision)
     answer = round_logits(rng.normal(0, 3, (n_answer, V)).astype(np.float32), precision)
-    vision_ids, vision_logits, tail_logsumexp, tail_mean = top_k_of(vision, manifest.top_k)
-    answer_ids, answer_logits, answer_tail, _ = top_k_of(answer, manifest.answer_top_k)
     starts = np.cumsum([0, *image_sizes])
     return Record(
         key=key or rng.bytes(32).hex(),
@@ -90,15 +89,10 @@ def make_record(rng, manifest, *, n_text=6, image_sizes=(5,), n_answer=2, key=No
             )
             for i, count in enumerate(image_sizes)
         ),
-        vision_ids=vision_ids,
-        vision_logits=vision_logits,
-        vision_tail_logsumexp=tail_logsumexp,
-        vision_tail_mean=tail_mean,
+        vision=top_k_of(vision, manifest.top_k),
         affinity=rng.uniform(-1, 1, (n_text, n_vision)).astype(np.float32),
         answer_positions=np.sort(rng.choice(n_text, n_answer, replace=False)).astype(np.int32),
-        answer_ids=answer_ids,
-        answer_logits=answer_logits,
-        answer_tail_logsumexp=answer_tail,
+        answer=replace(top_k_of(answer, manifest.answer_top_k), tail_mean=None),
     )
 
 
@@ -169,22 +163,39 @@ def make_cache(path: Path, manifest=None, *, shards=None, sealed=True, seed=0, s
 
 
 def row_of(record, row, **changes):
-    return CapturedRow(hint=RowHint(row=row, id=f"id-{row}"), key=record.key, record=replace(record, **changes))
+    return CapturedRow(hint=RowHint(row=row, id=f"id-{row}"), key=record.key, record=changed(record, **changes))
 
 
 def array_fields(record):
-    """Name -> array of a record."""
-    return {name: value for name, value in vars(record).items() if isinstance(value, np.ndarray)}
+    """Name -> array of a record; those of its logits as "vision_ids" and so on."""
+    return {
+        "text_ids": record.text_ids,
+        "vision_ids": record.vision.ids,
+        "vision_logits": record.vision.logits,
+        "vision_tail_logsumexp": record.vision.tail_logsumexp,
+        "vision_tail_mean": record.vision.tail_mean,
+        "affinity": record.affinity,
+        "answer_positions": record.answer_positions,
+        "answer_ids": record.answer.ids,
+        "answer_logits": record.answer.logits,
+        "answer_tail_logsumexp": record.answer.tail_logsumexp,
+    }
+
+
+def changed(record, **changes):
+    """The record with other fields, by the names of `array_fields` or its own."""
+    fields = dict(changes)
+    for kind in ("vision", "answer"):
+        own = {name: fields.pop(f"{kind}_{name}") for name in list(TOP_FIELDS) if f"{kind}_{name}" in fields}
+        if own:
+            fields[kind] = replace(getattr(record, kind), **own)
+    return replace(record, **fields)
 
 
 def with_image(record, image, source, n):
     """The record with the vision tokens of its image replaced by those of another record's image."""
     mine, theirs = record.images[image], source.images[n]
     assert mine.count == theirs.count
-    arrays = {
-        name: getattr(record, name).copy()
-        for name in ("vision_ids", "vision_logits", "vision_tail_logsumexp", "vision_tail_mean")
-    }
-    for name, array in arrays.items():
-        array[mine.start : mine.start + mine.count] = getattr(source, name)[theirs.start : theirs.start + theirs.count]
-    return replace(record, **arrays)
+    before, after = slice(0, mine.start), slice(mine.start + mine.count, None)
+    image = source.vision.tokens(slice(theirs.start, theirs.start + theirs.count))
+    return replace(record, vision=TopLogits.joined([record.vision.tokens(before), image, record.vision.tokens(after)]))

@@ -164,7 +164,7 @@ def test_another_process_reads_its_own_shards(cache_folder):
     record = cache.record(3)
     other = pickle.loads(pickle.dumps(cache))  # noqa: S301 (what a data loader does)
     assert len(other._decoded) == 0
-    np.testing.assert_array_equal(other.record(3).vision_logits, record.vision_logits)
+    np.testing.assert_array_equal(other.record(3).vision.logits, record.vision.logits)
 
 
 def test_find(cache_folder):

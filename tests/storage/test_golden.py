@@ -6,7 +6,6 @@ tests.storage.test_golden` to make those of a new format version; never replace 
 """
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +17,7 @@ from emkd.storage.lifecycle.seal import seal
 from emkd.storage.manifest.manifest import FORMAT_VERSION
 from emkd.storage.record import CapturedRow, RowHint
 from emkd.storage.shards.writer import write_shard
-from tests.storage.builders import TOKENIZER_JSON, array_fields, make_manifest, make_record, row_of, with_image
+from tests.storage.builders import TOKENIZER_JSON, array_fields, changed, make_manifest, make_record, row_of, with_image
 
 GOLDEN = Path(__file__).parent / "golden"
 VERSIONS = range(1, FORMAT_VERSION + 1)
@@ -42,10 +41,10 @@ def wide(record):
     """Every second id above 65,536, and cosines that 8 bits hold."""
     cosines = np.rint(record.affinity * np.float32(127)) / np.float32(127)
     ids = {
-        name: getattr(record, name) + np.int32(65_536) * (getattr(record, name) % 2)
+        name: array_fields(record)[name] + np.int32(65_536) * (array_fields(record)[name] % 2)
         for name in ("vision_ids", "answer_ids")
     }
-    return replace(record, affinity=cosines, **ids)
+    return changed(record, affinity=cosines, **ids)
 
 
 def make_golden(name: str, compression: str) -> None:

@@ -177,4 +177,4 @@ def test_the_second_format_is_gone_on_with(tmp_path, compression):
     assert all(("vision_ids" in names) == (compression == "lz4") for names in arrays)
     for shard in cache.shards:
         for number, row in zip(cache.samples_of_shard(shard), make_rows(run, shard), strict=False):
-            np.testing.assert_array_equal(cache.record(number).vision_ids, row.record.vision_ids)
+            np.testing.assert_array_equal(cache.record(number).vision.ids, row.record.vision.ids)

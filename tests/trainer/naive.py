@@ -2,7 +2,7 @@
 
 import torch
 
-from emkd.trainer.losses.truncated import TruncatedLogits, truncated
+from emkd.vlm.truncated import TruncatedLogits, truncated
 
 
 def cut(logits: torch.Tensor, k: int) -> TruncatedLogits:

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 
 from emkd.storage.arrays.layout import AXES, Axis
@@ -44,15 +43,10 @@ def _counts(record: Record | None) -> dict[Axis, int]:
     """Elements of a record along each axis; all 0 for a skipped row."""
     if record is None:
         return dict.fromkeys(AXES, 0)
-    n_text, n_vision, n_answer = len(record.text_ids), len(record.vision_ids), len(record.answer_ids)
+    n_text, n_vision, n_answer = len(record.text_ids), len(record.vision), len(record.answer)
     return {"text": n_text, "vision": n_vision, "affinity": n_text * n_vision, "answer": n_answer}
 
 
 def retained_mass(record: Record) -> float | None:
     """Mean over the vision tokens of the softmax mass of the stored ids; None without vision tokens."""
-    if not len(record.vision_logits):
-        return None
-    peak = record.vision_logits[:, :1]  # they descend
-    stored = np.exp(record.vision_logits - peak).sum(axis=1, dtype=np.float64)
-    tail = np.exp(record.vision_tail_logsumexp.astype(np.float64) - peak[:, 0])
-    return float((stored / (stored + tail)).mean())
+    return float(record.vision.retained_mass().mean()) if len(record.vision) else None

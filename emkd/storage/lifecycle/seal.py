@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from emkd.errors import CacheConflictError, CacheIncompleteError, DamagedCacheError
-from emkd.storage.arrays.layout import array_layouts
+from emkd.storage.arrays.record_arrays import RecordArrays
 from emkd.storage.index.commit import ShardIndex, changed_sizes, missing_shards, read_index
 from emkd.storage.index.table import (
     INDEX_SCHEMA,
@@ -174,7 +174,7 @@ def read_indexes(
     """Read and check the indexes of committed shards, each of them once: of a shard nothing is kept but its rows and
     sums. With `check_sizes`, each of its objects has to be there in its size. DamagedCacheError."""
     tables: list[pa.Table] = []
-    n_bytes = Counter({name: 0 for name in ("group", *(layout.name for layout in array_layouts(manifest)))})
+    n_bytes = Counter({name: 0 for name in ("group", *(layout.name for layout in RecordArrays.of(manifest).layouts))})
     indexes: dict[str, SealedObject] = {}
     stored = 0
     for shard in shards:

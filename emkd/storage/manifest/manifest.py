@@ -73,7 +73,8 @@ class TokenizerIdentity(Stored):
 class Manifest(Stored):
     """See the module. `top_k` ids are stored for a vision token, `answer_top_k` for an answer token.
 
-    `compression` is of all arrays, see `rearranged` and `splits_ids`. Format version 1 has no such field (None).
+    `compression` is of all arrays, and has a part in how they are laid out (see `arrays`). Format version 1 has no such
+    field (None).
     `dataset` and `plan` are those that the cache was begun with; `extensions`, in their order, are files of
     their own. Use `shards`, `rows`, `dataset_of` and so on, which know both.
     """
@@ -104,17 +105,6 @@ class Manifest(Stored):
         if self.plan.n_rows > self.dataset.n_rows:
             raise ValueError(f"plan.n_rows is {self.plan.n_rows}, the dataset has {self.dataset.n_rows}")
         return self
-
-    @property
-    def rearranged(self) -> bool:
-        """Whether logits and affinity are rearranged, so that they compress well. With lz4, which is there to be read
-        fast, and in format version 1 they are stored as they are."""
-        return self.compression == "zstd"
-
-    @property
-    def splits_ids(self) -> bool:
-        """Whether the lower bits of ids and those above them are two arrays: always, since format version 3."""
-        return self.rearranged or self.format_version > 2
 
     @property
     def vocabulary_size(self) -> int:

@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 
 from emkd.errors import SampleNotFoundError
 from emkd.storage.arrays.chunks import StoredArray
-from emkd.storage.arrays.encoding import Arrays, decode
-from emkd.storage.arrays.layout import AXES, ArrayLayout, Axis, array_layouts
+from emkd.storage.arrays.kind import Arrays
+from emkd.storage.arrays.layout import AXES, ArrayLayout, Axis
+from emkd.storage.arrays.record_arrays import RecordArrays
 from emkd.storage.index.commit import ShardIndex
 from emkd.storage.index.table import OK, images_from_json, n_stored_vision, with_all_columns
 from emkd.storage.manifest.manifest import Manifest
@@ -67,7 +68,7 @@ class DecodedShard:
     """The arrays of a shard, by name, and _COLUMNS of its samples (skipped rows are left out)."""
 
     number: int
-    manifest: Manifest
+    record_arrays: RecordArrays
     arrays: dict[str, ChunkedArray]
     samples: Sequence[dict[str, Any]]
 
@@ -90,8 +91,8 @@ class DecodedShard:
         if not 0 <= i < len(self):
             raise SampleNotFoundError(f"sample {i} of shard {self.number}: it has {len(self)} samples")
         row = self.samples[i]
-        stored = self.stored(i)
-        return Record(key=row["key"], images=images_from_json(row["images"]), **decode(stored, self.manifest))
+        fields = self.record_arrays.decode(self.stored(i))
+        return Record(key=row["key"], images=images_from_json(row["images"]), **fields)
 
     def stored(self, i: int) -> Arrays:
         """What is stored of the i-th sample, by array name: views, where it is in one piece."""
@@ -116,11 +117,12 @@ def read_shard(
     table = with_all_columns(index.table)
     lengths = _lengths(table)
     buffers = Buffers() if buffers is None else buffers
+    record_arrays = RecordArrays.of(manifest)
     arrays = {
-        layout.name: _read_array(objects, layout, lengths[layout.axis], buffers) for layout in array_layouts(manifest)
+        layout.name: _read_array(objects, layout, lengths[layout.axis], buffers) for layout in record_arrays.layouts
     }
     samples = table.filter(pc.equal(table["status"], OK)).select(_COLUMNS).to_pylist()
-    return DecodedShard(number=index.shard, manifest=manifest, arrays=arrays, samples=samples)
+    return DecodedShard(number=index.shard, record_arrays=record_arrays, arrays=arrays, samples=samples)
 
 
 def _read_array(objects: CheckedObjects, layout: ArrayLayout, length: int, buffers: Buffers) -> ChunkedArray:

@@ -6,12 +6,13 @@ rows, with a reason): it is a ValueError that names the row, and nothing is writ
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from emkd.storage.manifest.manifest import Manifest
-from emkd.storage.record import CapturedRow, Record
+from emkd.storage.record import CapturedRow, Record, TopLogits
 
 
 def check_plan(found: Sequence[int], number: int, manifest: Manifest) -> None:
@@ -40,36 +41,42 @@ def _check_row(row: CapturedRow, manifest: Manifest) -> None:
     _expect(bool(row.key) and row.key == row.record.key, f"its record has the key {row.record.key!r}")
     _check_shapes(row.record, manifest)
     _check_images(row.record)
-    for name in ("vision", "answer"):
-        ids, logits = getattr(row.record, f"{name}_ids"), getattr(row.record, f"{name}_logits")
-        _check_ids(f"{name}_ids", ids, manifest.vocabulary_size)
-        _check_order(name, ids, logits)
-        tail = getattr(row.record, f"{name}_tail_logsumexp")
-        _expect(not np.isnan(tail).any() and not np.isposinf(tail).any(), f"{name}_tail_logsumexp: not finite")
+    _check_top_logits("vision", row.record.vision, manifest)
+    _check_top_logits("answer", row.record.answer, manifest)
     _check_ids("text_ids", row.record.text_ids, 2**31)  # the embedding may have more rows than the LM head
     _check_ids("answer_positions", row.record.answer_positions, len(row.record.text_ids))
-    _expect(bool(np.isfinite(row.record.vision_tail_mean).all()), "vision_tail_mean: not finite")
 
 
 def _check_shapes(record: Record, manifest: Manifest) -> None:
-    n_text, n_vision, n_answer = len(record.text_ids), len(record.vision_ids), len(record.answer_ids)
-    expected = {
-        "text_ids": (n_text,),
-        "vision_ids": (n_vision, manifest.top_k),
-        "vision_logits": (n_vision, manifest.top_k),
-        "vision_tail_logsumexp": (n_vision,),
-        "vision_tail_mean": (n_vision,),
-        "affinity": (n_text, n_vision),
-        "answer_positions": (n_answer,),
-        "answer_ids": (n_answer, manifest.answer_top_k),
-        "answer_logits": (n_answer, manifest.answer_top_k),
-        "answer_tail_logsumexp": (n_answer,),
-    }
-    for name, shape in expected.items():
-        found = getattr(record, name)
-        kind = np.int32 if name.endswith(("ids", "positions")) else np.float32
-        _expect(found.shape == shape, f"{name} has shape {found.shape}, expected {shape}")
-        _expect(found.dtype == kind, f"{name} is {found.dtype}, expected {np.dtype(kind)}")
+    n_text, n_vision, n_answer = len(record.text_ids), len(record.vision), len(record.answer)
+    _check_array("text_ids", record.text_ids, np.int32, (n_text,))
+    _check_top_logits_shapes("vision", record.vision, manifest.top_k, has_mean=True)
+    _check_array("affinity", record.affinity, np.float32, (n_text, n_vision))
+    _check_array("answer_positions", record.answer_positions, np.int32, (n_answer,))
+    _check_top_logits_shapes("answer", record.answer, manifest.answer_top_k, has_mean=False)
+
+
+def _check_top_logits_shapes(name: str, top: TopLogits, k: int, *, has_mean: bool) -> None:
+    _check_array(f"{name}.ids", top.ids, np.int32, (len(top), k))
+    _check_array(f"{name}.logits", top.logits, np.float32, (len(top), k))
+    _check_array(f"{name}.tail_logsumexp", top.tail_logsumexp, np.float32, (len(top),))
+    _expect((top.tail_mean is not None) == has_mean, f"{name}.tail_mean is {'missing' if has_mean else 'not stored'}")
+    if top.tail_mean is not None:
+        _check_array(f"{name}.tail_mean", top.tail_mean, np.float32, (len(top),))
+
+
+def _check_array(name: str, found: NDArray[Any], kind: type[np.generic], shape: tuple[int, ...]) -> None:
+    _expect(found.shape == shape, f"{name} has shape {found.shape}, expected {shape}")
+    _expect(found.dtype == kind, f"{name} is {found.dtype}, expected {np.dtype(kind)}")
+
+
+def _check_top_logits(name: str, top: TopLogits, manifest: Manifest) -> None:
+    _check_ids(f"{name}.ids", top.ids, manifest.vocabulary_size)
+    _check_order(name, top)
+    tail = top.tail_logsumexp
+    _expect(not np.isnan(tail).any() and not np.isposinf(tail).any(), f"{name}.tail_logsumexp: not finite")
+    if top.tail_mean is not None:
+        _expect(bool(np.isfinite(top.tail_mean).all()), f"{name}.tail_mean: not finite")
 
 
 def _check_images(record: Record) -> None:
@@ -80,7 +87,7 @@ def _check_images(record: Record) -> None:
         inside = position <= span.text_position <= len(record.text_ids)
         _expect(inside, f"image {i} stands at text position {span.text_position}, after one at {position}")
         start, position = start + span.count, span.text_position
-    n_vision = len(record.vision_ids)
+    n_vision = len(record.vision)
     _expect(start == n_vision, f"its images have {start} vision tokens, its logits {n_vision}")
 
 
@@ -90,12 +97,13 @@ def _check_ids(name: str, ids: NDArray[np.int32], end: int) -> None:
         _expect(low >= 0 and high < end, f"{name} from {low} to {high}, expected 0 to {end - 1}")
 
 
-def _check_order(name: str, ids: NDArray[np.int32], logits: NDArray[np.float32]) -> None:
+def _check_order(name: str, top: TopLogits) -> None:
     """Descending logits, equal ones by ascending id, the first one finite. A NaN is in no order."""
-    _expect(bool(np.isfinite(logits[:, 0]).all()), f"{name}_logits: the largest of a token is not finite")
+    ids, logits = top.ids, top.logits
+    _expect(bool(np.isfinite(logits[:, 0]).all()), f"{name}.logits: the largest of a token is not finite")
     left, right = logits[:, :-1], logits[:, 1:]
     ordered = (left > right) | ((left == right) & (ids[:, :-1] < ids[:, 1:]))
-    _expect(bool(ordered.all()), f"{name}_logits: not in descending order, equal ones by ascending id")
+    _expect(bool(ordered.all()), f"{name}.logits: not in descending order, equal ones by ascending id")
 
 
 def _expect(holds: bool, message: str) -> None:

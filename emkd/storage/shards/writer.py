@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 
 from emkd.errors import OutputExistsError
 from emkd.storage.arrays.chunks import chunk_name, encode_chunk, group_metadata, metadata
-from emkd.storage.arrays.encoding import Arrays, encode_rest, encode_vision
-from emkd.storage.arrays.layout import AXES, ArrayLayout, Axis, array_layouts, group_attributes
+from emkd.storage.arrays.kind import Arrays
+from emkd.storage.arrays.layout import AXES, ArrayLayout, Axis
+from emkd.storage.arrays.record_arrays import RecordArrays, group_attributes
 from emkd.storage.index.commit import ShardIndex
 from emkd.storage.index.rows import index_row, index_table
 from emkd.storage.manifest.manifest import Manifest
@@ -65,7 +66,8 @@ class ShardWriter:
             raise OutputExistsError(
                 f"{files.where(self.prefix)}: this attempt has been written already; give each attempt its own name"
             )
-        self._arrays = {layout.name: _ArrayWriter(layout) for layout in array_layouts(manifest)}
+        self._record_arrays = RecordArrays.of(manifest)
+        self._arrays = {layout.name: _ArrayWriter(layout) for layout in self._record_arrays.layouts}
         self._objects: dict[str, ObjectDigest] = {}
         self._rows: dict[int, dict[str, Any]] = {}
         self._halvings: dict[int, int] = {}
@@ -80,7 +82,7 @@ class ShardWriter:
         image_offsets = [] if row.record is None else self._add_vision(row.record)
         starts = {**self._lengths, "vision": image_offsets[0] if image_offsets else 0}
         if row.record is not None:
-            self._append(encode_rest(row.record, self.manifest))
+            self._append(self._record_arrays.encode_rest(row.record))
         self._rows[row.hint.row] = index_row(row, self.number, starts, image_offsets)
         if row.halvings:
             self._halvings[row.hint.row] = row.halvings
@@ -113,7 +115,7 @@ class ShardWriter:
 
     def _add_vision(self, record: Record) -> list[int]:
         """Where each image's vision tokens begin; those that are new are appended."""
-        arrays = encode_vision(record, self.manifest)
+        arrays = self._record_arrays.encode_vision(record)
         offsets = []
         for span in record.images:
             part = {

@@ -20,8 +20,8 @@ from emkd.samples.dataset import Dataset
 from emkd.samples.encode import Encoded, Encoder
 from emkd.storage.cache import Cache
 from emkd.storage.record import ImageSpan, Record
-from emkd.trainer.losses.truncated import TruncatedLogits, truncated
 from emkd.vlm.forward import collate
+from emkd.vlm.truncated import TruncatedLogits
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,19 +76,8 @@ class TeacherLimits:
     top_k: int | None = None
 
     def __call__(self, record: Record) -> TeacherSample:
-        vision = truncated(
-            torch.from_numpy(record.vision_ids),
-            torch.from_numpy(record.vision_logits),
-            torch.from_numpy(record.vision_tail_logsumexp),
-            self.vocabulary,
-            torch.from_numpy(record.vision_tail_mean),
-        )
-        answer = truncated(
-            torch.from_numpy(record.answer_ids),
-            torch.from_numpy(record.answer_logits),
-            torch.from_numpy(record.answer_tail_logsumexp),
-            self.vocabulary,
-        )
+        vision = TruncatedLogits.of(record.vision, self.vocabulary)
+        answer = TruncatedLogits.of(record.answer, self.vocabulary)
         if self.top_k is not None:
             vision = vision.smaller(self.top_k)
         return TeacherSample(

@@ -12,7 +12,7 @@ from typing import Literal, get_args
 import torch
 
 from emkd.trainer.losses.reverse_kl import Tail, log_probabilities, reverse_kl
-from emkd.trainer.losses.truncated import TruncatedLogits
+from emkd.vlm.truncated import TruncatedLogits
 
 TAILS: tuple[str, ...] = get_args(Tail)
 Kind = Literal["reverse_kl", "forward_kl", "jsd"]

@@ -17,7 +17,7 @@ from typing import Any, Literal
 import torch
 from torch.autograd.function import once_differentiable
 
-from emkd.trainer.losses.truncated import TruncatedLogits
+from emkd.vlm.truncated import TruncatedLogits
 
 Tail = Literal["bucket", "uniform"]
 

@@ -19,8 +19,8 @@ Shape legend: Ns, Nt vision tokens of one image in student and teacher, V ids, k
 import torch
 from torch.nn import functional
 
-from emkd.trainer.losses.truncated import TruncatedLogits
 from emkd.vlm.head import LMHead
+from emkd.vlm.truncated import TruncatedLogits
 
 # Numbers that are copied at a time, by device.
 COPIED = {"cpu": 1 << 18, "other": 1 << 24}
@@ -58,8 +58,12 @@ def _stored_ids(teacher: TruncatedLogits) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _level(teacher: TruncatedLogits) -> torch.Tensor | None:
-    """c, a scalar; None where nothing is missing."""
-    return None if teacher.whole else teacher.tail_mean.mean()
+    """c, a scalar; None where nothing is missing. Raises ValueError for logits without the mean of their tail."""
+    if teacher.whole:
+        return None
+    if teacher.tail_mean is None:
+        raise ValueError("tokens are matched by the mean of the logits that are not stored, and these have none")
+    return teacher.tail_mean.mean()
 
 
 def _stored_terms(

@@ -16,11 +16,11 @@ import torch
 
 from emkd.errors import DataMismatchError, UsageError
 from emkd.storage.record import ImageSpan
-from emkd.trainer.losses.truncated import TruncatedLogits
 from emkd.trainer.matching.assignment import Pairs, Solver, assign, solve
 from emkd.trainer.matching.cost import assignment_cost, matching_cost
 from emkd.trainer.matching.stopwatch import Stopwatch
 from emkd.vlm.head import LMHead
+from emkd.vlm.truncated import TruncatedLogits
 
 __all__ = ["MATCHINGS", "Matching", "Pairs", "VisionTokens", "assign", "count_pairs", "match", "matching_cost"]
 

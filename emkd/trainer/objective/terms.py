@@ -12,10 +12,10 @@ import torch
 from emkd.trainer.data.samples import StudentSample, TeacherSample
 from emkd.trainer.losses.chunked import Part
 from emkd.trainer.losses.divergence import Divergence, supervised, vlad
-from emkd.trainer.losses.truncated import joined
 from emkd.trainer.matching.match import Pairs, VisionTokens
 from emkd.vlm.affinity import affinity
 from emkd.vlm.states import States
+from emkd.vlm.truncated import joined
 
 
 @dataclass(frozen=True, kw_only=True)

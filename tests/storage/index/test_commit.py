@@ -135,9 +135,9 @@ def test_seal_says_what_is_in_the_cache(tmp_path, manifest):
     body = seal(files)
     assert (body.n_samples, body.n_skipped, body.n_shards) == (4, 1, 3)
     records = [row.record for n in range(3) for row in make_rows(manifest, n) if row.record]
-    assert body.totals.vision_tokens == sum(len(record.vision_ids) for record in records)
+    assert body.totals.vision_tokens == sum(len(record.vision.ids) for record in records)
     assert body.totals.text_tokens == sum(len(record.text_ids) for record in records)
-    assert body.totals.answer_tokens == sum(len(record.answer_ids) for record in records)
+    assert body.totals.answer_tokens == sum(len(record.answer.ids) for record in records)
     assert sum(body.totals.n_bytes.values()) == sum(files.sizes("shards").values())
     expected = set(files.names()) - set(files.names("shards")) - {"seal.json"}
     assert set(body.objects) == expected

@@ -92,13 +92,13 @@ def test_reading_all_generations(extended):
     for i, content in enumerate(contents):
         expected = content_record(content, MANIFEST)
         assert (cache.sample_keys[i], cache.record(i).key) == (expected.key, expected.key)
-        assert cache.record(i).vision_logits.tolist() == expected.vision_logits.tolist()
+        assert cache.record(i).vision.logits.tolist() == expected.vision.logits.tolist()
         assert cache.find(expected.key) == contents.index(content)
     skipped = [(row["shard"], row["row"], row["reason"]) for row in cache.skipped.to_pylist()]
     assert skipped == [(1, 3, "no_answer"), (3, 2, "unreadable")]
     assert (cache.seal.n_samples, cache.seal.n_skipped, cache.seal.n_shards) == (7, 2, 5)
     records = [content_record(content, MANIFEST) for content in contents]
-    assert cache.totals.vision_tokens == sum(len(record.vision_ids) for record in records)
+    assert cache.totals.vision_tokens == sum(len(record.vision.ids) for record in records)
     assert sum(cache.totals.n_bytes.values()) == sum(extended.sizes("shards").values())
     assert (cache.shards, cache.shard_sizes) == ((0, 1, 2, 3, 4), (2, 1, 1, 1, 2))
     assert cache.manifest.n_rows == cache.n_samples + len(cache.skipped)

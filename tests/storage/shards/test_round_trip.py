@@ -23,6 +23,7 @@ from tests.storage.builders import (
     TOKENIZER_JSON,
     V,
     array_fields,
+    changed,
     make_cache,
     make_manifest,
     make_record,
@@ -60,7 +61,7 @@ def assert_same(read, written, logits, affinity):
     """
     assert (read.key, read.images) == (written.key, written.images)
     for name, expected in array_fields(written).items():
-        found = getattr(read, name)
+        found = array_fields(read)[name]
         assert (found.dtype, found.shape) == (expected.dtype, expected.shape), name
         if name != "affinity" or affinity == "float32":
             np.testing.assert_array_equal(found, expected, err_msg=name)
@@ -100,7 +101,7 @@ def test_round_trip(logits, affinity, compression, shapes, top_k, seed):
         for i, row in enumerate(kept):
             assert_same(cache.record(i), row.record, logits, affinity)
             info = cache.sample_info(i)
-            assert (info.row, info.key, info.n_vision) == (row.hint.row, row.key, len(row.record.vision_ids))
+            assert (info.row, info.key, info.n_vision) == (row.hint.row, row.key, len(row.record.vision.ids))
             assert info.retained_mass == retained_mass(row.record)
 
 
@@ -114,14 +115,14 @@ def test_logits_that_were_not_rounded_before(tmp_path, precision, bound):
     commit_shard(files, write_shard(files, 0, "a", [row_of(record, 0)], manifest))
     read = Cache.open(tmp_path, partial=True).record(0)
     for ids, logits, stored_ids, stored in zip(
-        record.vision_ids, record.vision_logits, read.vision_ids, read.vision_logits, strict=True
+        record.vision.ids, record.vision.logits, read.vision.ids, read.vision.logits, strict=True
     ):
         before, after = np.empty(V), np.empty(V)
         before[ids], after[stored_ids] = logits, stored
         assert (np.abs(before - after) <= bound * np.abs(before)).all()
         assert list(zip(-stored, stored_ids, strict=True)) == sorted(zip(-stored, stored_ids, strict=True))
     if precision == "bfloat16":
-        assert (read.vision_ids != record.vision_ids).any()  # there were such ties
+        assert (read.vision.ids != record.vision.ids).any()  # there were such ties
 
 
 def test_plain_zarr_opens_a_shard(tmp_path):
@@ -132,9 +133,9 @@ def test_plain_zarr_opens_a_shard(tmp_path):
     assert dict(group.attrs)["format"] == "emkd shard"
     assert group.attrs["rows"] == [0, 2]
     for name in ("text_ids", "vision_tail_logsumexp", "vision_tail_mean", "answer_positions"):
-        expected = np.concatenate([getattr(record, name) for record in records])
+        expected = np.concatenate([array_fields(record)[name] for record in records])
         np.testing.assert_array_equal(group[name][...], expected)
-    ids = np.concatenate([record.vision_ids for record in records])
+    ids = np.concatenate([record.vision.ids for record in records])
     np.testing.assert_array_equal(group["vision_ids_low"][...], ids)
     ranks = group["vision_logits"]
     assert (ranks.dtype, ranks.attrs["precision"], ranks.shape) == (np.uint16, "bfloat16", ids.shape[::-1])
@@ -233,7 +234,7 @@ def test_retained_mass_is_that_of_the_full_softmax():
     order = np.argsort(-full, axis=1)
     record = make_record(rng, manifest, image_sizes=(4,))
     tail = np.log(np.exp(np.take_along_axis(full, order[:, 5:], 1)).sum(axis=1))
-    record = replace(
+    record = changed(
         record,
         vision_logits=np.take_along_axis(full, order[:, :5], 1).astype(np.float32),
         vision_tail_logsumexp=tail.astype(np.float32),
@@ -247,13 +248,13 @@ def test_retained_mass_is_that_of_the_full_softmax():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"vision_ids": np.zeros((5, 3), np.int32)}, r"vision_ids has shape \(5, 3\), expected \(5, 4\)"),
+        ({"vision_ids": np.zeros((5, 3), np.int32)}, r"vision\.ids has shape \(5, 3\), expected \(5, 4\)"),
         ({"text_ids": np.zeros(6, np.int64)}, "text_ids is int64, expected int32"),
-        ({"vision_ids": np.full((5, 4), V, np.int32)}, "vision_ids from 40 to 40, expected 0 to 39"),
+        ({"vision_ids": np.full((5, 4), V, np.int32)}, "vision.ids from 40 to 40, expected 0 to 39"),
         ({"vision_logits": np.arange(20, dtype=np.float32).reshape(5, 4)}, "not in descending order"),
         ({"vision_logits": np.full((5, 4), np.nan, np.float32)}, "largest of a token is not finite"),
-        ({"vision_tail_mean": np.full(5, np.inf, np.float32)}, "vision_tail_mean: not finite"),
-        ({"vision_tail_logsumexp": np.full(5, np.nan, np.float32)}, "vision_tail_logsumexp: not finite"),
+        ({"vision_tail_mean": np.full(5, np.inf, np.float32)}, "vision.tail_mean: not finite"),
+        ({"vision_tail_logsumexp": np.full(5, np.nan, np.float32)}, "vision.tail_logsumexp: not finite"),
         ({"affinity": np.full((6, 5), 2, np.float32)}, "expected cosines"),
         ({"answer_positions": np.array([1, 6], np.int32)}, "answer_positions from 1 to 6, expected 0 to 5"),
         ({"images": ()}, "its images have 0 vision tokens, its logits 5"),

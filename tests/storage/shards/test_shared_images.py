@@ -9,7 +9,7 @@ from emkd.storage.cache import Cache, create_cache, verify
 from emkd.storage.index.commit import commit_shard
 from emkd.storage.lifecycle.seal import seal
 from emkd.storage.shards.writer import ShardWriter, write_shard
-from tests.storage.builders import TOKENIZER_JSON, make_manifest, make_record, row_of, with_image
+from tests.storage.builders import TOKENIZER_JSON, array_fields, changed, make_manifest, make_record, row_of, with_image
 from tests.storage.shards.test_round_trip import assert_same
 
 
@@ -53,15 +53,15 @@ def test_nothing_is_shared_where_a_single_number_differs(tmp_path):
     manifest = make_manifest(n_rows=4, rows_per_shard=4)
     rows = shared_rows(manifest)
     for name in ("vision_logits", "vision_ids", "vision_tail_logsumexp", "vision_tail_mean"):
-        changed = getattr(rows[1].record, name).copy()
+        values = array_fields(rows[1].record)[name].copy()
         if name == "vision_ids":
-            free = min(set(range(40)) - set(changed[0].tolist()))
-            changed[0, -1] = free
+            free = min(set(range(40)) - set(values[0].tolist()))
+            values[0, -1] = free
         elif name == "vision_logits":
-            changed[0, 0] += 1
+            values[0, 0] += 1
         else:
-            changed[0] += 0.5
-        different = [*rows[:1], replace(rows[1], record=replace(rows[1].record, **{name: changed})), *rows[2:]]
+            values[0] += 0.5
+        different = [*rows[:1], replace(rows[1], record=changed(rows[1].record, **{name: values})), *rows[2:]]
         cache, index = written(tmp_path / name, manifest, different)
         offsets = [image["offset"] for image in index.table.to_pylist()[1]["images"]]
         assert offsets == [12, 19]

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from emkd.trainer.losses.divergence import KINDS, TAILS, Divergence
-from emkd.trainer.losses.truncated import TruncatedLogits
+from emkd.vlm.truncated import TruncatedLogits
 from tests.trainer import naive
 from tests.trainer.losses.test_losses import V, confidence, logits
 

@@ -267,7 +267,7 @@ def test_the_retained_mass_is_that_of_the_logits_used(run, observed, cache_path)
     run(max_steps=1, per_device_train_batch_size=6, losses={"top_k": 3})
     line = observed[0].state.log_history[0]
     cache = Cache.open(cache_path)
-    logits = [torch.from_numpy(cache.record(n).vision_logits).double() for n in range(cache.n_samples)]
+    logits = [torch.from_numpy(cache.record(n).vision.logits).double() for n in range(cache.n_samples)]
     expected = torch.cat(logits).softmax(dim=1)[:, :3].sum(dim=1).mean()
     assert line["retained_mass"] == pytest.approx(float(expected), abs=1e-5)
 

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from emkd.trainer.losses.truncated import TruncatedLogits
+from emkd.vlm.truncated import TruncatedLogits
 from tests.trainer import naive
 
 V = 40

@@ -1,4 +1,4 @@
-"""Integers rearranged and back, exactly; and what the rearranging is for."""
+"""Stored logits: as they are, and as keys rank by rank."""
 
 import numpy as np
 import pytest
@@ -6,30 +6,70 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
-from emkd.storage.arrays.rearrange import (
-    along_tokens,
+from emkd.storage.arrays.logits import (
+    PlainLogits,
+    RankedLogits,
     by_rank,
     from_keys,
     from_ranks,
-    from_tokens,
-    join_ids,
     key_dtype,
-    split_ids,
+    logits,
     to_keys,
 )
 from emkd.storage.precision import encode_logits
+from tests.storage.arrays.codec import ArrayCodecTests
+from tests.storage.builders import make_manifest
 
 SHAPES = array_shapes(min_dims=2, max_dims=2, min_side=0, max_side=70)
 STORED = [("bfloat16", np.uint16), ("float16", np.float16), ("float32", np.float32), ("step0.1", np.int16)]
+K = 3
 
 
-@settings(deadline=None)
-@given(arrays(np.int32, SHAPES, elements=st.integers(0, 2**24 - 1)))
-def test_ids(ids):
-    low, high = split_ids(ids)
-    assert (low.dtype, high.dtype) == (np.uint16, np.uint8)
-    np.testing.assert_array_equal(join_ids(low, high), ids)
-    np.testing.assert_array_equal(join_ids(low, None), ids % 65_536)
+class LogitsTests(ArrayCodecTests):
+    precision = "bfloat16"
+
+    def values(self, rng, n):
+        return encode_logits(-np.sort(-rng.normal(0, 5, (n, K)).astype(np.float32), axis=1), self.precision)
+
+
+class TestLogitsOfVersion1(LogitsTests):
+    form = PlainLogits
+    kind = logits("vision", K, make_manifest(format_version=1, compression=None))
+
+
+class TestLogitsWithLz4(LogitsTests):
+    form = PlainLogits
+    kind = logits("vision", K, make_manifest(compression="lz4"))
+
+
+class TestLogitsInFloat32WithLz4(LogitsTests):
+    form, precision = PlainLogits, "float32"
+    kind = logits("answer", K, make_manifest(compression="lz4", logits="float32"))
+
+
+class TestLogitsWithZstd(LogitsTests):
+    form = RankedLogits
+    kind = logits("vision", K, make_manifest())
+
+
+class TestLogitsOfVersion2WithZstd(LogitsTests):
+    form = RankedLogits
+    kind = logits("vision", K, make_manifest(format_version=2))
+
+
+class TestLogitsInFloat16(LogitsTests):
+    form, precision = RankedLogits, "float16"
+    kind = logits("vision", K, make_manifest(logits="float16"))
+
+
+class TestLogitsInFloat32(LogitsTests):
+    form, precision = RankedLogits, "float32"
+    kind = logits("vision", K, make_manifest(logits="float32"))
+
+
+class TestLogitsInSteps(LogitsTests):
+    form, precision = RankedLogits, "step0.1"
+    kind = logits("answer", K, make_manifest(logits="step0.1"))
 
 
 @pytest.mark.parametrize(("precision", "dtype"), STORED)
@@ -72,16 +112,3 @@ def test_the_keys_are_left_as_they_are(shape):
     keys = np.full(shape, 7, np.uint16)
     by_rank(keys)
     assert (keys == 7).all()
-
-
-@settings(deadline=None)
-@given(arrays(np.int8, array_shapes(min_dims=2, max_dims=2, min_side=0, max_side=80)))
-def test_affinity(affinity):
-    np.testing.assert_array_equal(from_tokens(along_tokens(affinity)), affinity)
-
-
-def test_neighbours_are_subtracted_and_every_32nd_token_is_itself():
-    affinity = np.arange(70, dtype=np.int8)[:, None] + np.array([[0, 5]], np.int8)
-    differences = along_tokens(affinity)
-    np.testing.assert_array_equal(differences[[0, 32, 64]], affinity[[0, 32, 64]])
-    assert (np.delete(differences, [0, 32, 64], axis=0) == 1).all()

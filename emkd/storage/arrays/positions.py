@@ -1,0 +1,48 @@
+"""Text tokens and where answers stand among them: int32 numbers, one for each token, as they are in every version."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from emkd.storage.arrays.kind import ArrayKind, Arrays, compression_of
+from emkd.storage.arrays.layout import ArrayLayout
+from emkd.storage.manifest.manifest import Manifest
+
+
+@dataclass(frozen=True)
+class Positions(ArrayKind):
+    """int32 [n]."""
+
+    layout: ArrayLayout
+
+    @property
+    def layouts(self) -> tuple[ArrayLayout, ...]:
+        return (self.layout,)
+
+    def encode(self, values: NDArray[Any]) -> Arrays:
+        return {self.layout.name: values}
+
+    def decode(self, arrays: Mapping[str, NDArray[Any]], shape: tuple[int, ...]) -> NDArray[Any]:
+        return arrays[self.layout.name].reshape(shape)
+
+
+def text_ids(manifest: Manifest) -> ArrayKind:
+    """The ids of a sample's text tokens [L]."""
+    dtype = np.dtype(np.int32)
+    return Positions(ArrayLayout(name="text_ids", axis="text", dtype=dtype, compression=compression_of(manifest)))
+
+
+def answer_positions(manifest: Manifest) -> ArrayKind:
+    """Which of a sample's text tokens are answers [A]."""
+    return Positions(
+        ArrayLayout(
+            name="answer_positions",
+            axis="answer",
+            dtype=np.dtype(np.int32),
+            compression=compression_of(manifest),
+            attributes={"meaning": "index of the answer token among its sample's text tokens"},
+        )
+    )

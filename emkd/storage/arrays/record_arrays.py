@@ -1,0 +1,174 @@
+"""All arrays of a cache, kind by kind: a record becomes stored numbers, and stored numbers a record's fields.
+
+    Record --encode_vision, encode_rest--> {array name: numbers} --decode--> the fields of a Record
+
+`RecordArrays.of(manifest)` picks the form of each kind, once; nothing else asks for a format version. Vision tokens are
+encoded apart from the rest because images that several samples share are stored once. All of this is exact but for the
+rounding that the precision asks for.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from emkd.storage.arrays.affinity import affinity
+from emkd.storage.arrays.ids import ids
+from emkd.storage.arrays.kind import ArrayKind, Arrays
+from emkd.storage.arrays.layout import ArrayLayout
+from emkd.storage.arrays.logits import logits, to_keys
+from emkd.storage.arrays.positions import answer_positions, text_ids
+from emkd.storage.arrays.tails import tail
+from emkd.storage.manifest.manifest import Manifest
+from emkd.storage.precision import (
+    AffinityPrecision,
+    LogitsPrecision,
+    decode_affinity,
+    decode_logits,
+    encode_affinity,
+    encode_logits,
+)
+from emkd.storage.record import Record, TopLogits
+
+
+@dataclass(frozen=True, kw_only=True)
+class TopLogitsArrays:
+    """The arrays of a `TopLogits` with k logits for each token. tail_mean: None where it is not stored"""
+
+    k: int
+    precision: LogitsPrecision
+    ids: ArrayKind
+    logits: ArrayKind
+    tail_logsumexp: ArrayKind
+    tail_mean: ArrayKind | None
+
+    @classmethod
+    def of(cls, manifest: Manifest, axis: Literal["vision", "answer"], k: int, *, mean: bool) -> "TopLogitsArrays":
+        return cls(
+            k=k,
+            precision=manifest.logits_precision,
+            ids=ids(axis, k, manifest),
+            logits=logits(axis, k, manifest),
+            tail_logsumexp=tail("tail_logsumexp", axis, manifest),
+            tail_mean=tail("tail_mean", axis, manifest) if mean else None,
+        )
+
+    @property
+    def kinds(self) -> tuple[ArrayKind, ...]:
+        kinds = (self.ids, self.logits, self.tail_logsumexp)
+        return kinds if self.tail_mean is None else (*kinds, self.tail_mean)
+
+    def encode(self, top: TopLogits) -> Arrays:
+        """What is stored, by array name. ValueError for logits that do not fit the precision."""
+        ids, stored = in_order(top.ids, encode_logits(top.logits, self.precision))
+        arrays = self.ids.encode(ids) | self.logits.encode(stored) | self.tail_logsumexp.encode(top.tail_logsumexp)
+        if self.tail_mean is not None and top.tail_mean is not None:
+            arrays |= self.tail_mean.encode(top.tail_mean)
+        return arrays
+
+    def decode(self, arrays: Mapping[str, NDArray[Any]], n: int) -> TopLogits:
+        """The n tokens that were encoded. Shares no memory with `arrays`."""
+        stored = self.logits.decode(arrays, (n, self.k))
+        return TopLogits(
+            ids=_decoded(self.ids, arrays, (n, self.k)),
+            logits=_own(np.ascontiguousarray(decode_logits(stored, self.precision)), self.logits, arrays),
+            tail_logsumexp=_decoded(self.tail_logsumexp, arrays, (n,)),
+            tail_mean=None if self.tail_mean is None else _decoded(self.tail_mean, arrays, (n,)),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecordArrays:
+    """The arrays of all fields of a record."""
+
+    affinity_precision: AffinityPrecision
+    text_ids: ArrayKind
+    vision: TopLogitsArrays
+    affinity: ArrayKind
+    answer_positions: ArrayKind
+    answer: TopLogitsArrays
+
+    @classmethod
+    def of(cls, manifest: Manifest) -> "RecordArrays":
+        """Those of every shard of a cache."""
+        return cls(
+            affinity_precision=manifest.affinity_precision,
+            text_ids=text_ids(manifest),
+            vision=TopLogitsArrays.of(manifest, "vision", manifest.top_k, mean=True),
+            affinity=affinity(manifest),
+            answer_positions=answer_positions(manifest),
+            answer=TopLogitsArrays.of(manifest, "answer", manifest.answer_top_k, mean=False),
+        )
+
+    @property
+    def layouts(self) -> tuple[ArrayLayout, ...]:
+        """Of all arrays of a shard."""
+        kinds = (self.text_ids, *self.vision.kinds, self.affinity, self.answer_positions, *self.answer.kinds)
+        return tuple(layout for kind in kinds for layout in kind.layouts)
+
+    def encode_vision(self, record: Record) -> Arrays:
+        """All vision tokens of a record, by array name. ValueError for values that do not fit the precision."""
+        return self.vision.encode(record.vision)
+
+    def encode_rest(self, record: Record) -> Arrays:
+        """What is stored of a record besides its vision tokens, by array name. ValueError as encode_vision."""
+        return (
+            self.text_ids.encode(record.text_ids)
+            | self.affinity.encode(encode_affinity(record.affinity, self.affinity_precision))
+            | self.answer_positions.encode(record.answer_positions)
+            | self.answer.encode(record.answer)
+        )
+
+    def decode(self, arrays: Mapping[str, NDArray[Any]]) -> dict[str, Any]:
+        """The array fields of a Record, by name, from what is stored of it. They share no memory with `arrays`."""
+        n_text, n_vision = len(arrays["text_ids"]), len(arrays["vision_tail_logsumexp"])
+        n_answer = len(arrays["answer_positions"])
+        stored = self.affinity.decode(arrays, (n_text, n_vision))
+        return {
+            "text_ids": _decoded(self.text_ids, arrays, (n_text,)),
+            "vision": self.vision.decode(arrays, n_vision),
+            "affinity": _own(decode_affinity(stored, self.affinity_precision), self.affinity, arrays),
+            "answer_positions": _decoded(self.answer_positions, arrays, (n_answer,)),
+            "answer": self.answer.decode(arrays, n_answer),
+        }
+
+
+def group_attributes(manifest: Manifest, shard: int) -> dict[str, Any]:
+    """What a shard's Zarr group says of itself. The attempt is left out: equal rows make equal objects."""
+    rows = manifest.rows(shard)
+    return {
+        "format": "emkd shard",
+        "format_version": manifest.format_version,
+        "shard": shard,
+        "rows": [rows[0], rows[-1] + 1],
+        "top_k": manifest.top_k,
+        "answer_top_k": manifest.answer_top_k,
+        "vocabulary_size": manifest.vocabulary_size,
+        "samples": f"offsets and counts of each sample are in index/{shard:06d}.parquet",
+    }
+
+
+def in_order(ids: NDArray[np.int32], stored: NDArray[Any]) -> tuple[NDArray[np.int32], NDArray[Any]]:
+    """The same [n, k], where rounding made logits equal by ascending id: the order that a record promises."""
+    keys = to_keys(stored)
+    tied = (keys[:, :-1] == keys[:, 1:]) & (ids[:, :-1] > ids[:, 1:])
+    rows = np.flatnonzero(tied.any(axis=1))
+    if not len(rows):
+        return ids, stored
+    order = np.lexsort((ids[rows], ~keys[rows]), axis=1)
+    ids, stored = ids.copy(), stored.copy()
+    for array in (ids, stored):
+        array[rows] = np.take_along_axis(array[rows], order, axis=1)
+    return ids, stored
+
+
+def _decoded(kind: ArrayKind, arrays: Mapping[str, NDArray[Any]], shape: tuple[int, ...]) -> NDArray[Any]:
+    return _own(kind.decode(arrays, shape), kind, arrays)
+
+
+def _own(values: NDArray[Any], kind: ArrayKind, arrays: Mapping[str, NDArray[Any]]) -> NDArray[Any]:
+    """The values in memory of their own: that of the kind's arrays is reused for the next shard."""
+    shared = any(np.may_share_memory(values, arrays[layout.name]) for layout in kind.layouts)
+    return values.copy(order="K") if shared else values
