@@ -102,7 +102,7 @@ def order_and_walk(folder: Path) -> Figures:
 
 def seal_again(folder: Path) -> Figures:
     from emkd.storage.lifecycle.seal import seal
-    from emkd.storage.objects.local import open_files
+    from emkd.storage.objects.open import open_files
 
     for name in ("seal.json", "index.parquet"):
         (folder / name).unlink(missing_ok=True)

@@ -37,7 +37,7 @@ from emkd.storage.index.commit import missing_shards
 from emkd.storage.lifecycle.extend import extend_cache
 from emkd.storage.lifecycle.seal import seal
 from emkd.storage.manifest.read import read_manifest
-from emkd.storage.objects.local import open_files
+from emkd.storage.objects.open import open_files
 
 SPECIALS = ("<pad>", "<unk>", "<image>", "<end>", "user:", "assistant:")
 WORDS = tuple(

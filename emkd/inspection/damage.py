@@ -11,7 +11,7 @@ from emkd.errors import DamagedCacheError
 from emkd.storage.cache import Cache, verify
 from emkd.storage.lifecycle.seal import read_seal
 from emkd.storage.objects.digest import NEXT_STEP
-from emkd.storage.objects.local import open_files
+from emkd.storage.objects.open import open_files
 
 
 def open_for_inspection(uri: str | Path) -> Cache:

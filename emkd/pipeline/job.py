@@ -35,8 +35,9 @@ from emkd.storage.lifecycle.verify import verify
 from emkd.storage.manifest.manifest import Manifest, conflicts
 from emkd.storage.manifest.plan import Extension
 from emkd.storage.manifest.read import read_manifest
-from emkd.storage.objects.local import LocalFiles, open_files
+from emkd.storage.objects.files import Files
 from emkd.storage.objects.names import MANIFEST_NAME, committed_shards
+from emkd.storage.objects.open import open_files
 
 SAME_ROWS = 8  # committed rows that a run that goes on compares with its data
 
@@ -110,7 +111,7 @@ def _prepared(settings: JobSettings) -> tuple[JobSettings, Dataset, Manifest, by
     return settings, dataset, run, tokenizer
 
 
-def _planned(files: LocalFiles, run: Manifest, tokenizer: bytes, dataset: Dataset, extend: bool) -> JobPlan:
+def _planned(files: Files, run: Manifest, tokenizer: bytes, dataset: Dataset, extend: bool) -> JobPlan:
     """What this run agrees on with the cache that is there; nothing is written."""
     if not extend and not files.exists(MANIFEST_NAME):
         check_place(files)
@@ -127,14 +128,14 @@ def _planned(files: LocalFiles, run: Manifest, tokenizer: bytes, dataset: Datase
     return JobPlan(manifest.model_copy(update={"extensions": (*manifest.extensions, extension)}), extension)
 
 
-def _missing(files: LocalFiles, plan: JobPlan, run: Manifest) -> list[int]:
+def _missing(files: Files, plan: JobPlan, run: Manifest) -> list[int]:
     """The shards that are not committed and have rows of this run's data."""
     manifest = plan.manifest
     missing = missing_shards(files, manifest)
     return [n for n in missing if manifest.datasets[manifest.source(n)].fingerprint == run.dataset.fingerprint]
 
 
-def _check_same_rows(files: LocalFiles, plan: JobPlan, run: Manifest, dataset: Dataset) -> None:
+def _check_same_rows(files: Files, plan: JobPlan, run: Manifest, dataset: Dataset) -> None:
     """A few rows that are committed are still what they were: the files of JSON data do not hold the images, which
     another --image-root may have others of."""
     manifest, committed = plan.manifest, set(committed_shards(files))
@@ -152,7 +153,7 @@ def _check_same_rows(files: LocalFiles, plan: JobPlan, run: Manifest, dataset: D
         return
 
 
-def _withdraw_damaged(files: LocalFiles, run: Manifest, tokenizer: bytes) -> None:
+def _withdraw_damaged(files: Files, run: Manifest, tokenizer: bytes) -> None:
     log("reading every byte of the cache")
     damages = verify(files.root)
     for damage in damages:
@@ -162,7 +163,7 @@ def _withdraw_damaged(files: LocalFiles, run: Manifest, tokenizer: bytes) -> Non
     log(what if damages else "nothing is damaged")
 
 
-def _run(settings: JobSettings, files: LocalFiles, plan: JobPlan, tokenizer: bytes, missing: Sequence[int]) -> None:
+def _run(settings: JobSettings, files: Files, plan: JobPlan, tokenizer: bytes, missing: Sequence[int]) -> None:
     manifest = plan.manifest
     workers = start_workers(settings, manifest, min(settings.workers, len(missing)))
     estimate = preflight(workers[0], settings, manifest, missing, fresh=not committed_shards(files))
@@ -194,7 +195,7 @@ def _check_outcome(settings: JobSettings, outcome: Outcome, n_shards: int, estim
         raise KeyboardInterrupt
 
 
-def _seal(settings: JobSettings, files: LocalFiles) -> None:
+def _seal(settings: JobSettings, files: Files) -> None:
     """Judges the skipped rows and seals, reading the index of each shard once."""
     manifest = read_manifest(files)
     if read_seal(files) is not None:

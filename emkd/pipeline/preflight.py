@@ -13,7 +13,7 @@ from emkd.pipeline.settings import JobSettings
 from emkd.pipeline.sizes import Sizes
 from emkd.pipeline.worker import Preflight
 from emkd.storage.manifest.manifest import Manifest
-from emkd.storage.objects.local import open_files
+from emkd.storage.objects.open import open_files
 
 PREFLIGHT_ROWS = 32
 

@@ -8,7 +8,7 @@ from emkd.storage.index.commit import commit_shard
 from emkd.storage.index.table import write_parquet
 from emkd.storage.manifest.manifest import Manifest
 from emkd.storage.manifest.plan import ShardPlan
-from emkd.storage.objects.local import open_files
+from emkd.storage.objects.open import open_files
 from emkd.storage.record import CapturedRow
 from emkd.storage.shards.writer import write_shard
 

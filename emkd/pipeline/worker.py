@@ -22,7 +22,8 @@ from emkd.samples.dataset import Dataset
 from emkd.samples.render import end_token
 from emkd.storage.index.commit import ShardIndex, commit_shard
 from emkd.storage.manifest.manifest import Manifest
-from emkd.storage.objects.local import LocalFiles, open_files
+from emkd.storage.objects.files import Files
+from emkd.storage.objects.open import open_files
 from emkd.storage.record import CapturedRow
 from emkd.storage.shards.writer import ShardWriter
 from emkd.vlm.checks import check_teacher
@@ -122,7 +123,7 @@ class CaptureWorker:
         teacher, dataset = self._loaded()
         return teacher.reading(dataset, self.manifest.rows(number))
 
-    def _write(self, files: LocalFiles, number: int, captured: Iterable[CapturedRow]) -> ShardIndex:
+    def _write(self, files: Files, number: int, captured: Iterable[CapturedRow]) -> ShardIndex:
         """Encodes and writes rows behind the teacher's next pass. Of what fails or is interrupted nothing is left."""
         writer = ShardWriter(files, number, uuid.uuid4().hex[:12], self.manifest)
         try:

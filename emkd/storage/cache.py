@@ -38,8 +38,9 @@ from emkd.storage.lifecycle.seal import (
 from emkd.storage.lifecycle.verify import Damage, verify
 from emkd.storage.manifest.manifest import Manifest
 from emkd.storage.manifest.read import count_extensions, read_manifest
-from emkd.storage.objects.local import LocalFiles, open_files
+from emkd.storage.objects.files import Files
 from emkd.storage.objects.names import TOKENIZER_NAME, committed_shards, index_name, table_name
+from emkd.storage.objects.open import open_files
 from emkd.storage.record import ImageSpan, Record
 from emkd.storage.shards.buffers import Buffers
 from emkd.storage.shards.reader import DecodedShard, read_shard
@@ -74,7 +75,7 @@ class Cache:
 
     def __init__(
         self,
-        files: LocalFiles,
+        files: Files,
         manifest: Manifest,
         seal: Seal | None,
         rows: Rows,
@@ -264,7 +265,7 @@ class Cache:
         return int(self.rows.samples[self._checked_number(i)])
 
 
-def _committed(files: LocalFiles, manifest: Manifest, partial: bool) -> list[int]:
+def _committed(files: Files, manifest: Manifest, partial: bool) -> list[int]:
     """Numbers of the committed shards; CacheIncompleteError unless `partial`."""
     committed = sorted(set(committed_shards(files)) & set(manifest.shards))
     if not partial:

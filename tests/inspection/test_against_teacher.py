@@ -19,7 +19,7 @@ from emkd.pipeline.capture import Teacher
 from emkd.samples.dataset import Dataset
 from emkd.storage.cache import Cache, create_cache
 from emkd.storage.manifest.read import read_manifest
-from emkd.storage.objects.local import open_files
+from emkd.storage.objects.open import open_files
 from emkd.storage.record import TopLogits
 from emkd.trainer.data.selection import select
 from tests import tiny

@@ -31,7 +31,7 @@ from emkd.storage.objects.digest import (
     seal_envelope,
     sha256_hex,
 )
-from emkd.storage.objects.local import LocalFiles
+from emkd.storage.objects.files import Files
 from emkd.storage.objects.names import committed_shards, index_name, shard_of_folder, shard_prefix
 
 _METADATA_KEY = b"emkd"
@@ -92,7 +92,7 @@ class ShardIndex:
         return index
 
 
-def commit_shard(files: LocalFiles, index: ShardIndex) -> bool:
+def commit_shard(files: Files, index: ShardIndex) -> bool:
     """Make a written shard exist. False where another attempt was first; its folder is then deleted here.
 
     Committing the same attempt twice is True both times. DamagedCacheError where an object of the attempt
@@ -121,14 +121,14 @@ def commit_shard(files: LocalFiles, index: ShardIndex) -> bool:
     return False
 
 
-def changed_sizes(files: LocalFiles, index: ShardIndex) -> list[str]:
+def changed_sizes(files: Files, index: ShardIndex) -> list[str]:
     """Names of the shard's objects that are missing or have another size; their content is not read."""
     sizes = files.sizes(index.prefix)
     names = {f"{index.prefix}/{name}": digest.n_bytes for name, digest in index.objects.items()}
     return [name for name, n_bytes in names.items() if sizes.get(name) != n_bytes]
 
 
-def read_index(files: LocalFiles, shard: int, data: bytes | None = None, *, vouched: bool = False) -> ShardIndex:
+def read_index(files: Files, shard: int, data: bytes | None = None, *, vouched: bool = False) -> ShardIndex:
     """The checked index of a committed shard, from the file or from its `data` where they were read already.
     vouched: see ShardIndex.from_bytes
 
@@ -144,12 +144,12 @@ def read_index(files: LocalFiles, shard: int, data: bytes | None = None, *, vouc
     return index
 
 
-def missing_shards(files: LocalFiles, manifest: Manifest) -> list[int]:
+def missing_shards(files: Files, manifest: Manifest) -> list[int]:
     """Numbers of the shards of a cache that are not committed, ascending: what a resumed job has to do."""
     return sorted(set(manifest.shards) - set(committed_shards(files)))
 
 
-def delete_lost_attempts(files: LocalFiles) -> list[str]:
+def delete_lost_attempts(files: Files) -> list[str]:
     """Delete the folders of attempts at shards that another attempt has committed, and partial files of objects
     that exist; their names.
 

@@ -10,11 +10,12 @@ from pathlib import Path
 from emkd.errors import CacheConflictError, OutputExistsError
 from emkd.storage.manifest.manifest import ROWS, Manifest, conflicts
 from emkd.storage.manifest.read import read_manifest
-from emkd.storage.objects.local import LocalFiles, open_files
+from emkd.storage.objects.files import Files
 from emkd.storage.objects.names import MANIFEST_NAME, TOKENIZER_NAME
+from emkd.storage.objects.open import open_files
 
 
-def create_cache(uri: str | Path, manifest: Manifest, tokenizer_json: bytes) -> LocalFiles:
+def create_cache(uri: str | Path, manifest: Manifest, tokenizer_json: bytes) -> Files:
     """Begin a cache, or come back to one that agrees with `manifest`.
 
     CacheConflictError names the settings that differ; OutputExistsError where the folder has other things
@@ -29,7 +30,7 @@ def create_cache(uri: str | Path, manifest: Manifest, tokenizer_json: bytes) -> 
     return files
 
 
-def check_place(files: LocalFiles) -> None:
+def check_place(files: Files) -> None:
     """OutputExistsError where other things than a cache are in the folder; CacheWriteError where it may not be
     written. Cheap: a job looks before it loads a model."""
     if files.exists(MANIFEST_NAME):
@@ -42,7 +43,7 @@ def check_place(files: LocalFiles) -> None:
     files.check_writable()
 
 
-def refuse(files: LocalFiles, differences: Sequence[str]) -> None:
+def refuse(files: Files, differences: Sequence[str]) -> None:
     if differences:
         raise CacheConflictError(
             f"{files.root}: a cache made with other settings is there:\n  "

@@ -13,7 +13,7 @@ from emkd.storage.lifecycle.seal import read_committed
 from emkd.storage.manifest.manifest import Manifest, conflicts, setting_conflicts
 from emkd.storage.manifest.plan import DatasetIdentity, Extension, FoundRows, as_ranges
 from emkd.storage.manifest.read import extension_bytes, parse_extension, read_manifest
-from emkd.storage.objects.local import LocalFiles
+from emkd.storage.objects.files import Files
 from emkd.storage.objects.names import TOKENIZER_NAME, plan_name
 
 # Row and key of each row of a dataset, None for a row that cannot be read; called only where keys are needed.
@@ -21,7 +21,7 @@ KeyedRows = Callable[[], Iterable[tuple[int, str | None]]]
 Place = tuple[int, int]  # number of the dataset, row in it
 
 
-def extend_cache(files: LocalFiles, run: Manifest, tokenizer_json: bytes, keyed_rows: KeyedRows) -> Manifest:
+def extend_cache(files: Files, run: Manifest, tokenizer_json: bytes, keyed_rows: KeyedRows) -> Manifest:
     """Plan the rows of `run` that the cache lacks, durably; the manifest as it is then.
 
     Rows that an earlier plan has are not planned twice, so calling it again changes nothing. Errors as
@@ -33,9 +33,7 @@ def extend_cache(files: LocalFiles, run: Manifest, tokenizer_json: bytes, keyed_
     return read_manifest(files)
 
 
-def planned_extension(
-    files: LocalFiles, run: Manifest, tokenizer_json: bytes, keyed_rows: KeyedRows
-) -> Extension | None:
+def planned_extension(files: Files, run: Manifest, tokenizer_json: bytes, keyed_rows: KeyedRows) -> Extension | None:
     """The extension that `run` makes of a cache, None where the cache has or plans all its rows; nothing is written.
 
     InputNotFoundError where there is no cache; CacheConflictError names settings that differ; CacheIncompleteError
@@ -60,7 +58,7 @@ def planned_extension(
     return extension if extension.n_added else None
 
 
-def begin_extension(files: LocalFiles, extension: Extension) -> None:
+def begin_extension(files: Files, extension: Extension) -> None:
     """Write the plan, durably. CacheConflictError where another run has extended the cache in another way."""
     name = plan_name(extension.number)
     if files.create(name, extension_bytes(extension)):

@@ -13,7 +13,7 @@ from emkd.storage.lifecycle.verify import Damage
 from emkd.storage.manifest.manifest import FORMAT_VERSION, Manifest, conflicts
 from emkd.storage.manifest.read import count_extensions, parse_extension, read_manifest
 from emkd.storage.objects.digest import sha256_hex
-from emkd.storage.objects.local import LocalFiles
+from emkd.storage.objects.files import Files
 from emkd.storage.objects.names import (
     MANIFEST_NAME,
     TOKENIZER_NAME,
@@ -26,7 +26,7 @@ from emkd.storage.objects.names import (
 )
 
 
-def withdraw(files: LocalFiles, damages: Sequence[Damage], run: Manifest, tokenizer_json: bytes) -> list[int]:
+def withdraw(files: Files, damages: Sequence[Damage], run: Manifest, tokenizer_json: bytes) -> list[int]:
     """Withdraw the commits of damaged shards and make anew what `run` can: their numbers.
 
     run, tokenizer_json: what the same command writes; they take the place of a damaged manifest and tokenizer.
@@ -58,7 +58,7 @@ def withdraw(files: LocalFiles, damages: Sequence[Damage], run: Manifest, tokeni
     return shards
 
 
-def _check_readable(files: LocalFiles, damages: Sequence[Damage]) -> None:
+def _check_readable(files: Files, damages: Sequence[Damage]) -> None:
     """A disk that fails or a permission that is missing says nothing of what was written."""
     for damage in damages:
         try:
@@ -70,7 +70,7 @@ def _check_readable(files: LocalFiles, damages: Sequence[Damage]) -> None:
             ) from error
 
 
-def _check_plans(files: LocalFiles, damages: Sequence[Damage]) -> None:
+def _check_plans(files: Files, damages: Sequence[Damage]) -> None:
     for damage in damages:
         if damage.name.endswith("/plan.json"):
             raise DamagedCacheError(
@@ -80,7 +80,7 @@ def _check_plans(files: LocalFiles, damages: Sequence[Damage]) -> None:
             )
 
 
-def _same_run(files: LocalFiles, run: Manifest, damaged: set[str]) -> Manifest:
+def _same_run(files: Files, run: Manifest, damaged: set[str]) -> Manifest:
     """The manifest that takes the place of a damaged one: the run's, or that with which an older version would have
     begun the cache, without the chat template or in an older format. The first plan's shards were written under it,
     and the first extension extends it.

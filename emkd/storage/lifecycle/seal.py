@@ -31,7 +31,7 @@ from emkd.storage.index.table import (
 from emkd.storage.manifest.manifest import Manifest
 from emkd.storage.manifest.read import count_extensions, described_names, read_manifest
 from emkd.storage.objects.digest import NEXT_STEP, ObjectDigest, checked, open_envelope, seal_envelope, sha256_hex
-from emkd.storage.objects.local import LocalFiles
+from emkd.storage.objects.files import Files
 from emkd.storage.objects.names import MANIFEST_NAME, TOKENIZER_NAME, index_name, seal_name, table_name
 
 
@@ -70,14 +70,14 @@ class Seal(_Stored):
     totals: Totals
     objects: dict[str, SealedObject]
 
-    def check(self, files: LocalFiles, name: str) -> bytes:
+    def check(self, files: Files, name: str) -> bytes:
         """The bytes of an object that the seal vouches for; DamagedCacheError where they are not those."""
         if name not in self.objects:
             raise DamagedCacheError(f"{files.where(name)}: not in the seal. {NEXT_STEP}")
         return checked(files.where(name), files.read(name), self.objects[name].digest)
 
 
-def seal(files: LocalFiles, committed: "Committed | None" = None) -> Seal:
+def seal(files: Files, committed: "Committed | None" = None) -> Seal:
     """Seal a cache whose shards are all committed, durably.
 
     committed: what `read_indexes` found just now, sizes checked; read here where it is not that of all shards
@@ -114,7 +114,7 @@ def seal(files: LocalFiles, committed: "Committed | None" = None) -> Seal:
     return body
 
 
-def read_seal(files: LocalFiles, extension: int | None = None) -> Seal | None:
+def read_seal(files: Files, extension: int | None = None) -> Seal | None:
     """The seal of a cache, or of its state with so many extensions; None where it is not sealed;
     DamagedCacheError where the seal does not match its own hash.
 
@@ -134,7 +134,7 @@ def read_seal(files: LocalFiles, extension: int | None = None) -> Seal | None:
 
 
 def read_committed(
-    files: LocalFiles, shard: int, manifest: Manifest, data: bytes | None = None, *, vouched: bool = False
+    files: Files, shard: int, manifest: Manifest, data: bytes | None = None, *, vouched: bool = False
 ) -> ShardIndex:
     """As read_index, of an index that is checked to be this cache's own; DamagedCacheError where it is not."""
     index, where = read_index(files, shard, data, vouched=vouched), files.where(index_name(shard))
@@ -149,7 +149,7 @@ def read_committed(
     return index
 
 
-def check_tokenizer(files: LocalFiles, manifest: Manifest) -> bytes:
+def check_tokenizer(files: Files, manifest: Manifest) -> bytes:
     """The bytes of tokenizer.json, which the manifest vouches for; DamagedCacheError where they are not those."""
     where, data = files.where(TOKENIZER_NAME), files.read(TOKENIZER_NAME)
     if data is None:
@@ -168,9 +168,7 @@ class Committed:
     indexes: dict[str, SealedObject]
 
 
-def read_indexes(
-    files: LocalFiles, manifest: Manifest, shards: Sequence[int], *, check_sizes: bool = False
-) -> Committed:
+def read_indexes(files: Files, manifest: Manifest, shards: Sequence[int], *, check_sizes: bool = False) -> Committed:
     """Read and check the indexes of committed shards, each of them once: of a shard nothing is kept but its rows and
     sums. With `check_sizes`, each of its objects has to be there in its size. DamagedCacheError."""
     tables: list[pa.Table] = []
@@ -208,13 +206,13 @@ def _parts(index: ShardIndex) -> Iterator[tuple[str, int]]:
         yield (name.partition("/")[0] if "/" in name else "group", digest.n_bytes)
 
 
-def _check_sizes(files: LocalFiles, index: ShardIndex) -> None:
+def _check_sizes(files: Files, index: ShardIndex) -> None:
     changed = changed_sizes(files, index)
     if changed:
         raise DamagedCacheError(f"{files.where(changed[0])}: gone or of another size. {NEXT_STEP}")
 
 
-def _create_table(files: LocalFiles, manifest: Manifest, table: pa.Table) -> None:
+def _create_table(files: Files, manifest: Manifest, table: pa.Table) -> None:
     """Write the consolidated index, unless one of the same rows is there already."""
     name = table_name(len(manifest.extensions))
     data = write_parquet(table)
@@ -228,7 +226,7 @@ def _create_table(files: LocalFiles, manifest: Manifest, table: pa.Table) -> Non
         )
 
 
-def _summary(files: LocalFiles, manifest: Manifest, committed: Committed) -> Seal:
+def _summary(files: Files, manifest: Manifest, committed: Committed) -> Seal:
     """The seal vouches for the indexes as they were read and checked, and for what describes them."""
     table = committed.table
     n_samples = pc.sum(pc.equal(table["status"], OK)).as_py() or 0
@@ -243,7 +241,7 @@ def _summary(files: LocalFiles, manifest: Manifest, committed: Committed) -> Sea
     )
 
 
-def _whole(files: LocalFiles, name: str) -> bytes:
+def _whole(files: Files, name: str) -> bytes:
     data = files.read(name)
     if data is None:
         raise DamagedCacheError(f"{files.where(name)}: missing. {NEXT_STEP}")

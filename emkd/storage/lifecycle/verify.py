@@ -21,7 +21,7 @@ from emkd.storage.manifest.read import (
     read_manifest,
 )
 from emkd.storage.objects.digest import ObjectDigest, describe_damage
-from emkd.storage.objects.local import LocalFiles, open_files
+from emkd.storage.objects.files import Files
 from emkd.storage.objects.names import (
     MANIFEST_NAME,
     TOKENIZER_NAME,
@@ -31,6 +31,7 @@ from emkd.storage.objects.names import (
     plan_name,
     seal_name,
 )
+from emkd.storage.objects.open import open_files
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +56,7 @@ def verify(uri: str | Path, progress: Callable[[int], None] | None = None, *, ar
     return list(_damages(files, progress or (lambda n_bytes: None), arrays))
 
 
-def _damages(files: LocalFiles, progress: Callable[[int], None], arrays: bool) -> Iterator[Damage]:
+def _damages(files: Files, progress: Callable[[int], None], arrays: bool) -> Iterator[Damage]:
     committed = committed_shards(files)  # before the plans: a shard is planned before it is committed
     extension, missing = extensions_and_missing_plans(files)
     seal, damages = _seal_damages(files, extension)
@@ -73,7 +74,7 @@ def _damages(files: LocalFiles, progress: Callable[[int], None], arrays: bool) -
             yield from _shard_damages(files, shard, manifest, progress, arrays)
 
 
-def _seal_damages(files: LocalFiles, extension: int) -> tuple[Seal | None, list[Damage]]:
+def _seal_damages(files: Files, extension: int) -> tuple[Seal | None, list[Damage]]:
     """The seal, if it can be trusted, and what is wrong with it and the objects that it vouches for."""
     try:
         seal = read_seal(files, extension)
@@ -85,14 +86,14 @@ def _seal_damages(files: LocalFiles, extension: int) -> tuple[Seal | None, list[
     return seal, [Damage(name=name, what=what) for name, what in found.items() if what is not None]
 
 
-def _damage_of(files: LocalFiles, name: str, expected: ObjectDigest) -> str | None:
+def _damage_of(files: Files, name: str, expected: ObjectDigest) -> str | None:
     try:
         return describe_damage(files.read(name), expected)
     except DamagedCacheError as error:  # the disk does not give it back
         return str(error)
 
 
-def _unsealed_damages(files: LocalFiles) -> list[Damage]:
+def _unsealed_damages(files: Files) -> list[Damage]:
     """What is wrong with manifest, plans and tokenizer, as far as they vouch for one another without a seal."""
     reading = [MANIFEST_NAME]
 
@@ -117,7 +118,7 @@ def _unsealed_damages(files: LocalFiles) -> list[Damage]:
     return []
 
 
-def _odd_one(files: LocalFiles, manifest: Manifest) -> str | None:
+def _odd_one(files: Files, manifest: Manifest) -> str | None:
     """The manifest or the plan that all the shards written under it, and a plan that extends it, know otherwise:
     then it is that one that was changed, not all of them."""
     for number, (name, sha256) in enumerate(zip(described_names(manifest), manifest.plan_hashes, strict=True)):
@@ -128,7 +129,7 @@ def _odd_one(files: LocalFiles, manifest: Manifest) -> str | None:
     return None
 
 
-def _known_hashes(files: LocalFiles, shards: set[int], extended: bool) -> Iterator[str]:
+def _known_hashes(files: Files, shards: set[int], extended: bool) -> Iterator[str]:
     if extended and files.exists(plan_name(1)):
         with contextlib.suppress(DamagedCacheError):
             yield parse_extension(files, 1).parent_sha256
@@ -145,7 +146,7 @@ def _shards(committed: list[int], seal: Seal | None, manifest: Manifest | None) 
 
 
 def _shard_damages(
-    files: LocalFiles, shard: int, manifest: Manifest | None, progress: Callable[[int], None], arrays: bool
+    files: Files, shard: int, manifest: Manifest | None, progress: Callable[[int], None], arrays: bool
 ) -> Iterator[Damage]:
     """Of a shard's index and objects. Without a manifest to trust, the index has only itself to match."""
     try:

@@ -16,7 +16,7 @@ from emkd.errors import DamagedCacheError, InputNotFoundError
 from emkd.storage.manifest.manifest import RESTORE_MANIFEST, Manifest
 from emkd.storage.manifest.plan import Extension
 from emkd.storage.objects.digest import open_envelope, seal_envelope
-from emkd.storage.objects.local import LocalFiles
+from emkd.storage.objects.files import Files
 from emkd.storage.objects.names import MANIFEST_NAME, committed_shards, extension_of, plan_name, seal_name
 
 _RESTORE = "restore the file from a copy of the cache"
@@ -27,7 +27,7 @@ def described_names(manifest: Manifest) -> list[str]:
     return [MANIFEST_NAME, *(plan_name(extension.number) for extension in manifest.extensions)]
 
 
-def count_extensions(files: LocalFiles) -> int:
+def count_extensions(files: Files) -> int:
     """How many extensions a cache has. DamagedCacheError where a plan is gone of which other files are left."""
     number, missing = extensions_and_missing_plans(files)
     if missing:
@@ -35,14 +35,14 @@ def count_extensions(files: LocalFiles) -> int:
     return number
 
 
-def extensions_and_missing_plans(files: LocalFiles) -> tuple[int, list[str]]:
+def extensions_and_missing_plans(files: Files) -> tuple[int, list[str]]:
     """The number of the newest extension, and names of plans that are gone though something was added after them."""
     names = set(files.names("extensions"))
     newest = max((number for number in map(extension_of, names) if number is not None), default=0)
     return newest, [plan_name(n) for n in range(1, newest + 1) if plan_name(n) not in names]
 
 
-def is_cache(files: LocalFiles) -> bool:
+def is_cache(files: Files) -> bool:
     """Whether a cache is there, be it damaged. One whose manifest is gone has commits, seals or plans."""
     return (
         files.exists(MANIFEST_NAME)
@@ -52,9 +52,7 @@ def is_cache(files: LocalFiles) -> bool:
     )
 
 
-def read_manifest(
-    files: LocalFiles, read: Callable[[str], bytes] | None = None, extensions: int | None = None
-) -> Manifest:
+def read_manifest(files: Files, read: Callable[[str], bytes] | None = None, extensions: int | None = None) -> Manifest:
     """The manifest with the extensions of a cache, all of them or so many as are named. `read` reads an object
     whole (a seal's `check`, say).
 
@@ -87,7 +85,7 @@ def extension_bytes(extension: Extension) -> bytes:
     return json.dumps(envelope, sort_keys=True, ensure_ascii=False, allow_nan=False).encode() + b"\n"
 
 
-def parse_extension(files: LocalFiles, number: int, data: bytes | None = None) -> Extension:
+def parse_extension(files: Files, number: int, data: bytes | None = None) -> Extension:
     """The plan of an extension, from its file or from the `data` read there. DamagedCacheError where it is changed."""
     where = files.where(plan_name(number))
     data = files.read(plan_name(number)) or b"" if data is None else data

@@ -10,14 +10,14 @@ from dataclasses import dataclass
 
 from emkd.errors import DamagedCacheError
 from emkd.storage.objects.digest import NEXT_STEP, ObjectDigest, checked
-from emkd.storage.objects.local import LocalFiles
+from emkd.storage.objects.files import Files
 
 
 @dataclass(frozen=True, kw_only=True)
 class CheckedObjects:
     """The objects in one folder that `objects` vouches for, by their names in it."""
 
-    files: LocalFiles
+    files: Files
     prefix: str
     objects: Mapping[str, ObjectDigest]
 

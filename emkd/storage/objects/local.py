@@ -1,12 +1,7 @@
-"""The operations on the place where a cache lies. Local disk now.
+"""A cache in a local folder.
 
-Names are relative, with "/" between their parts: "index/000000.parquet". The operations are the ones that
-an object store has too: read a whole object, list a prefix, write, and create only if absent (there a
-conditional put). What a crash may leave behind never has the name of an object: files being written start
-with "." and end with ".partial", folders being deleted start with ".deleted-"; both are never listed.
-
-`create` is the only operation by which something becomes visible to others, and is durable when it
-returns; `write` is for a folder that nobody reads yet, made durable by `sync_tree`.
+What a crash leaves never has the name of an object: files being written start with "." and end with ".partial",
+folders being deleted start with ".deleted-"; neither is ever listed.
 """
 
 import contextlib
@@ -14,12 +9,11 @@ import errno
 import os
 import shutil
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
 
-from emkd.errors import CacheWriteError, EmkdError, UsageError
+from emkd.errors import CacheWriteError, UsageError
 from emkd.storage.objects.disk import (
     DELETED,
     PARTIAL,
@@ -30,48 +24,14 @@ from emkd.storage.objects.disk import (
     walk,
     write_durably,
 )
-
-
-def open_files(uri: str | Path) -> "LocalFiles":
-    """The files at a plain path or a file:// URI; nothing is created. UsageError for any other scheme."""
-    text = os.fspath(uri)
-    scheme, separator, _ = text.partition("://")
-    if not separator:
-        return LocalFiles(Path(text).expanduser())
-    parts = urlsplit(text)
-    if scheme.lower() != "file" or parts.netloc not in ("", "localhost"):
-        raise UsageError(
-            f"cannot open {text!r}: only local paths (a plain path or file:///...) are supported by this "
-            "version; use a local folder and copy it afterwards"
-        )
-    return LocalFiles(Path(unquote(parts.path)))
-
-
-@contextlib.contextmanager
-def writing(files: "LocalFiles", what: str, n_bytes: int) -> Iterator[None]:
-    """Around the writing of `what`, of `n_bytes` together: an OSError becomes a CacheWriteError that says how much
-    is needed and how much is free."""
-    try:
-        yield
-    except OSError as error:
-        if isinstance(error, EmkdError):  # says what it has to say already
-            raise
-        space = f": it needs {n_bytes:,} bytes and {files.free_bytes():,} are free" if n_bytes else ""
-        raise CacheWriteError(
-            f"{files.root}: {what} cannot be written ({error.strerror or error}){space}. What was committed stays; "
-            "make room or mend the permissions, and run the same command again"
-        ) from error
+from emkd.storage.objects.files import Files, writing
 
 
 @dataclass(frozen=True)
-class LocalFiles:
-    """Objects under a local folder, which need not exist yet."""
+class LocalFiles(Files):
+    """Objects in a local folder, which need not exist yet. UsageError on a file system without hard links."""
 
     root: Path
-
-    def where(self, name: str) -> str:
-        """The full name of an object, for messages."""
-        return f"{self.root}/{name}"
 
     def free_bytes(self) -> int:
         """Free space where the cache lies or will lie."""
@@ -116,10 +76,6 @@ class LocalFiles:
                 with contextlib.suppress(FileNotFoundError):  # removed since it was listed
                     found[path.relative_to(self.root).as_posix()] = path.stat().st_size
         return dict(sorted(found.items()))
-
-    def names(self, prefix: str = "") -> list[str]:
-        """Names of every object in the folder `prefix` and below, sorted; empty where it does not exist."""
-        return list(self.sizes(prefix))
 
     def folders(self, prefix: str) -> list[str]:
         """Names of the folders directly in `prefix`, sorted, folders that are being deleted included."""

@@ -7,7 +7,7 @@ extensions/<extension>/plan.json, index.parquet, seal.json
 
 import re
 
-from emkd.storage.objects.local import LocalFiles
+from emkd.storage.objects.files import Files
 
 MANIFEST_NAME = "manifest.json"
 TOKENIZER_NAME = "tokenizer.json"
@@ -66,7 +66,7 @@ def extension_of(name: str) -> int | None:
     return _number(_EXTENSION, name)
 
 
-def committed_shards(files: LocalFiles) -> list[int]:
+def committed_shards(files: Files) -> list[int]:
     """Numbers of the shards that have an index, ascending. Lists names; reads no file."""
     return sorted(shard for shard in map(indexed_shard, files.names("index")) if shard is not None)
 

@@ -23,7 +23,7 @@ from emkd.storage.index.commit import ShardIndex
 from emkd.storage.index.table import OK, images_from_json, n_stored_vision, with_all_columns
 from emkd.storage.manifest.manifest import Manifest
 from emkd.storage.objects.checked import CheckedObjects
-from emkd.storage.objects.local import LocalFiles
+from emkd.storage.objects.files import Files
 from emkd.storage.record import Record
 from emkd.storage.shards.buffers import Buffers
 
@@ -104,9 +104,7 @@ class DecodedShard:
         return {name: array.take(runs[array.layout.axis]) for name, array in self.arrays.items()}
 
 
-def read_shard(
-    files: LocalFiles, index: ShardIndex, manifest: Manifest, buffers: Buffers | None = None
-) -> DecodedShard:
+def read_shard(files: Files, index: ShardIndex, manifest: Manifest, buffers: Buffers | None = None) -> DecodedShard:
     """Read all arrays of a committed shard, checked, into memory of their own or into buffers that are used again.
 
     DamagedCacheError where an object is missing or changed, or where the arrays are not the ones that the

@@ -26,15 +26,13 @@ from emkd.storage.index.rows import index_row, index_table
 from emkd.storage.manifest.manifest import Manifest
 from emkd.storage.manifest.read import described_names
 from emkd.storage.objects.digest import ObjectDigest
-from emkd.storage.objects.local import LocalFiles, writing
+from emkd.storage.objects.files import Files, writing
 from emkd.storage.objects.names import index_name, shard_prefix
 from emkd.storage.record import CapturedRow, Record
 from emkd.storage.shards.well_formed import check_plan, check_row
 
 
-def write_shard(
-    files: LocalFiles, number: int, attempt: str, rows: Sequence[CapturedRow], manifest: Manifest
-) -> ShardIndex:
+def write_shard(files: Files, number: int, attempt: str, rows: Sequence[CapturedRow], manifest: Manifest) -> ShardIndex:
     """Write one attempt at a shard, durably, and return its index for `commit_shard`.
 
     `rows` are the plan's rows of the shard, all of them, skipped ones included. Errors as those of ShardWriter.
@@ -59,7 +57,7 @@ class ShardWriter:
     put in the order that a record promises: equal ones by ascending id.
     """
 
-    def __init__(self, files: LocalFiles, number: int, attempt: str, manifest: Manifest) -> None:
+    def __init__(self, files: Files, number: int, attempt: str, manifest: Manifest) -> None:
         self.files, self.number, self.attempt, self.manifest = files, number, attempt, manifest
         self.prefix = shard_prefix(number, attempt)
         if files.names(self.prefix):

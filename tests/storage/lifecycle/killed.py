@@ -31,8 +31,8 @@ from emkd.storage.lifecycle.extend import extend_cache
 from emkd.storage.lifecycle.repair import withdraw
 from emkd.storage.lifecycle.seal import seal
 from emkd.storage.manifest.read import read_manifest
-from emkd.storage.objects.local import open_files
 from emkd.storage.objects.names import committed_shards
+from emkd.storage.objects.open import open_files
 from emkd.storage.shards.writer import write_shard
 from tests.storage.builders import (
     TOKENIZER_JSON,

@@ -16,8 +16,9 @@ from pathlib import Path
 
 from emkd.storage.index.commit import ShardIndex
 from emkd.storage.manifest.read import parse_extension, read_manifest
-from emkd.storage.objects.local import LocalFiles, open_files
+from emkd.storage.objects.local import LocalFiles
 from emkd.storage.objects.names import index_name, indexed_shard
+from emkd.storage.objects.open import open_files
 from tests.storage.lifecycle.killed import SCENARIOS, Scenario
 from tests.storage.lifecycle.operations import Operation, watch
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from emkd.storage.index.commit import delete_lost_attempts
-from emkd.storage.objects.local import open_files
+from emkd.storage.objects.open import open_files
 from tests.storage.lifecycle.killed import SCENARIOS, Scenario, in_child, outcome
 from tests.storage.lifecycle.operations import watch
 

@@ -17,8 +17,8 @@ from emkd.errors import CacheWriteError, DamagedCacheError
 from emkd.storage.cache import Cache, create_cache, verify
 from emkd.storage.lifecycle.repair import withdraw
 from emkd.storage.lifecycle.verify import Damage
-from emkd.storage.objects.local import open_files
 from emkd.storage.objects.names import committed_shards
+from emkd.storage.objects.open import open_files
 from tests.storage.builders import TOKENIZER_JSON, make_cache
 from tests.storage.lifecycle.killed import CONTENTS, MANIFEST, capture, in_child, outcome, records, run_fresh
 

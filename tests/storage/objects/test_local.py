@@ -1,13 +1,20 @@
-"""The operations on local disk."""
+"""The store in a local folder: what every store keeps to, and what is particular to disks."""
 
 import os
 import resource
-import threading
 
 import pytest
 
 from emkd.errors import UsageError
-from emkd.storage.objects.local import LocalFiles, open_files
+from emkd.storage.objects.local import LocalFiles
+from emkd.storage.objects.open import open_files
+from tests.storage.objects.files import FilesTests
+
+
+class TestLocalFiles(FilesTests):
+    @pytest.fixture
+    def files(self, tmp_path):
+        return LocalFiles(tmp_path / "not" / "there")
 
 
 def test_plain_paths_and_file_uris(tmp_path):
@@ -22,51 +29,15 @@ def test_other_schemes_are_refused(uri):
         open_files(uri)
 
 
-def test_create_only_if_absent(tmp_path):
-    files = LocalFiles(tmp_path / "not" / "there")
-    assert files.read("a/b") is None
-    assert not files.exists("a/b")
-    assert files.create("a/b", b"first")
-    assert not files.create("a/b", b"second")
-    assert files.read("a/b") == b"first"
-    assert files.read("a") is None  # a folder is no object
-    assert files.names() == ["a/b"]
-    assert os.listdir(tmp_path / "not" / "there" / "a") == ["b"]  # nothing temporary stays
-
-
-def test_of_many_creators_one_wins(tmp_path):
+def test_nothing_temporary_stays(tmp_path):
     files = LocalFiles(tmp_path)
-    barrier, wins = threading.Barrier(8), []
-
-    def race(i):
-        barrier.wait()
-        if files.create("object", bytes([i]) * 100_000):
-            wins.append(i)
-
-    threads = [threading.Thread(target=race, args=(i,)) for i in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert len(wins) == 1
-    assert files.read("object") == bytes(wins) * 100_000
-    assert files.names() == ["object"]
-
-
-def test_write_sync_list_delete(tmp_path):
-    files = LocalFiles(tmp_path)
-    files.write("shards/0-a/x/c/0", b"12")
+    files.create("a/b", b"first")
+    files.create("a/b", b"second")
+    files.replace("a/b", b"third")
     files.write("shards/0-a/zarr.json", b"1")
-    files.write("shards/1-a/zarr.json", b"1")
-    with pytest.raises(FileExistsError):
-        files.write("shards/0-a/zarr.json", b"2")
-    files.sync_tree("shards/0-a")
-    assert files.sizes("shards/0-a") == {"shards/0-a/x/c/0": 2, "shards/0-a/zarr.json": 1}
-    assert files.folders("shards") == ["shards/0-a", "shards/1-a"]
     files.delete_tree("shards/0-a")
-    files.delete_tree("shards/0-a")
-    assert files.names() == ["shards/1-a/zarr.json"]
-    assert os.listdir(tmp_path / "shards") == ["1-a"]
+    assert os.listdir(tmp_path / "a") == ["b"]
+    assert os.listdir(tmp_path / "shards") == []
 
 
 def test_what_a_crash_leaves_is_not_listed(tmp_path):
@@ -74,17 +45,6 @@ def test_what_a_crash_leaves_is_not_listed(tmp_path):
     (tmp_path / ".deleted-1").mkdir()
     (tmp_path / ".deleted-1" / "x").write_bytes(b"old")
     assert LocalFiles(tmp_path).names() == []
-
-
-@pytest.mark.parametrize("name", ["../x", "a/../../x", "/etc/passwd"])
-def test_names_do_not_lead_outside(tmp_path, name):
-    with pytest.raises(ValueError, match="leads outside"):
-        LocalFiles(tmp_path).read(name)
-
-
-def test_the_whole_cache_is_never_deleted(tmp_path):
-    with pytest.raises(ValueError, match="refusing to delete the whole cache"):
-        LocalFiles(tmp_path).delete_tree("")
 
 
 def test_a_write_that_fails_leaves_nothing(tmp_path):
