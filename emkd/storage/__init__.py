@@ -1,27 +1,26 @@
-"""What rests on disk: the cache that the teacher's job writes and the student's run reads.
+"""The cache on disk: the teacher's job writes it, the student's run reads it.
 
-The rooms, in reading order; each imports only what stands above it:
+The modules and packages in reading order; each imports only from those above it:
 
     record      one sample as the teacher saw it, in memory
     precision   how logits and affinity are rounded for the disk, and read back
     objects/    whole byte strings by name: a local folder, hashes, checked reads
-    manifest/   what a cache says of itself: settings, plan, extensions
-    arrays/     how each kind of number is laid out, encoded and decoded
+    manifest/   settings, plan and extensions of a cache
+    arrays/     how each kind of array is laid out, encoded and decoded
     index/      one row per row of the plan; its appearance commits a shard
-    shards/     records become a Zarr group, and come back
+    shards/     encode records as a Zarr group, and read them back
     lifecycle/  create, seal, extend, verify, repair
-    cache       what readers use: open, find, read
+    cache       the reader's interface: open, find, read
 
     cache/
       manifest.json  tokenizer.json               before the first shard
       shards/000000-<attempt>/                    a Zarr v3 group, written once by one worker
       index/000000.parquet                        the commit of shard 0, and the hashes of its objects
       index.parquet  seal.json                    when every shard of the plan is committed
-      extensions/000001/plan.json                 the first rows that were added; index.parquet, seal.json as above
+      extensions/000001/plan.json                 the first extension; it has its own index.parquet and seal.json
 
-The hashes form a small tree: seal.json vouches for itself and for the files beside it, each
-index/<n>.parquet for itself and for the objects of its shard. The package imports neither torch nor
-transformers nor Ray.
+The hashes form a small tree: seal.json holds its own hash and those of the files beside it, each index/<n>.parquet its
+own hash and those of its shard's objects. The package imports neither torch nor transformers nor Ray.
 """
 
 from importlib import import_module
@@ -42,7 +41,7 @@ if TYPE_CHECKING:
     from emkd.storage.record import RowHint as RowHint
     from emkd.storage.shards.writer import write_shard as write_shard
 
-# Loaded when first used: a record needs NumPy alone, Zarr and Arrow take half a second to import.
+# Imported on first use: a record needs only NumPy, and Zarr and Arrow take half a second to import.
 _HOMES = {
     "Cache": "cache",
     "CapturedRow": "record",

@@ -10,8 +10,8 @@
                float16    IEEE half
                float32    exact
 
-All rounding is to nearest, ties to even; a zero has no sign. Nothing is changed in silence: NaN, a finite logit that
-would become infinite or has no such multiple, and an affinity that is no cosine are a ValueError.
+All rounding is to nearest, ties to even; zeros lose their sign. Nothing else changes silently: NaN, a finite logit that
+would become infinite or that exceeds the largest multiple, and an affinity that is not a cosine raise ValueError.
 """
 
 from typing import Any, Literal, get_args
@@ -22,10 +22,10 @@ from numpy.typing import NDArray
 LogitsPrecision = Literal["bfloat16", "float16", "float32", "step0.1", "step0.2"]
 AffinityPrecision = Literal["int8", "float16", "float32"]
 
-# Cosines computed in low precision come out a hair beyond 1: this much is rounding, more is a mistake.
+# Cosines computed in low precision may slightly exceed 1. Up to this much is rounding; more is a bug.
 COSINE_TOLERANCE = 1e-3
 
-# What precisions that round logits to multiples round them to.
+# The step of each precision that rounds logits to multiples.
 STEPS = {"step0.1": 0.1, "step0.2": 0.2}
 
 _LOGITS_DTYPES = {"bfloat16": np.uint16, "float16": np.float16, "float32": np.float32} | dict.fromkeys(STEPS, np.int16)
@@ -33,33 +33,33 @@ _AFFINITY_DTYPES = {"int8": np.int8, "float16": np.float16, "float32": np.float3
 
 
 def logits_dtype(precision: LogitsPrecision) -> np.dtype[Any]:
-    """Type of logits on disk. ValueError for a precision that does not exist."""
+    """Return the type of logits on disk. Raises ValueError if the precision does not exist."""
     return _dtype(_LOGITS_DTYPES, precision, "logits", get_args(LogitsPrecision))
 
 
 def affinity_dtype(precision: AffinityPrecision) -> np.dtype[Any]:
-    """Type of affinity on disk. ValueError for a precision that does not exist."""
+    """Return the type of affinity on disk. Raises ValueError if the precision does not exist."""
     return _dtype(_AFFINITY_DTYPES, precision, "affinity", get_args(AffinityPrecision))
 
 
 def encode_logits(logits: NDArray[np.float32], precision: LogitsPrecision) -> NDArray[Any]:
-    """Round float32 logits of any shape to what is stored: numbers, but for bfloat16 their upper 16 bits.
+    """Round float32 logits of any shape to the type on disk: `logits_dtype`, for bfloat16 the upper 16 bits.
 
-    Infinities stay where the precision has them; NaN and overflow: ValueError.
+    Infinities stay infinite if the precision has infinities. Raises ValueError if a logit is NaN or does not fit.
     """
     values = np.ascontiguousarray(logits, dtype=np.float32) + np.float32(0)  # -0 becomes 0
     if np.isnan(values).any():
-        raise ValueError(f"logits: {int(np.isnan(values).sum())} of {values.size} are NaN; expected numbers")
+        raise ValueError(f"logits: {int(np.isnan(values).sum())} of {values.size} are NaN; check the teacher's output")
     if precision in STEPS:
         return _multiples(values, precision)
     if precision == "float32":
         return values
     if precision == "bfloat16":
         stored = _bfloat16_bits(values)
-        stored[stored == 0x8000] = 0  # less than half of the smallest number below 0
+        stored[stored == 0x8000] = 0  # -0: rounded from less than half of the smallest negative number
         became_infinite = (stored & 0x7FFF) == 0x7F80
     else:
-        with np.errstate(over="ignore"):  # reported below, with the value
+        with np.errstate(over="ignore"):  # _refuse names the value below
             stored = values.astype(logits_dtype(precision))
         became_infinite = np.isinf(stored)
     if became_infinite.any():
@@ -82,7 +82,10 @@ def _refuse(values: NDArray[np.float32], wrong: NDArray[np.bool_], why: str) -> 
 
 
 def decode_logits(stored: NDArray[Any], precision: LogitsPrecision) -> NDArray[np.float32]:
-    """What encode_logits stored, as float32 of the same shape (a new array, except for float32)."""
+    """Decode the output of encode_logits to float32 of the same shape (a new array, except for float32).
+
+    Raises ValueError if `stored` does not have the type of the precision.
+    """
     dtype = logits_dtype(precision)
     if stored.dtype != dtype:
         raise ValueError(f"logits of precision {precision} are stored as {dtype}, got {stored.dtype}")
@@ -96,15 +99,15 @@ def decode_logits(stored: NDArray[Any], precision: LogitsPrecision) -> NDArray[n
 
 
 def round_logits(logits: NDArray[np.float32], precision: LogitsPrecision) -> NDArray[np.float32]:
-    """What comes back when float32 logits of any shape are stored and read. Errors as encode_logits."""
+    """Round float32 logits of any shape as storing and reading them does. Raises as encode_logits."""
     return decode_logits(encode_logits(logits, precision), precision)
 
 
 def encode_affinity(affinity: NDArray[np.float32], precision: AffinityPrecision) -> NDArray[Any]:
-    """Round cosines of any shape to what is stored.
+    """Round cosines of any shape to the type on disk: `affinity_dtype`.
 
-    ValueError for NaN and for values further than COSINE_TOLERANCE outside [-1, 1]. Only int8 clips what
-    lies within the tolerance: the other types store the value as it is.
+    Raises ValueError if a value is NaN or further than COSINE_TOLERANCE outside [-1, 1]. int8 clips values within the
+    tolerance to [-1, 1]; the other types store them unclipped.
     """
     dtype = affinity_dtype(precision)
     values = np.ascontiguousarray(affinity, dtype=np.float32)
@@ -122,7 +125,10 @@ def encode_affinity(affinity: NDArray[np.float32], precision: AffinityPrecision)
 
 
 def decode_affinity(stored: NDArray[Any], precision: AffinityPrecision) -> NDArray[np.float32]:
-    """What encode_affinity stored, as float32 of the same shape (a new array, except for float32)."""
+    """Decode the output of encode_affinity to float32 of the same shape (a new array, except for float32).
+
+    Raises ValueError if `stored` does not have the type of the precision.
+    """
     dtype = affinity_dtype(precision)
     if stored.dtype != dtype:
         raise ValueError(f"affinity of precision {precision} is stored as {dtype}, got {stored.dtype}")
@@ -132,7 +138,7 @@ def decode_affinity(stored: NDArray[Any], precision: AffinityPrecision) -> NDArr
 
 
 def _bfloat16_bits(values: NDArray[np.float32]) -> NDArray[np.uint16]:
-    """Upper 16 bits, rounded to nearest even. Values must not be NaN (the carry would make it infinite)."""
+    """Round to the upper 16 bits, to nearest even. Values must not be NaN: the carry would make them infinite."""
     bits = values.view(np.uint32)
     carry = ((bits >> 16) & 1) + np.uint32(0x7FFF)
     return ((bits + carry) >> 16).astype(np.uint16)

@@ -1,4 +1,4 @@
-"""The record: what the teacher leaves behind for one sample. NumPy only, no torch.
+"""The record: the teacher's output for one sample. NumPy only, no torch.
 
 Shape legend
     L   text tokens of the sample (neither image placeholder nor padding)
@@ -8,9 +8,8 @@ Shape legend
     k   stored logits of a token: `top_k` of a vision token, `answer_top_k` of an answer token
     V   ids of the teacher's tokenizer (padding rows of the LM head are cut before anything else)
 
-All numbers are decoded here: logits are float32 and affinity is float32, whatever the precision on disk
-(`storage/precision.py` encodes them). Logits of a token descend, equal ones by ascending id, so that any smaller
-k is a slice.
+A record holds decoded numbers: logits and affinity are float32, whatever the precision on disk (`storage/precision.py`
+encodes them). The logits of a token descend, with equal logits by ascending id, so that any smaller k is a slice.
 """
 
 from collections.abc import Callable, Sequence
@@ -23,11 +22,11 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True, kw_only=True)
 class ImageSpan:
-    """Where one image of a sample stands and which of its vision tokens are its own.
+    """The position of one image in its sample, and its vision tokens.
 
     text_position: number of text tokens before the image's first vision token
     start, count:  its vision tokens are `[start, start + count)` of the sample's Nt
-    grids:         (rows, columns) of each tile in token order; empty where the family's layout is not known
+    grids:         (rows, columns) of each tile in token order; empty if the family's layout is not known
     original_size: (height, width) in pixels of the decoded image
     """
 
@@ -40,14 +39,14 @@ class ImageSpan:
 
 @dataclass(frozen=True, kw_only=True)
 class TopLogits:
-    """The k largest of the V logits of n tokens, and what is known of the others: the tail.
+    """The k largest of the V logits of n tokens, and a summary of the tail.
 
     ids:            [n, k] by descending logit, equal logits by ascending id
-    logits:         [n, k] float32 of those ids
-    tail_logsumexp: [n] logsumexp of the V - k logits that are not stored, -inf where k = V (an empty tail)
-    tail_mean:      [n] mean of those logits, 0 where the tail is empty; None where it is not stored (answers)
+    logits:         [n, k] float32, the logits of those ids
+    tail_logsumexp: [n] logsumexp of the V - k logits that are not stored; -inf if k = V (an empty tail)
+    tail_mean:      [n] mean of those logits, 0 if the tail is empty; None if it is not stored (answers)
 
-    Its torch twin, with what a student lacks, is `emkd.vlm.truncated.TruncatedLogits`.
+    Its torch twin, which also holds the mass that a student lacks, is `emkd.vlm.truncated.TruncatedLogits`.
     """
 
     ids: NDArray[np.int32]
@@ -60,16 +59,17 @@ class TopLogits:
 
     @property
     def k(self) -> int:
+        """Stored logits of each token."""
         return int(self.ids.shape[1])
 
     @property
     def n_bytes(self) -> int:
-        """Memory that the arrays take."""
+        """Memory of the arrays in bytes."""
         tail_mean = 0 if self.tail_mean is None else self.tail_mean.nbytes
         return self.ids.nbytes + self.logits.nbytes + self.tail_logsumexp.nbytes + tail_mean
 
     def map(self, change: Callable[[NDArray[Any]], NDArray[Any]]) -> "TopLogits":
-        """The same with each array changed; all of them have the tokens along their first axis."""
+        """Apply `change` to each array; every array has the tokens along its first axis."""
         return TopLogits(
             ids=change(self.ids),
             logits=change(self.logits),
@@ -78,19 +78,21 @@ class TopLogits:
         )
 
     def tokens(self, chosen: slice) -> "TopLogits":
-        """Some of the tokens, as views."""
+        """Return the chosen tokens, as views."""
         return self.map(lambda array: array[chosen])
 
     def retained_mass(self) -> NDArray[np.float64]:
-        """[n] share of the softmax mass that the stored logits hold."""
-        peak = self.logits[:, :1]  # they descend
+        """Return the share of the softmax mass that the stored logits hold, [n]."""
+        peak = self.logits[:, :1]  # the largest: logits descend
         stored = np.exp(self.logits - peak).sum(axis=1, dtype=np.float64)
         return stored / (stored + np.exp(self.tail_logsumexp.astype(np.float64) - peak[:, 0]))
 
     @staticmethod
     def joined(parts: "Sequence[TopLogits]") -> "TopLogits":
-        """The tokens of all parts, one after the other: at least one part, with the same k, all with a tail_mean or
-        none."""
+        """Concatenate the tokens of `parts`, which are not empty and have the same k.
+
+        Raises ValueError if some parts have a tail_mean and some do not.
+        """
         means = [part.tail_mean for part in parts if part.tail_mean is not None]
         if len(means) not in (0, len(parts)):
             raise ValueError(f"{len(means)} of {len(parts)} parts have a tail_mean; expected all or none")
@@ -104,12 +106,13 @@ class TopLogits:
 
 @dataclass(frozen=True, kw_only=True)
 class Record:
-    """One sample as the teacher saw it. Shapes in the module's legend.
+    """One sample as the teacher saw it. The module's docstring has the shape legend.
 
-    vision:           of the Nt vision tokens
+    vision:           logits of the Nt vision tokens
     affinity:         cosine similarity of text and vision hidden states, in [-1, 1]
     answer_positions: index into text_ids of each answer token
-    answer:           of the A logits that *predict* those tokens (full-sequence position p - 1)
+    answer:           the logits that *predict* the A answer tokens: those of full-sequence position p - 1 for the
+                      token at p
     """
 
     key: str
@@ -122,30 +125,30 @@ class Record:
 
     @property
     def n_bytes(self) -> int:
-        """Memory that the arrays take."""
+        """Memory of the arrays in bytes."""
         plain = self.text_ids.nbytes + self.affinity.nbytes + self.answer_positions.nbytes
         return plain + self.vision.n_bytes + self.answer.n_bytes
 
 
 @dataclass(frozen=True, kw_only=True)
 class RowHint:
-    """Where a sample was found: a hint only, because ids repeat and go missing in real data."""
+    """The row that a sample was read from. A hint only: ids repeat and may be missing in real data."""
 
-    row: int  # 0-based over all files of the dataset, in plan order
-    id: str  # the row's own id, "" where it has none
+    row: int  # row of the dataset, 0-based over all its files
+    id: str  # the row's own id, "" if it has none
 
 
 @dataclass(frozen=True, kw_only=True)
 class CapturedRow:
-    """One row of a shard's plan after the teacher's pass: a record, or the reason why there is none.
+    """One row of a shard's plan after the teacher's pass: its record, or the reason why it was skipped.
 
-    text_sha256: of its roles and texts, images left out; "" where it has no conversation, None where not known
-    halvings: how often the row's batch was halved because it did not fit the memory. In bfloat16 the numbers
-        depend on the batch, so that a shard with halvings need not be bit-equal to one without.
+    text_sha256: hash of its roles and texts, without images; "" if it has no conversation, None if not known
+    halvings:    how often the row's batch was halved because it did not fit into memory. In bfloat16 the numbers
+                 depend on the batch, so a shard with halvings may differ in bits from one without.
     """
 
     hint: RowHint
-    key: str  # "" where the row could not even be read
+    key: str  # "" if the row could not be read
     record: Record | None
     reason: str = ""
     detail: str = ""
