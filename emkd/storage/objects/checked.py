@@ -1,8 +1,8 @@
-"""Reading: no byte of a shard is used that was not checked.
+"""Checked reads: no byte of a shard is used before it is checked.
 
-A Zarr reader takes a missing chunk for zeros, and most codecs take a flipped bit for a number. Here whole objects are
-read, compared in size and hash with what the shard's index says of them, and only then looked into. The unit that is
-read is the unit that is hashed.
+A Zarr reader fills a missing chunk with zeros, and most codecs decode a flipped bit without an error. So objects are
+read whole, compared in size and hash with the shard's index, and only then decoded. The unit that is read is the unit
+that is hashed.
 """
 
 from collections.abc import Mapping
@@ -13,24 +13,35 @@ from emkd.storage.objects.digest import NEXT_STEP, ObjectDigest, checked
 from emkd.storage.objects.files import Files
 
 
+def read_existing(files: Files, name: str) -> bytes:
+    """Read a whole object that has to exist. Raises DamagedCacheError if it is missing."""
+    data = files.read(name)
+    if data is None:
+        raise DamagedCacheError(f"{files.where(name)}: missing. {NEXT_STEP}")
+    return data
+
+
 @dataclass(frozen=True, kw_only=True)
 class CheckedObjects:
-    """The objects in one folder that `objects` vouches for, by their names in it."""
+    """The objects in the folder `prefix`. `objects` maps their names in that folder to their digests."""
 
     files: Files
     prefix: str
     objects: Mapping[str, ObjectDigest]
 
     def where(self, key: str) -> str:
-        """The full name of an object, for messages."""
+        """Return the full name of an object, for messages."""
         return self.files.where(f"{self.prefix}/{key}")
 
     def read(self, key: str) -> bytes:
-        """A whole object. DamagedCacheError, naming it, where it is missing, cut short, changed, or in no table."""
+        """Read a whole object and check it.
+
+        Raises DamagedCacheError, which names the object, if it is missing, truncated, changed, or not in `objects`.
+        """
         expected = self.objects.get(key)
         if expected is None:
             raise DamagedCacheError(
-                f"{self.where(key)}: asked for, but in no table of objects: the shard's metadata and its index do not "
-                f"belong together. {NEXT_STEP}"
+                f"{self.where(key)}: needed, but not listed in the shard's index: the index and the shard's metadata do "
+                f"not belong together. {NEXT_STEP}"
             )
         return checked(self.where(key), self.files.read(f"{self.prefix}/{key}"), expected)

@@ -1,8 +1,8 @@
-"""SHA-256 of objects, and JSON that vouches for itself.
+"""Hashes of objects, and JSON that holds its own hash.
 
-An envelope is `{"body": ..., "sha256": hex}`, the hash being of the canonical JSON of the body: keys
-sorted, no spaces, UTF-8, no NaN. It is the outer form of seal.json and of the metadata in index/<n>.parquet
-in every version of the format.
+An envelope is `{"body": ..., "sha256": hex}`; the hash is that of the canonical JSON of the body: keys sorted, no
+spaces, UTF-8, no NaN. Every version of the format uses it for seal.json, for the plan.json of extensions and for the
+metadata in index/<n>.parquet.
 """
 
 import hashlib
@@ -17,7 +17,7 @@ from emkd.errors import DamagedCacheError
 
 NEXT_STEP = (
     "Nothing of it was used. `emkd inspect URI --verify` lists everything that is damaged; restore it from a copy, or "
-    "run the same cache-teacher command again with --repair: it makes only the damaged shards anew"
+    "run the same cache-teacher command again with --repair: it rewrites only the damaged shards"
 )
 
 
@@ -25,9 +25,9 @@ NEXT_STEP = (
 class ObjectDigest:
     """Size and hashes (hex) of an object.
 
-    xxh128: XXH3 of 128 bits, of the objects of shards; None of all others, and in format version 1. It is as good
-        against accidents as SHA-256 and much faster, so that what is read again and again is compared by it; `verify`
-        compares both.
+    xxh128: 128-bit XXH3 of an object of a shard; None for every other object, and in format version 1. It finds
+            accidental changes as well as SHA-256 does and is much faster, so repeated reads compare it alone; `verify`
+            compares both.
     """
 
     n_bytes: int
@@ -36,46 +36,54 @@ class ObjectDigest:
 
     @classmethod
     def of(cls, data: bytes) -> "ObjectDigest":
+        """Return the size and SHA-256 of `data`."""
         return cls(n_bytes=len(data), sha256=sha256_hex(data))
 
     @classmethod
     def of_array(cls, data: bytes) -> "ObjectDigest":
-        """With both hashes."""
+        """Return the size and both hashes of `data`."""
         return cls(n_bytes=len(data), sha256=sha256_hex(data), xxh128=xxhash.xxh3_128_hexdigest(data))
 
     @classmethod
     def from_json(cls, value: Any) -> "ObjectDigest":
-        """ValueError where `value` is not {"n_bytes": int, "sha256": str}, with or without "xxh128": str."""
+        """Parse {"n_bytes": int, "sha256": str}, with or without "xxh128": str. Raises ValueError for other values."""
         if not isinstance(value, dict) or value.keys() - {"xxh128"} != {"n_bytes", "sha256"}:
             raise ValueError(f"expected the size and hash of an object, got {value!r:.80}")
         xxh128 = str(value["xxh128"]) if "xxh128" in value else None
         return cls(n_bytes=int(value["n_bytes"]), sha256=str(value["sha256"]), xxh128=xxh128)
 
     def to_json(self) -> dict[str, Any]:
+        """Return the value that from_json parses."""
         found = {"n_bytes": self.n_bytes, "sha256": self.sha256}
         return found if self.xxh128 is None else found | {"xxh128": self.xxh128}
 
 
 def sha256_hex(data: bytes) -> str:
+    """Return the SHA-256 of `data` in hex."""
     return hashlib.sha256(data).hexdigest()
 
 
 def canonical_json(value: Any) -> bytes:
-    """The one JSON text of a value. ValueError for NaN and infinities, TypeError for what JSON lacks."""
+    """Return the canonical JSON of a value: equal values give equal bytes.
+
+    Raises ValueError for NaN and infinities, and TypeError for types that JSON lacks.
+    """
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
 
 
 def describe_damage(data: bytes | None, expected: ObjectDigest) -> str | None:
-    """What is wrong with the bytes of an object (None: there is no such object); None where nothing is. By all that is
-    known of it."""
+    """Compare an object with its size and all its hashes: a description of the damage, or None if it is intact.
+
+    data: the bytes of the object, None if it does not exist
+    """
     damage = _damage(data, expected)
     if damage is None and data is not None and expected.xxh128 is not None and sha256_hex(data) != expected.sha256:
-        return "its two hashes contradict each other: the index of its shard was written wrongly"
+        return "its two hashes contradict each other: the index of its shard is wrong"
     return damage
 
 
 def _damage(data: bytes | None, expected: ObjectDigest) -> str | None:
-    """The same by the fastest hash that there is."""
+    """As describe_damage, with only the fastest hash that is known."""
     if data is None:
         return f"missing, expected {expected.n_bytes:,} bytes"
     if len(data) != expected.n_bytes:
@@ -86,7 +94,7 @@ def _damage(data: bytes | None, expected: ObjectDigest) -> str | None:
 
 
 def checked(where: str, data: bytes | None, expected: ObjectDigest) -> bytes:
-    """The bytes of the object at `where`, if they are the expected ones; DamagedCacheError if not."""
+    """Return `data`, the bytes of the object at `where`. Raises DamagedCacheError if they are not as expected."""
     damage = _damage(data, expected)
     if damage is not None or data is None:
         raise DamagedCacheError(f"{where}: {damage}. {NEXT_STEP}")
@@ -94,17 +102,18 @@ def checked(where: str, data: bytes | None, expected: ObjectDigest) -> bytes:
 
 
 def seal_envelope(body: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the envelope of `body`."""
     return {"body": dict(body), "sha256": sha256_hex(canonical_json(body))}
 
 
 def open_envelope(where: str, data: bytes) -> dict[str, Any]:
-    """The body of the envelope read at `where`; DamagedCacheError where it does not vouch for itself."""
+    """Return the body of the envelope read at `where`. Raises DamagedCacheError if it does not match its own hash."""
     try:
         envelope = json.loads(data)
         body, stated = envelope["body"], envelope["sha256"]
         intact = set(envelope) == {"body", "sha256"} and sha256_hex(canonical_json(body)) == stated
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise DamagedCacheError(f"{where}: not what was written ({error}). {NEXT_STEP}") from error
+        raise DamagedCacheError(f"{where}: not as it was written ({error}). {NEXT_STEP}") from error
     if not intact or not isinstance(body, dict):
         raise DamagedCacheError(f"{where}: content changed, it does not match its own hash. {NEXT_STEP}")
     return body

@@ -1,11 +1,11 @@
-"""What a store of objects does: the contract that every store keeps, whatever lies underneath.
+"""The contract of a store of objects.
 
-Names are relative, with "/" between their parts: "index/000000.parquet". The operations are those that an object store
-has, too: read a whole object, list a prefix, write, and create only if absent (there a conditional put).
+Names are relative, with "/" between their parts: "index/000000.parquet". An object store has the same operations: read
+a whole object, list a prefix, write, and create only if absent (a conditional put).
 
-`create` is the only operation that makes something visible to others, and it is durable when it returns; `write` is for
-a folder that nobody reads yet, made durable by `sync_tree`. `tests/storage/objects/files.py` tests this contract; a new
-store subclasses it there.
+Only `create` makes an object visible to other processes, and the object is durable when it returns. `write` is for a
+folder that nobody reads yet; `sync_tree` makes it durable. `FilesTests` in `tests/storage/objects/files.py` tests this
+contract; subclass it for a new store.
 """
 
 import contextlib
@@ -17,44 +17,47 @@ from emkd.errors import CacheWriteError, EmkdError
 
 
 class Files(ABC):
-    """The objects of one cache. `root` is what messages call the store."""
+    """The objects of one cache. `root` is the name of the store in messages."""
 
     root: Path
 
     def where(self, name: str) -> str:
-        """The full name of an object, for messages."""
+        """Return the full name of an object, for messages."""
         return f"{self.root}/{name}"
 
     @abstractmethod
     def free_bytes(self) -> int:
-        """Free space for new objects, in bytes."""
+        """Return the free space for new objects, in bytes."""
 
     @abstractmethod
     def check_writable(self) -> None:
-        """Raises CacheWriteError if nothing can be written."""
+        """Check that objects can be written. Raises CacheWriteError if not."""
 
     @abstractmethod
     def read(self, name: str) -> bytes | None:
-        """A whole object; None if there is none, since the caller knows what that means.
+        """Read a whole object. Returns None if it does not exist: only the caller knows whether that is an error.
 
-        Raises DamagedCacheError if the store or its permissions do not let it be read.
+        Raises DamagedCacheError if the store fails or its permissions forbid reading.
         """
 
     @abstractmethod
     def exists(self, name: str) -> bool:
-        """Whether there is an object (not a folder) of this name."""
+        """Return whether an object (not a folder) of this name exists."""
 
     @abstractmethod
     def sizes(self, prefix: str = "") -> dict[str, int]:
-        """Name -> size in bytes of every object in the folder `prefix` and below, sorted by name."""
+        """Return {name: size in bytes} of every object in the folder `prefix` and below, sorted by name."""
 
     def names(self, prefix: str = "") -> list[str]:
-        """Names of every object in the folder `prefix` and below, sorted; empty if the folder does not exist."""
+        """Return the names of every object in the folder `prefix` and below, sorted.
+
+        The list is empty if the folder does not exist.
+        """
         return list(self.sizes(prefix))
 
     @abstractmethod
     def folders(self, prefix: str) -> list[str]:
-        """Names of the folders directly in `prefix`, sorted, including folders that are being deleted."""
+        """Return the names of the folders directly in `prefix`, sorted, including folders that are being deleted."""
 
     @abstractmethod
     def write(self, name: str, data: bytes) -> None:
@@ -84,26 +87,28 @@ class Files(ABC):
 
     @abstractmethod
     def delete_partials(self) -> list[str]:
-        """Delete what killed writers left of objects that exist; returns the names of what was deleted."""
+        """Delete the partial files that killed writers left of objects that exist. Returns the names of these files."""
 
     @abstractmethod
     def sync_tree(self, prefix: str) -> None:
-        """Make everything in the folder `prefix` durable, and its own name."""
+        """Make everything in the folder `prefix` durable, and the folder's own name."""
 
     @abstractmethod
     def sync_names(self, names: Iterable[str]) -> None:
-        """Make the names of objects and of their folders durable: whoever created them may have been killed before
-        doing so. Raises CacheWriteError."""
+        """Make the names of objects and of their folders durable: the process that created them may have been killed
+        before it did so. Raises CacheWriteError."""
 
 
 @contextlib.contextmanager
 def writing(files: Files, what: str, n_bytes: int) -> Iterator[None]:
-    """Turn an OSError while `what` is written, `n_bytes` in total, into a CacheWriteError that says how many bytes are
-    needed and how many are free."""
+    """Turn an OSError while `what` is written, `n_bytes` in total, into a CacheWriteError.
+
+    The message says how many bytes are needed and how many are free.
+    """
     try:
         yield
     except OSError as error:
-        if isinstance(error, EmkdError):  # says what it has to say already
+        if isinstance(error, EmkdError):  # has its own message
             raise
         space = f": it needs {n_bytes:,} bytes and {files.free_bytes():,} are free" if n_bytes else ""
         raise CacheWriteError(

@@ -1,7 +1,7 @@
-"""A cache in a local folder.
+"""The store in a local folder.
 
-What a crash leaves never has the name of an object: files being written start with "." and end with ".partial",
-folders being deleted start with ".deleted-"; neither is ever listed.
+Files and folders that a crash leaves behind never have the name of an object: a file that is being written starts with
+"." and ends with ".partial", a folder that is being deleted starts with ".deleted-". Neither is ever listed.
 """
 
 import contextlib
@@ -29,30 +29,31 @@ from emkd.storage.objects.files import Files, writing
 
 @dataclass(frozen=True)
 class LocalFiles(Files):
-    """Objects in a local folder, which need not exist yet. UsageError on a file system without hard links."""
+    """Objects in a local folder, which need not exist yet. `create` needs a file system with hard links."""
 
     root: Path
 
     def free_bytes(self) -> int:
-        """Free space where the cache lies or will lie."""
+        """Return the free space in bytes of the disk that holds the cache or will hold it."""
         return shutil.disk_usage(self._existing()).free
 
     def check_writable(self) -> None:
-        """CacheWriteError where the root is not, or cannot become, a folder that may be written."""
-        place = self._existing()
-        if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
-            what = "may not be written" if place.is_dir() else "is not a folder"
-            raise CacheWriteError(f"{self.root}: {place} {what}; name another folder or mend its permissions")
+        """Check that the root is, or can become, a writable folder. Raises CacheWriteError if not."""
+        folder = self._existing()
+        if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
+            what = "is not writable" if folder.is_dir() else "is not a folder"
+            raise CacheWriteError(f"{self.root}: {folder} {what}; name another folder or fix its permissions")
 
     def _existing(self) -> Path:
-        """The root, or the nearest folder above it that exists."""
+        """Return the root, or the nearest folder above it that exists."""
         root = self.root.absolute()
-        return next(path for path in (root, *root.parents) if os.path.exists(path))  # False where nobody may look
+        # os.path.exists returns False for a path that the permissions hide.
+        return next(path for path in (root, *root.parents) if os.path.exists(path))
 
     def read(self, name: str) -> bytes | None:
-        """A whole object; None where there is none: what its absence means is known by the caller.
+        """Read a whole object. Returns None if it does not exist.
 
-        DamagedCacheError where the disk or the permissions do not let it be read.
+        Raises DamagedCacheError if the disk fails or the permissions forbid reading.
         """
         path = self._path(name)
         try:
@@ -63,11 +64,11 @@ class LocalFiles(Files):
             raise unreadable(path, error) from error
 
     def exists(self, name: str) -> bool:
-        """Whether there is an object (not a folder) of this name."""
+        """Return whether an object (not a folder) of this name exists."""
         return os.path.isfile(self._path(name))
 
     def sizes(self, prefix: str = "") -> dict[str, int]:
-        """Name -> size in bytes of every object in the folder `prefix` and below, sorted by name."""
+        """Return {name: size in bytes} of every object in the folder `prefix` and below, sorted by name."""
         base = self._path(prefix)
         found: dict[str, int] = {}
         for folder, _, file_names in walk(base):
@@ -78,31 +79,31 @@ class LocalFiles(Files):
         return dict(sorted(found.items()))
 
     def folders(self, prefix: str) -> list[str]:
-        """Names of the folders directly in `prefix`, sorted, folders that are being deleted included."""
+        """Return the names of the folders directly in `prefix`, sorted, including folders that are being deleted."""
         base = self._path(prefix)
         if not base.is_dir():
             return []
         return sorted(f"{prefix}/{entry.name}" for entry in os.scandir(base) if entry.is_dir())
 
     def write(self, name: str, data: bytes) -> None:
-        """Write a new object into a folder that is this caller's own. Not durable before `sync_tree`."""
+        """Write a new object into a folder that only this caller uses. Not durable before `sync_tree`."""
         path = self._path(name)
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("xb") as file:
             file.write(data)
 
     def create(self, name: str, data: bytes) -> bool:
-        """Create an object whole and durably, only if absent: False where it exists already.
+        """Create an object, whole and durable, only if absent: False if it exists already.
 
-        Of several callers at once exactly one gets True. UsageError on a file system without hard links;
-        CacheWriteError where it cannot be written.
+        Exactly one of several concurrent callers gets True. Raises CacheWriteError if the object cannot be written,
+        and UsageError on a file system without hard links.
         """
         with writing(self, name, len(data)):
             return self._create(name, data)
 
     def _create(self, name: str, data: bytes) -> bool:
         path = self._path(name)
-        if path.exists():  # most often; nothing need be written to find out
+        if path.exists():  # the usual case, found without writing
             return False
         self._make_folder(path.parent)
         self._sync_names([name])
@@ -115,13 +116,12 @@ class LocalFiles(Files):
         except FileNotFoundError:
             if not path.exists():
                 raise
-            return False  # --clean took the partial file: it does so only where the object exists
+            return False  # --clean deleted the partial file, which it does only if the object exists
         except OSError as error:
             if error.errno in (errno.EPERM, errno.ENOTSUP, errno.EMLINK) and partial.exists():
                 raise UsageError(
-                    f"cannot create {path}: the file system of {path.parent} has no hard links "
-                    f"({error.strerror}), which keep two runs from overwriting each other; put the cache "
-                    "on another file system"
+                    f"cannot create {path}: the file system of {path.parent} has no hard links ({error.strerror}), "
+                    "which keep two runs from overwriting each other; put the cache on another file system"
                 ) from error
             raise
         finally:
@@ -130,7 +130,7 @@ class LocalFiles(Files):
         return True
 
     def replace(self, name: str, data: bytes) -> None:
-        """Put an object whole and durably in the place of one that is damaged, in one step."""
+        """Replace a damaged object, whole and durably, in one step. Raises CacheWriteError."""
         path = self._path(name)
         partial = partial_of(path)
         with writing(self, name, len(data)):
@@ -142,14 +142,14 @@ class LocalFiles(Files):
             sync(path.parent)
 
     def delete(self, name: str) -> None:
-        """Delete an object, durably; nothing happens where there is none."""
+        """Delete an object, durably; does nothing if there is none. Raises CacheWriteError."""
         path = self._path(name)
         with writing(self, f"the removal of {name}", 0), contextlib.suppress(FileNotFoundError):
             path.unlink()
             sync(path.parent)
 
     def sync_tree(self, prefix: str) -> None:
-        """Make everything in the folder `prefix` durable: each file, each folder, and its own name."""
+        """Make everything in the folder `prefix` durable: each file, each folder, and the folder's own name."""
         base = self._path(prefix)
         for folder, _, file_names in os.walk(base, topdown=False, onerror=refuse_unreadable):
             for file_name in file_names:
@@ -161,8 +161,8 @@ class LocalFiles(Files):
             sync(parent)
 
     def sync_names(self, names: Iterable[str]) -> None:
-        """Make the names of objects durable, and those of their folders: who created them may have been killed
-        before it did so itself."""
+        """Make the names of objects and of their folders durable: the process that created them may have been killed
+        before it did so. Raises CacheWriteError."""
         with writing(self, "the names of folders", 0):
             self._sync_names(names)
 
@@ -170,11 +170,11 @@ class LocalFiles(Files):
         folders = {folder for name in names for folder in self._path(name).parents}
         for folder in sorted(folders - set(self.root.parents)):
             sync(folder)
-        with contextlib.suppress(PermissionError):  # the root's own name: its parent may be somebody else's
+        with contextlib.suppress(PermissionError):  # the root's own name: its parent may belong to another user
             sync(self.root.parent)
 
     def delete_partials(self) -> list[str]:
-        """Delete what killed writers left of objects that exist; the names of the partial files."""
+        """Delete the partial files that killed writers left of objects that exist. Returns the names of these files."""
         deleted = []
         for path in sorted(self.root.rglob(f".*{PARTIAL}")):
             target = path.with_name(path.name[1:].rsplit(".", 2)[0])
@@ -184,10 +184,10 @@ class LocalFiles(Files):
         return deleted
 
     def delete_tree(self, prefix: str) -> None:
-        """Delete the folder `prefix` and everything in it; nothing happens where there is none.
+        """Delete the folder `prefix` and everything in it; does nothing if there is none.
 
-        It loses its name first, in one step: a reader sees all of it or nothing, and somebody who still
-        writes there does not stop the deletion.
+        The folder loses its name first, in one step: a reader sees all of it or nothing, and a writer that is still
+        busy there does not stop the deletion.
         """
         path = self._path(prefix)
         if path == self.root:
@@ -196,16 +196,16 @@ class LocalFiles(Files):
         with contextlib.suppress(FileNotFoundError):
             path.rename(doomed)
         while doomed.exists():
-            with contextlib.suppress(FileNotFoundError):  # somebody else deletes it as well
+            with contextlib.suppress(FileNotFoundError):  # another process deletes it, too
                 shutil.rmtree(doomed)
 
     def _path(self, name: str) -> Path:
-        if name.startswith("/") or ".." in name.split("/"):  # names are read from files, which may be foreign
+        if name.startswith("/") or ".." in name.split("/"):  # names are read from files, which may be forged
             raise ValueError(f"{name!r} is not the name of an object of {self.root}: it leads outside")
         return self.root / name
 
     def _make_folder(self, folder: Path) -> None:
-        """mkdir -p, with the names of the new folders durable."""
+        """As mkdir -p, and make the names of the new folders durable."""
         missing = [folder, *folder.parents]
         missing = missing[: next(i for i, path in enumerate(missing) if path.is_dir())]
         folder.mkdir(parents=True, exist_ok=True)

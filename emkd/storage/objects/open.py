@@ -10,7 +10,7 @@ from emkd.storage.objects.local import LocalFiles
 
 
 def open_files(uri: str | Path) -> Files:
-    """The objects at a plain path or a file:// URI; nothing is created. Raises UsageError for any other scheme."""
+    """Return the store at a plain path or a file:// URI; creates nothing. Raises UsageError for any other scheme."""
     text = os.fspath(uri)
     scheme, separator, _ = text.partition("://")
     if not separator:

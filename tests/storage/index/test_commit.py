@@ -190,10 +190,10 @@ def test_seal_needs_a_cache(tmp_path):
 
 
 def test_a_damaged_shard_is_made_anew(tmp_path, manifest):
-    """The way out that the errors name: repair withdraws the shard's commit, and the job makes it anew."""
+    """The next step that errors name: repair deletes the shard's index, and the job writes the shard again."""
     files = make_cache(tmp_path, manifest)
     (tmp_path / "shards" / "000001-a1" / "vision_ids_low" / "c" / "0" / "0").unlink()
-    with pytest.raises(DamagedCacheError, match=r"with --repair: it makes only the damaged shards anew"):
+    with pytest.raises(DamagedCacheError, match=r"with --repair: it rewrites only the damaged shards"):
         Cache.open(tmp_path).record(2)
     assert withdraw(files, verify(tmp_path), manifest, TOKENIZER_JSON) == [1]
     assert missing_shards(files, manifest) == [1]

@@ -175,7 +175,7 @@ def test_an_object_is_read_as_a_whole_and_checked(objects, name, kind):
 
 
 def test_an_object_in_no_table_is_not_read(objects):
-    with pytest.raises(DamagedCacheError, match="g/c: asked for, but in no table"):
+    with pytest.raises(DamagedCacheError, match="g/c: needed, but not listed in the shard's index"):
         objects[0].read("c")
 
 

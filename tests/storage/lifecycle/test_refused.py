@@ -1,4 +1,4 @@
-"""A disk that is full, a place that may not be written: nothing committed is lost, and the same run completes."""
+"""A disk that is full, a folder that is not writable: nothing committed is lost, and the same run completes."""
 
 import json
 import os
@@ -35,7 +35,7 @@ def test_a_disk_that_is_really_full(tmp_path):
     assert {tuple(step["shards"]) for step in found} == {(0,), (0, 1)}, "in the shard, in its index, and in the seal"
     for n_pages, step in enumerate(found[:-1]):
         said = re.search(r"CacheWriteError: .* cannot be written \(No space left on device\): it needs ([\d,]+) bytes "
-                         r"and ([\d,]+) are free\. What was committed stays; make room", step["error"])  # fmt: skip
+                         r"and ([\d,]+) are free\. What was committed stays; free some", step["error"])  # fmt: skip
         assert said, step["error"]
         assert int(said[2].replace(",", "")) <= 4096 * n_pages
 
@@ -53,9 +53,9 @@ def test_a_place_that_may_not_be_written_or_read(many_caches):
     said = found["value"]
     assert (said["records"], said["unchanged"]) == (True, True)
     assert re.search(
-        r"CacheWriteError: .* shard 1 cannot be written \(Permission denied\): .* mend the permis", said["capture"]
+        r"CacheWriteError: .* shard 1 cannot be written \(Permission denied\): .* fix the permis", said["capture"]
     )
-    assert re.search(r"CacheWriteError: .*denied may not be written; name another folder", said["create"])
+    assert re.search(r"CacheWriteError: .*denied is not writable; name another folder", said["create"])
     assert re.search(r"CacheWriteError: .* the removal of index/000000.parquet cannot be", said["withdraw"])
     folder_closed, file_closed = found["index"]["value"], found["index/000000.parquet"]["value"]
     for closed in (folder_closed, file_closed):
