@@ -43,7 +43,7 @@ def train(student, data, output, *more: object) -> list[object]:
         (["train-student", "--student", "s", "--data", "d", "--output", "o", "--alpha", "much"], "Invalid value for .--alpha.: .*valid"),
         (["cache-teacher", "--teacher", "t", "--data", "d", "--cache", "c", "--dry-run", "--repair"], "--dry-run changes nothing"),
         (["cache-teacher", "--teacher", "t", "--data", "d", "--cache", "c", "--dry-run", "--clean"], "--dry-run changes nothing"),
-        (["inspect", "nowhere"], "no cache at .*nowhere.*make one with `emkd cache-teacher`"),
+        (["inspect", "nowhere"], "no cache at .*nowhere.*create one with `emkd cache-teacher`"),
         (["inspect", "s3://bucket/cache"], "local"),
         (["demo", "--seeds", "0"], "Invalid value for .--seeds.: .*greater than or equal to 1"),
     ],

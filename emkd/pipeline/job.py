@@ -32,7 +32,8 @@ from emkd.storage.lifecycle.extend import begin_extension, planned_extension
 from emkd.storage.lifecycle.repair import withdraw
 from emkd.storage.lifecycle.seal import read_committed, read_indexes, read_seal, seal
 from emkd.storage.lifecycle.verify import verify
-from emkd.storage.manifest.manifest import Manifest, conflicts
+from emkd.storage.manifest.conflicts import conflicts
+from emkd.storage.manifest.manifest import Manifest
 from emkd.storage.manifest.plan import Extension
 from emkd.storage.manifest.read import read_manifest
 from emkd.storage.objects.files import Files

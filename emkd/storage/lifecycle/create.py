@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from emkd.errors import CacheConflictError, OutputExistsError
-from emkd.storage.manifest.manifest import ROWS, Manifest, conflicts
+from emkd.storage.manifest.conflicts import ROWS, conflicts
+from emkd.storage.manifest.manifest import Manifest
 from emkd.storage.manifest.read import read_manifest
 from emkd.storage.objects.files import Files
 from emkd.storage.objects.names import MANIFEST_NAME, TOKENIZER_NAME

@@ -10,7 +10,8 @@ from emkd.errors import CacheConflictError, CacheIncompleteError
 from emkd.storage.index.commit import ShardIndex, missing_shards
 from emkd.storage.lifecycle.create import refuse
 from emkd.storage.lifecycle.seal import read_committed
-from emkd.storage.manifest.manifest import Manifest, conflicts, setting_conflicts
+from emkd.storage.manifest.conflicts import conflicts, setting_conflicts
+from emkd.storage.manifest.manifest import Manifest
 from emkd.storage.manifest.plan import DatasetIdentity, Extension, FoundRows, as_ranges
 from emkd.storage.manifest.read import extension_bytes, parse_extension, read_manifest
 from emkd.storage.objects.files import Files

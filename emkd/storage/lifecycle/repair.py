@@ -10,7 +10,8 @@ from emkd.errors import CacheConflictError, DamagedCacheError
 from emkd.storage.index.commit import read_index
 from emkd.storage.lifecycle.create import refuse
 from emkd.storage.lifecycle.verify import Damage
-from emkd.storage.manifest.manifest import FORMAT_VERSION, Manifest, conflicts
+from emkd.storage.manifest.conflicts import conflicts
+from emkd.storage.manifest.manifest import FORMAT_VERSION, Manifest
 from emkd.storage.manifest.read import count_extensions, parse_extension, read_manifest
 from emkd.storage.objects.digest import sha256_hex
 from emkd.storage.objects.files import Files

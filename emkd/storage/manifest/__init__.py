@@ -1,8 +1,9 @@
-"""What a cache says of itself before it holds any number.
+"""The settings and the plan of a cache, written before its first shard.
 
 In reading order:
 
-    plan      which rows make which shard, of the first dataset and of extensions
-    manifest  the settings that decide every number of a cache, and who may share one
-    read      the manifest and its extensions, read from disk and checked
+    plan       which rows make which shard, of the first dataset and of extensions
+    manifest   the settings that decide every number of a cache
+    conflicts  the settings in which a run differs from a cache
+    read       the manifest, its extensions and the tokenizer, read from disk and checked
 """

@@ -1,11 +1,11 @@
-"""Which rows make which shard: the plan of a cache, and of what is added to it later.
+"""Which rows make which shard: the plan of a cache and of its extensions.
 
-The plan of manifest.json is arithmetic: shard n holds the rows [n * rows_per_shard, (n + 1) * rows_per_shard)
-of one dataset. An extension (extensions/<e>/plan.json, e = 1, 2, ...) adds shards behind those that exist,
-with rows of a dataset that is larger than the first one, or another one; nothing that is committed changes.
-Datasets are numbered like that: 0 is the manifest's, e the one of extension e.
+The plan of manifest.json is arithmetic: shard n holds the rows [n * rows_per_shard, (n + 1) * rows_per_shard) of one
+dataset. An extension (extensions/<e>/plan.json, e = 1, 2, ...) adds shards after the existing ones, with rows of a
+larger version of the first dataset or of another dataset; no committed shard changes. Datasets are numbered in the same
+way: 0 is the manifest's dataset, e that of extension e.
 
-Everything here is a pure function of what is written down.
+Everything here is a pure function of these files.
 """
 
 from bisect import bisect_right
@@ -24,12 +24,12 @@ Range = tuple[Count, Count]  # [first, last)
 
 
 class Stored(BaseModel):
-    """A part of a JSON file of the cache: unknown and missing fields are errors."""
+    """Base class for parts of the cache's JSON files: unknown and missing fields are errors."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
     def __copy__(self) -> Self:
-        """Without what was derived from the fields (cached properties): model_copy may change them."""
+        """Copy the fields, but not the cached properties: they depend on the fields, which model_copy may change."""
         copied = super().__copy__()
         for name in copied.__dict__.keys() - type(self).model_fields.keys():
             del copied.__dict__[name]
@@ -37,12 +37,16 @@ class Stored(BaseModel):
 
 
 class DatasetFile(Stored):
+    """One file of a dataset."""
+
     name: str
     n_rows: Count
     n_bytes: Count
 
 
 class DatasetIdentity(Stored):
+    """A dataset: what its files hold (`fingerprint`), their names and sizes, and the folder of its images."""
+
     fingerprint: str
     n_rows: Count
     files: tuple[DatasetFile, ...]
@@ -50,7 +54,7 @@ class DatasetIdentity(Stored):
 
 
 class ShardPlan(Stored):
-    """The plan of manifest.json. n_rows is smaller than the dataset's where the run was limited."""
+    """The plan of manifest.json. n_rows is smaller than the dataset's if the run had a --limit."""
 
     rows_per_shard: Positive
     n_rows: Count
@@ -58,6 +62,7 @@ class ShardPlan(Stored):
 
     @classmethod
     def of(cls, *, n_rows: int, rows_per_shard: int) -> "ShardPlan":
+        """Return the plan for `n_rows` rows; the last shard may have fewer than `rows_per_shard`."""
         return cls(rows_per_shard=rows_per_shard, n_rows=n_rows, n_shards=-(-n_rows // rows_per_shard))
 
     @model_validator(mode="after")
@@ -68,15 +73,17 @@ class ShardPlan(Stored):
         return self
 
     def rows(self, shard: int) -> range:
-        """The dataset's rows in a shard. ValueError for a shard that the plan does not have."""
+        """Return the dataset's rows in a shard. Raises ValueError if the plan does not have the shard."""
         if not 0 <= shard < self.n_shards:
             raise ValueError(f"shard {shard}: the plan has shards 0 to {self.n_shards - 1}")
         return range(shard * self.rows_per_shard, min((shard + 1) * self.rows_per_shard, self.n_rows))
 
 
 class FoundRows(Stored):
-    """`count` rows of an extension's dataset from `row` on are the rows of dataset `source` from `source_row` on:
-    they were in the cache already."""
+    """Rows of an extension's dataset that the cache already had.
+
+    Rows [row, row + count) of the extension's dataset are rows [source_row, source_row + count) of dataset `source`.
+    """
 
     row: Count
     source: Count
@@ -87,10 +94,11 @@ class FoundRows(Stored):
 class Extension(Stored):
     """Rows that are added to a cache: extensions/<number>/plan.json, created only if absent.
 
-    parent_sha256: the plan_sha256 of the cache that is extended, so that an extension belongs to one cache alone
-    n_rows:        the first rows of the dataset, as far as this plan looks at it; `rows` and `found` make them up
+    number:        of the extension, from 1
+    parent_sha256: plan_sha256 of the cache that is extended, so that an extension belongs to one cache only
+    n_rows:        this plan covers rows [0, n_rows) of the dataset: those in `rows` and those in `found`
     kept:          ranges of earlier shards that stay in the cache: those that were committed
-    first_shard:   number of the first shard that is added
+    first_shard:   the first shard that is added
     rows:          ranges of the dataset's rows that are added, cut into shards of rows_per_shard in this order
     """
 
@@ -113,30 +121,31 @@ class Extension(Stored):
         if self.n_rows > self.dataset.n_rows:
             raise ValueError(f"n_rows is {self.n_rows}, the dataset has {self.dataset.n_rows}")
         if any(last > self.first_shard for _, last in self.kept):
-            raise ValueError(f"kept shards {self.kept} reach beyond the first new one, {self.first_shard}")
+            raise ValueError(f"kept shards {self.kept} exceed the first new shard, {self.first_shard}")
         return self
 
     @cached_property
     def plan_sha256(self) -> str:
-        """Hash of all but `created_by`; the index of each added shard names it."""
+        """Hash of all fields except `created_by`; the index of each added shard names it."""
         return sha256_hex(canonical_json(self.model_dump(mode="json", exclude={"created_by"})))
 
     @property
     def n_added(self) -> int:
+        """The number of rows that are added."""
         return self._starts[-1]
 
     @cached_property
     def _starts(self) -> tuple[int, ...]:
-        """How many rows are added before each range of `rows`, and altogether."""
+        """The number of rows that are added before each range of `rows`, followed by the number of all of them."""
         return tuple(accumulate((last - first for first, last in self.rows), initial=0))
 
     @cached_property
     def shards(self) -> range:
-        """Numbers of the shards that are added."""
+        """The shards that are added."""
         return range(self.first_shard, self.first_shard + -(-self.n_added // self.rows_per_shard))
 
     def rows_of(self, shard: int) -> list[int]:
-        """The dataset's rows in an added shard. ValueError for another one."""
+        """Return the dataset's rows in an added shard. Raises ValueError for any other shard."""
         if shard not in self.shards:
             raise ValueError(f"shard {shard}: extension {self.number} adds shards {self.shards}")
         start = (shard - self.first_shard) * self.rows_per_shard
@@ -152,7 +161,7 @@ class Extension(Stored):
 
 
 def as_ranges(numbers: Sequence[int]) -> tuple[Range, ...]:
-    """Ascending numbers as the fewest ranges: [0, 1, 2, 5] -> ((0, 3), (5, 6))."""
+    """Return ascending numbers as the fewest ranges: [0, 1, 2, 5] -> ((0, 3), (5, 6))."""
     ranges: list[Range] = []
     for number in numbers:
         if ranges and ranges[-1][1] == number:

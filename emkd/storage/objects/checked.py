@@ -41,7 +41,7 @@ class CheckedObjects:
         expected = self.objects.get(key)
         if expected is None:
             raise DamagedCacheError(
-                f"{self.where(key)}: needed, but not listed in the shard's index: the index and the shard's metadata do "
-                f"not belong together. {NEXT_STEP}"
+                f"{self.where(key)}: needed, but not listed in the shard's index, which does not belong to the shard's "
+                f"metadata. {NEXT_STEP}"
             )
         return checked(self.where(key), self.files.read(f"{self.prefix}/{key}"), expected)

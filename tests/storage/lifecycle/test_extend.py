@@ -10,7 +10,8 @@ from emkd.storage.cache import Cache, create_cache, verify
 from emkd.storage.index.commit import commit_shard, delete_lost_attempts, missing_shards
 from emkd.storage.lifecycle.extend import extend_cache
 from emkd.storage.lifecycle.seal import seal
-from emkd.storage.manifest.manifest import FORMAT_VERSION, Manifest, conflicts
+from emkd.storage.manifest.conflicts import conflicts
+from emkd.storage.manifest.manifest import FORMAT_VERSION, Manifest
 from emkd.storage.manifest.read import read_manifest
 from emkd.storage.objects.local import LocalFiles
 from emkd.storage.objects.names import plan_name
@@ -219,7 +220,7 @@ def test_the_manifest_file_has_no_extensions(extended):
     manifest = read_manifest(extended)
     assert Manifest.from_bytes(manifest.to_bytes()).extensions == ()
     value = json.loads(manifest.to_bytes()) | {"extensions": []}
-    with pytest.raises(DamagedCacheError, match="extensions are files of their own"):
+    with pytest.raises(DamagedCacheError, match="each extension has its own file"):
         Manifest.from_bytes(json.dumps(value).encode())
     assert (manifest.format_version, manifest.settings_sha256) == (FORMAT_VERSION, MANIFEST.settings_sha256)
 

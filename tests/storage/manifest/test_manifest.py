@@ -6,7 +6,8 @@ import pytest
 from pydantic import ValidationError
 
 from emkd.errors import CacheVersionError, DamagedCacheError
-from emkd.storage.manifest.manifest import FORMAT_VERSION, Manifest, conflicts, setting_conflicts
+from emkd.storage.manifest.conflicts import conflicts, setting_conflicts
+from emkd.storage.manifest.manifest import FORMAT_VERSION, Manifest
 from emkd.storage.manifest.plan import ShardPlan
 from tests.storage.builders import make_manifest
 

@@ -133,7 +133,7 @@ def test_rows_of_an_extension():
     [
         ({"n_rows": 4}, "5 rows are added and 0 found, expected 4 together"),
         ({"rows": ((0, 6),), "n_rows": 6}, "n_rows is 6, the dataset has 5"),
-        ({"kept": ((0, 4),)}, "reach beyond the first new one, 3"),
+        ({"kept": ((0, 4),)}, "exceed the first new shard, 3"),
     ],
 )
 def test_a_plan_that_contradicts_itself(changes, match):
