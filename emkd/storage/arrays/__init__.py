@@ -1,1 +1,11 @@
-"""The arrays of a shard: how each kind of number is laid out, encoded and decoded."""
+"""The arrays of a shard: how each kind of array is laid out, encoded and decoded.
+
+In reading order:
+
+    layout         name, shape, type and chunks of one array
+    kind           the contract of a kind of array: encode and decode
+    ids, logits, tails, affinity, positions
+                   one module per kind, each with all its forms
+    record_arrays  the arrays of a whole record
+    chunks         chunks as bytes, and Zarr metadata
+"""

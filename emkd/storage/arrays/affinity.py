@@ -1,11 +1,11 @@
-"""Affinities, [L, Nt] of the type that `precision` rounds them to; along one axis, sample after sample.
+"""Affinity, [L, Nt] of the type that `precision` rounds to; along one axis, sample after sample.
 
     plain         each sample's [L, Nt], row by row            format version 1; lz4
-    by vision     each sample's [Nt, L], row by row            zstd from format version 2 on, float16 and float32
-    differences   the same, from vision token to vision token  zstd from format version 2 on, int8
+    by vision     each sample's [Nt, L], row by row            zstd since format version 2, float16 and float32
+    differences   [Nt, L], from vision token to vision token   zstd since format version 2, int8
 
-Vision tokens are neighbours in the picture, so that the differences are small; every RESTART-th token is as it is, so
-that undoing them takes RESTART steps whatever the length.
+Consecutive vision tokens are neighbours in the image, so their differences are small. Every RESTART-th token is stored
+unchanged, so that decoding takes RESTART steps for any Nt.
 """
 
 from collections.abc import Mapping
@@ -25,6 +25,8 @@ RESTART = 32
 
 @dataclass(frozen=True)
 class PlainAffinity(ArrayKind):
+    """Each sample's [L, Nt], row by row."""
+
     layout: ArrayLayout
 
     @property
@@ -40,7 +42,7 @@ class PlainAffinity(ArrayKind):
 
 @dataclass(frozen=True)
 class AffinityByVision(ArrayKind):
-    """differences: from vision token to vision token."""
+    """Each sample's [Nt, L], row by row. differences: store differences from vision token to vision token"""
 
     layout: ArrayLayout
     differences: bool
@@ -59,7 +61,7 @@ class AffinityByVision(ArrayKind):
 
 
 def affinity(manifest: Manifest) -> ArrayKind:
-    """A sample's affinities, rounded to the cache's precision already."""
+    """Return the kind that stores the affinity of a sample, [L, Nt], already rounded to the cache's precision."""
     precision, compression = manifest.affinity_precision, compression_of(manifest)
     by_vision, in_bytes = rearranges(manifest), precision == "int8"
     order = "[vision, text]" if by_vision else "[text, vision]"
@@ -86,7 +88,7 @@ def affinity(manifest: Manifest) -> ArrayKind:
 
 
 def along_tokens(values: NDArray[np.int8]) -> NDArray[np.int8]:
-    """Differences (modulo 256) along the first axis of [Nt, L]."""
+    """Return the differences (modulo 256) along the first axis of [Nt, L], unchanged at every RESTART-th token."""
     found = values.copy()
     found[1:] -= values[:-1]
     found[::RESTART] = values[::RESTART]
@@ -94,7 +96,7 @@ def along_tokens(values: NDArray[np.int8]) -> NDArray[np.int8]:
 
 
 def from_tokens(differences: NDArray[np.int8]) -> NDArray[np.int8]:
-    """The inverse of along_tokens."""
+    """Invert along_tokens."""
     found = differences.copy()
     whole = len(found) // RESTART * RESTART
     runs = found[:whole].reshape(whole // RESTART, RESTART, found.shape[1])

@@ -1,8 +1,8 @@
-"""Chunks as bytes and back: the codecs of the Zarr v3 core, called directly.
+"""Encode chunks as bytes and decode them, with the codecs of the Zarr v3 core, called directly.
 
-What is written can be opened by any Zarr reader (`metadata` is what zarr-python writes of an array). Chunks are encoded
-and decoded here because the bytes that are decoded are then the very object that was checked, and without zarr-python's
-own part of the time (`benchmarks/reading.py` has zarrs beside it).
+Any Zarr reader opens the result: `metadata` returns what zarr-python writes for an array. emkd calls the codecs itself
+so that it decodes exactly the bytes that it checked, and to save zarr-python's overhead (`benchmarks/reading.py`
+compares with zarrs).
 """
 
 import json
@@ -23,25 +23,25 @@ from emkd.errors import DamagedCacheError
 from emkd.storage.arrays.layout import ArrayLayout
 from emkd.storage.objects.digest import NEXT_STEP
 
-# Blosc's own threads are for processes that do one thing; here workers share the cores, and some are forked.
+# Blosc's threads suit a process that has the machine to itself; here workers share the cores, and some are forked.
 numcodecs.blosc.use_threads = False
 
-_LEVELS = {"zstd": 1, "lz4": 5}  # a higher level of zstd finds hardly more, and takes several times as long
-# Blosc's own choice is smaller and compresses less. lz4 finds hardly more in larger blocks than these, which stay in a
-# core's own cache while their bits are put back in place.
+_LEVELS = {"zstd": 1, "lz4": 5}  # a higher level of zstd saves few bytes and takes several times as long
+# Blosc's default blocks are smaller and compress less. Blocks larger than these save lz4 few bytes; these fit into a
+# core's cache while they are unshuffled.
 _BLOCK_BYTES = {"zstd": 2**20, "lz4": 2**17}
 _SHUFFLES = {"noshuffle": 0, "shuffle": 1, "bitshuffle": 2}
 
 
 def encode_chunk(layout: ArrayLayout, values: NDArray[Any]) -> bytes:
-    """The object of a whole chunk."""
+    """Return the bytes of a whole chunk on disk."""
     name = layout.compression
     codec = numcodecs.Blosc(name, _LEVELS[name], _SHUFFLES[layout.shuffle], blocksize=_BLOCK_BYTES[name])
     return bytes(codec.encode(np.ascontiguousarray(values)))
 
 
 def metadata(layout: ArrayLayout, length: int, tokens_per_chunk: int) -> bytes:
-    """zarr.json of an array, as zarr-python writes it."""
+    """Return zarr.json of an array with `length` elements along its axis, as zarr-python writes it."""
     stored: dict[str, Buffer] = {}
     zarr.create_array(
         MemoryStore(stored),
@@ -67,7 +67,7 @@ def metadata(layout: ArrayLayout, length: int, tokens_per_chunk: int) -> bytes:
 
 
 def group_metadata(attributes: dict[str, Any]) -> bytes:
-    """zarr.json of a group, as zarr-python writes it."""
+    """Return zarr.json of a group, as zarr-python writes it."""
     stored: dict[str, Buffer] = {}
     zarr.create_group(store=MemoryStore(stored), zarr_format=3, attributes=attributes)
     return stored["zarr.json"].to_bytes()
@@ -75,7 +75,7 @@ def group_metadata(attributes: dict[str, Any]) -> bytes:
 
 @dataclass(frozen=True, kw_only=True)
 class StoredArray:
-    """What zarr.json says of an array. chunk: its shape;  codec: "blosc" or "zstd" """
+    """An array on disk, as its zarr.json describes it. chunk: shape of a chunk;  codec: "blosc" or "zstd" """
 
     layout: ArrayLayout
     shape: tuple[int, ...]
@@ -84,8 +84,12 @@ class StoredArray:
 
     @classmethod
     def of(cls, where: str, data: bytes, layout: ArrayLayout, length: int) -> "StoredArray":
-        """From zarr.json. DamagedCacheError where it is not the array that manifest and index describe, or not stored
-        in a way that this module decodes."""
+        """Parse `data`, the zarr.json at `where`.
+
+        layout, length: what the manifest and the index say of the array
+
+        Raises DamagedCacheError if zarr.json describes another array or codecs that this module does not decode.
+        """
         try:
             found = json.loads(data)
             shape, chunk = tuple(found["shape"]), tuple(found["chunk_grid"]["configuration"]["chunk_shape"])
@@ -105,18 +109,23 @@ class StoredArray:
 
     @property
     def tokens_per_chunk(self) -> int:
+        """Elements of a chunk along the array's axis."""
         return self.chunk[self.layout.token_axis]
 
     def chunk_names(self) -> list[str]:
-        """Names below the array's folder, in the order of the tokens."""
+        """Return the names of the chunks in the array's folder, in the order of the tokens."""
         n_chunks = -(-self.shape[self.layout.token_axis] // self.tokens_per_chunk)
         return [chunk_name(self.layout, i) for i in range(n_chunks)]
 
     def decode(self, where: str, data: bytes, chunk: NDArray[Any]) -> None:
-        """Fills `chunk`, of the shape and type of one. DamagedCacheError where the bytes are not a whole chunk."""
+        """Decode `data` into `chunk`, which has the shape and type of a chunk.
+
+        Raises DamagedCacheError if the bytes are not a whole chunk.
+        """
         try:
             if self.codec == "blosc":
-                complete = int.from_bytes(data[4:8], "little") == chunk.nbytes  # of the header: else it fills less
+                # The decoded size in the header: Blosc fills only the beginning of `chunk` if it is smaller.
+                complete = int.from_bytes(data[4:8], "little") == chunk.nbytes
                 numcodecs.blosc.decompress(data, chunk)
             else:
                 flat = np.frombuffer(numcodecs.zstd.decompress(data), self.layout.dtype)
@@ -128,8 +137,8 @@ class StoredArray:
             raise DamagedCacheError(f"{where}: not a chunk of shape {self.chunk}. {NEXT_STEP}")
 
 
-def chunk_name(layout: ArrayLayout, number: int) -> str:
-    """Name of a chunk below its array's folder."""
+def chunk_name(layout: ArrayLayout, index: int) -> str:
+    """Return the name of a chunk in its array's folder. index: of the chunk, along the tokens"""
     if layout.width is None:
-        return f"c/{number}"
-    return f"c/0/{number}" if layout.by_rank else f"c/{number}/0"
+        return f"c/{index}"
+    return f"c/0/{index}" if layout.by_rank else f"c/{index}/0"

@@ -3,7 +3,7 @@
     whole    one int32 array                          format version 1; version 2 with lz4
     split    the lower 16 bits, and the bits above    format version 2 with zstd; version 3
 
-The lower bits hardly compress, and those above nearly vanish: apart, each is stored in the way that suits it.
+The lower bits hardly compress, and the upper bits compress to almost nothing, so each gets its own array and shuffle.
 """
 
 from collections.abc import Mapping
@@ -22,6 +22,8 @@ LOW_BITS = 16
 
 @dataclass(frozen=True)
 class WholeIds(ArrayKind):
+    """One int32 array [n, k]."""
+
     layout: ArrayLayout
 
     @property
@@ -37,7 +39,7 @@ class WholeIds(ArrayKind):
 
 @dataclass(frozen=True)
 class SplitIds(ArrayKind):
-    """high: None where no id needs more than the lower bits."""
+    """Two arrays [n, k]. high: None if no id needs more than the lower bits"""
 
     low: ArrayLayout
     high: ArrayLayout | None
@@ -55,7 +57,7 @@ class SplitIds(ArrayKind):
 
 
 def ids(axis: Literal["vision", "answer"], k: int, manifest: Manifest) -> ArrayKind:
-    """The ids of the k stored logits of each vision or answer token."""
+    """Return the kind that stores the ids of the k stored logits of each vision or answer token."""
     compression = compression_of(manifest)
     if not rearranges(manifest) and manifest.format_version < 3:
         return WholeIds(
@@ -73,7 +75,7 @@ def ids(axis: Literal["vision", "answer"], k: int, manifest: Manifest) -> ArrayK
         axis=axis,
         dtype=np.dtype(np.uint16),
         width=k,
-        shuffle="shuffle",  # the lower of the two bytes does not compress at all, and is then only copied
+        shuffle="shuffle",  # the lower byte does not compress at all; shuffled by bytes, it is only copied
         compression=compression,
         attributes={"meaning": "lower 16 bits of the ids, by descending logit; equal ones by ascending id"},
     )
@@ -89,12 +91,12 @@ def ids(axis: Literal["vision", "answer"], k: int, manifest: Manifest) -> ArrayK
 
 
 def split_ids(values: NDArray[np.int32]) -> tuple[NDArray[np.uint16], NDArray[np.uint8]]:
-    """(low, high) of ids below 2**24, of any shape: id = low + 65,536 high."""
+    """Return (low, high) of ids below 2**24, of any shape: id = low + 65,536 high."""
     return (values & 0xFFFF).astype(np.uint16), (values >> LOW_BITS).astype(np.uint8)
 
 
 def join_ids(low: NDArray[np.uint16], high: NDArray[np.uint8] | None) -> NDArray[np.int32]:
-    """The inverse of split_ids; without `high` nothing lies above the low bits."""
+    """Invert split_ids. high: None if no id has bits above the lower 16"""
     if high is None:
         return low.astype(np.int32)
     values = high.astype(np.int32)

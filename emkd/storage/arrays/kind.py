@@ -1,10 +1,10 @@
-"""A kind of array: what a shard stores of one kind of number, and how it comes back.
+"""The contract of a kind of array: how one field of a record is stored and read.
 
     values of one sample --encode--> {array name: stored numbers}, appended along the layouts' axis
     a sample's slice of those arrays --decode--> the same values
 
-Each kind has a file of its own, with every form that a format version stored it in side by side, and one function that
-picks the form of a cache from its manifest. Encoding is exact: rounding to the cache's precision happens before it (see
+Each kind has its own module. It holds every form in which some format version stores the kind, and one function that
+picks the form of a cache from its manifest. Encoding is exact: values are rounded to the cache's precision before (see
 `precision`). docs/architecture.md says how to add a kind.
 """
 
@@ -21,29 +21,33 @@ Arrays = dict[str, NDArray[Any]]
 
 
 class ArrayKind(ABC):
-    """The numbers of one kind, such as the ids of vision tokens."""
+    """One field of a record in one form, such as the ids of vision tokens in two arrays."""
 
     @property
     @abstractmethod
     def layouts(self) -> tuple[ArrayLayout, ...]:
-        """The arrays that the numbers are stored in."""
+        """The arrays that store the values."""
 
     @abstractmethod
     def encode(self, values: NDArray[Any]) -> Arrays:
-        """What is stored of one sample's values, by array name. May share memory with `values`, which it leaves as they
-        are."""
+        """Return what is stored for one sample's values, by array name.
+
+        The result may share memory with `values`, which are not changed.
+        """
 
     @abstractmethod
     def decode(self, arrays: Mapping[str, NDArray[Any]], shape: tuple[int, ...]) -> NDArray[Any]:
-        """The values of `shape` that were encoded. May share memory with `arrays`."""
+        """Return the values of `shape` that were encoded. They may share memory with `arrays`."""
 
 
 def compression_of(manifest: Manifest) -> Compression:
-    """Of all arrays. Format version 1 names none."""
+    """Return the compression of all arrays: zstd in format version 1, which does not name it."""
     return manifest.compression or "zstd"
 
 
 def rearranges(manifest: Manifest) -> bool:
-    """Whether logits and affinity are stored in an order that compresses well. With lz4, which is there to be read
-    fast, and in format version 1 they are stored as they are."""
+    """Return whether logits and affinity are stored in an order that compresses well.
+
+    They are not with lz4, which is meant for fast reads, and in format version 1.
+    """
     return manifest.compression == "zstd"

@@ -1,7 +1,8 @@
 """One array of a shard: its name, shape, type, chunks and shuffle.
 
 Shape legend: n_text, n_vision, n_answer are the tokens of all the shard's samples together (vision tokens that several
-samples share are stored once), n_pairs is the sum of L * Nt over the samples; k, k' and the rest as in `record`.
+samples share are stored once), n_pairs is the sum of L * Nt over the samples. k is `top_k`, k' is `answer_top_k`; the
+rest is as in `record`.
 
     text_ids                [n_text]        int32
     vision_ids_low          [n_vision, k]   uint16: the lower 16 bits
@@ -14,18 +15,18 @@ samples share are stored once), n_pairs is the sum of L * Nt over the samples; k
     answer_ids_low, answer_ids_high, answer_logits as for vision tokens, with k'
     answer_tail_logsumexp   [n_answer]      float32
 
-With lz4, and in format version 1, logits and affinity are not rearranged, and instead there are
+With lz4, and in format version 1, logits and affinity are not rearranged:
 
     vision_logits, answer_logits  [n, k]     uint16 (bfloat16), float16, float32 or int16 (multiples of a step)
     affinity                      [n_pairs]  each sample's [L, Nt], row by row
 
-In format version 1, and with lz4 in version 2, ids are in one array:
+In format version 1, and with lz4 in version 2, ids are one array:
 
     vision_ids, answer_ids        [n, k]     int32
 
-Chunks hold 16,384 tokens of a two-dimensional array (smaller ones read slower, larger ones cost memory) and 4 MiB of
-a one-dimensional one, or the whole array if it is smaller. Only codecs of the Zarr v3 core are used, so that any Zarr
-reader opens a shard.
+Chunks hold 16,384 tokens of a two-dimensional array (smaller chunks read slower, larger chunks cost memory) and 4 MiB
+of a one-dimensional array, or the whole array if it is smaller. Arrays use only codecs of the Zarr v3 core, so that any
+Zarr reader opens a shard.
 """
 
 from dataclasses import dataclass, field
@@ -47,10 +48,10 @@ Shuffle = Literal["noshuffle", "shuffle", "bitshuffle"]
 class ArrayLayout:
     """One array.
 
-    axis:     what it is concatenated along
-    width:    its other dimension, None for none
-    by_rank:  that other dimension comes first
-    shuffle:  of Blosc, before compression
+    axis:    the axis along which samples are concatenated
+    width:   size of the other dimension; None if the array has one dimension
+    by_rank: the other dimension comes first
+    shuffle: Blosc's shuffle before compression
     """
 
     name: str
@@ -64,20 +65,23 @@ class ArrayLayout:
 
     @property
     def token_axis(self) -> int:
+        """Which dimension of the array is `axis`."""
         return 1 if self.by_rank else 0
 
     @property
     def tokens_per_chunk(self) -> int:
+        """Elements of a full chunk along `axis`."""
         return BYTES_PER_CHUNK // self.dtype.itemsize if self.width is None else TOKENS_PER_CHUNK
 
     def shape(self, length: int) -> tuple[int, ...]:
-        """The array's shape with so many elements along its axis."""
+        """Return the array's shape with `length` elements along `axis`."""
         if self.width is None:
             return (length,)
         return (self.width, length) if self.by_rank else (length, self.width)
 
     @property
     def dimension_names(self) -> tuple[str, ...]:
+        """Names of the dimensions in Zarr's metadata."""
         first = {"affinity": "text_vision_pair"}.get(self.axis, f"{self.axis}_token")
         if self.width is None:
             return (first,)
@@ -85,5 +89,6 @@ class ArrayLayout:
 
 
 def plain_shuffle(compression: Compression) -> Shuffle:
-    """For numbers that are not rearranged. With lz4 bytes, not bits: a little larger, and faster to put back."""
+    """Return the shuffle for numbers that are not rearranged. lz4 shuffles bytes: a little larger, and faster to read
+    than shuffled bits."""
     return "shuffle" if compression == "lz4" else "bitshuffle"

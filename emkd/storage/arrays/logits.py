@@ -1,11 +1,11 @@
-"""Stored logits, [n, k] of the type that `precision` rounds them to, descending within each token.
+"""Stored logits, [n, k] of the type that `precision` rounds to, descending within each token.
 
-    plain     [n, k] as they are           format version 1; lz4
-    ranked    [k, n] keys, rank by rank    zstd, from format version 2 on
+    plain     [n, k] unchanged             format version 1; lz4
+    ranked    [k, n] keys, rank by rank    zstd, since format version 2
 
-Keys are unsigned integers in the order of the logits. They descend within a token, so that the differences from rank to
-rank are small, and rank by rank they compress well: the first rank as it is, then how much each falls below the one
-before it.
+Keys are unsigned integers in the order of the logits. They descend within a token, so the differences from rank to rank
+are small and compress well: the first rank is stored unchanged, each further rank as its distance below the rank before
+it.
 """
 
 from collections.abc import Mapping
@@ -25,6 +25,8 @@ _UNSIGNED: dict[int, np.dtype[Any]] = {2: np.dtype(np.uint16), 4: np.dtype(np.ui
 
 @dataclass(frozen=True)
 class PlainLogits(ArrayKind):
+    """One array [n, k], unchanged."""
+
     layout: ArrayLayout
 
     @property
@@ -40,7 +42,7 @@ class PlainLogits(ArrayKind):
 
 @dataclass(frozen=True)
 class RankedLogits(ArrayKind):
-    """stored: the type of the values, whose keys are as wide."""
+    """One array of keys [k, n]. stored: the type of the values; keys have the same width"""
 
     layout: ArrayLayout
     stored: np.dtype[Any]
@@ -57,7 +59,8 @@ class RankedLogits(ArrayKind):
 
 
 def logits(axis: Literal["vision", "answer"], k: int, manifest: Manifest) -> ArrayKind:
-    """The k stored logits of each vision or answer token, rounded to the cache's precision already."""
+    """Return the kind that stores the k logits of each vision or answer token, already rounded to the cache's
+    precision."""
     precision, compression = manifest.logits_precision, compression_of(manifest)
     stored = logits_dtype(precision)
     if not rearranges(manifest):
@@ -97,30 +100,30 @@ def _plain_attributes(precision: LogitsPrecision) -> dict[str, Any]:
 
 
 def _number(precision: LogitsPrecision) -> str:
-    """What stands for a logit."""
+    """Return what stands for a logit on disk, for the attribute `stored_as`."""
     if precision in STEPS:
         return f"multiples of {STEPS[precision]:g}"
     return "the upper 16 bits of the float32" if precision == "bfloat16" else "the number"
 
 
 def key_dtype(stored: np.dtype[Any]) -> np.dtype[Any]:
-    """Type of the keys of numbers that are stored as this type."""
+    """Return the type of the keys of numbers of type `stored`."""
     return _UNSIGNED[stored.itemsize]
 
 
 def to_keys(stored: NDArray[Any]) -> NDArray[Any]:
-    """Unsigned integers of the same width, ordered as the numbers that were stored (bfloat16 as its bits, any IEEE
-    type, int16)."""
+    """Return unsigned integers of the same width and in the same order as `stored`, which are bfloat16 bits, any IEEE
+    type or int16."""
     bits = stored.view(key_dtype(stored.dtype))
     sign = bits.dtype.type(1 << (8 * bits.itemsize - 1))
     if stored.dtype.kind == "i":
         return bits ^ sign
-    # Positive numbers go above all negative ones, and those descend with their bits.
+    # Positive numbers go above all negative numbers, which descend as their bits ascend.
     return bits ^ (_sign_spread(bits) | sign)
 
 
 def from_keys(keys: NDArray[Any], stored: np.dtype[Any]) -> NDArray[Any]:
-    """The inverse of to_keys."""
+    """Invert to_keys; `stored` is the type of the numbers."""
     sign = keys.dtype.type(1 << (8 * keys.itemsize - 1))
     mask = sign if stored.kind == "i" else ~_sign_spread(keys) | sign
     found: NDArray[Any] = (keys ^ mask).view(stored)
@@ -128,21 +131,22 @@ def from_keys(keys: NDArray[Any], stored: np.dtype[Any]) -> NDArray[Any]:
 
 
 def _sign_spread(bits: NDArray[Any]) -> NDArray[Any]:
-    """All bits of a number are its uppermost one."""
+    """Return numbers all of whose bits are the uppermost bit of `bits`."""
     signed = bits.view(f"i{bits.itemsize}")
     return (signed >> (8 * bits.itemsize - 1)).view(bits.dtype)
 
 
 def by_rank(keys: NDArray[Any]) -> NDArray[Any]:
-    """[k, n] from keys [n, k]: the first rank, then how much each falls below the one before it (modulo the type)."""
-    # Not ascontiguousarray, which is the very memory of `keys` where there is one token or one rank.
+    """Return [k, n] from keys [n, k]: the first rank, then the distance of each rank below the rank before it (modulo
+    the type)."""
+    # Not ascontiguousarray, which returns the memory of `keys` itself if there is one token or one rank.
     ranks = np.array(keys.T, order="C")
     ranks[1:] = ranks[:-1] - ranks[1:]
     return ranks
 
 
 def from_ranks(ranks: NDArray[Any]) -> NDArray[Any]:
-    """Keys [k, n] from the output of by_rank, rank by rank still."""
+    """Return keys [k, n] from the output of by_rank; they stay rank by rank."""
     keys = np.empty_like(ranks)
     keys[:1] = ranks[:1]
     for rank in range(1, len(ranks)):

@@ -1,4 +1,4 @@
-"""Text tokens and where answers stand among them: int32 numbers, one for each token, as they are in every version."""
+"""Ids of text tokens and positions of answer tokens: one int32 number per token, in every format version."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from emkd.storage.manifest.manifest import Manifest
 
 @dataclass(frozen=True)
 class Positions(ArrayKind):
-    """int32 [n]."""
+    """One int32 array [n]."""
 
     layout: ArrayLayout
 
@@ -30,13 +30,13 @@ class Positions(ArrayKind):
 
 
 def text_ids(manifest: Manifest) -> ArrayKind:
-    """The ids of a sample's text tokens [L]."""
+    """Return the kind that stores the ids of a sample's text tokens, [L]."""
     dtype = np.dtype(np.int32)
     return Positions(ArrayLayout(name="text_ids", axis="text", dtype=dtype, compression=compression_of(manifest)))
 
 
 def answer_positions(manifest: Manifest) -> ArrayKind:
-    """Which of a sample's text tokens are answers [A]."""
+    """Return the kind that stores the positions of a sample's answer tokens among its text tokens, [A]."""
     return Positions(
         ArrayLayout(
             name="answer_positions",

@@ -1,10 +1,10 @@
-"""All arrays of a cache, kind by kind: a record becomes stored numbers, and stored numbers a record's fields.
+"""All arrays of a cache, kind by kind: encode a record, and decode its fields.
 
     Record --encode_vision, encode_rest--> {array name: numbers} --decode--> the fields of a Record
 
-`RecordArrays.of(manifest)` picks the form of each kind, once; nothing else asks for a format version. Vision tokens are
-encoded apart from the rest because images that several samples share are stored once. All of this is exact but for the
-rounding that the precision asks for.
+`RecordArrays.of(manifest)` picks the form of each kind once; no other code of arrays checks the format version. Vision
+tokens are encoded separately because images that several samples share are stored once. All of this is exact except for
+the rounding to the cache's precision.
 """
 
 from collections.abc import Mapping
@@ -35,7 +35,7 @@ from emkd.storage.record import Record, TopLogits
 
 @dataclass(frozen=True, kw_only=True)
 class TopLogitsArrays:
-    """The arrays of a `TopLogits` with k logits for each token. tail_mean: None where it is not stored"""
+    """The arrays of a `TopLogits` with k logits for each token. tail_mean: None if it is not stored"""
 
     k: int
     precision: LogitsPrecision
@@ -46,6 +46,7 @@ class TopLogitsArrays:
 
     @classmethod
     def of(cls, manifest: Manifest, axis: Literal["vision", "answer"], k: int, *, mean: bool) -> "TopLogitsArrays":
+        """Return the arrays of the vision or answer tokens. mean: store tail_mean"""
         return cls(
             k=k,
             precision=manifest.logits_precision,
@@ -57,11 +58,12 @@ class TopLogitsArrays:
 
     @property
     def kinds(self) -> tuple[ArrayKind, ...]:
+        """The kinds that are stored."""
         kinds = (self.ids, self.logits, self.tail_logsumexp)
         return kinds if self.tail_mean is None else (*kinds, self.tail_mean)
 
     def encode(self, top: TopLogits) -> Arrays:
-        """What is stored, by array name. ValueError for logits that do not fit the precision."""
+        """Return what is stored, by array name. Raises ValueError if a logit does not fit the precision."""
         ids, stored = in_order(top.ids, encode_logits(top.logits, self.precision))
         arrays = self.ids.encode(ids) | self.logits.encode(stored) | self.tail_logsumexp.encode(top.tail_logsumexp)
         if self.tail_mean is not None and top.tail_mean is not None:
@@ -69,7 +71,7 @@ class TopLogitsArrays:
         return arrays
 
     def decode(self, arrays: Mapping[str, NDArray[Any]], n: int) -> TopLogits:
-        """The n tokens that were encoded. Shares no memory with `arrays`."""
+        """Return the n tokens that were encoded. They share no memory with `arrays`."""
         stored = self.logits.decode(arrays, (n, self.k))
         return TopLogits(
             ids=_decoded(self.ids, arrays, (n, self.k)),
@@ -92,7 +94,7 @@ class RecordArrays:
 
     @classmethod
     def of(cls, manifest: Manifest) -> "RecordArrays":
-        """Those of every shard of a cache."""
+        """Return the arrays of every shard of a cache."""
         return cls(
             affinity_precision=manifest.affinity_precision,
             text_ids=text_ids(manifest),
@@ -104,16 +106,20 @@ class RecordArrays:
 
     @property
     def layouts(self) -> tuple[ArrayLayout, ...]:
-        """Of all arrays of a shard."""
+        """The layouts of all arrays of a shard."""
         kinds = (self.text_ids, *self.vision.kinds, self.affinity, self.answer_positions, *self.answer.kinds)
         return tuple(layout for kind in kinds for layout in kind.layouts)
 
     def encode_vision(self, record: Record) -> Arrays:
-        """All vision tokens of a record, by array name. ValueError for values that do not fit the precision."""
+        """Return what is stored for all vision tokens of a record, by array name.
+
+        Raises ValueError if a logit does not fit the precision.
+        """
         return self.vision.encode(record.vision)
 
     def encode_rest(self, record: Record) -> Arrays:
-        """What is stored of a record besides its vision tokens, by array name. ValueError as encode_vision."""
+        """Return what is stored for the rest of a record, by array name. Raises as encode_vision, and ValueError if an
+        affinity is not a cosine."""
         return (
             self.text_ids.encode(record.text_ids)
             | self.affinity.encode(encode_affinity(record.affinity, self.affinity_precision))
@@ -122,7 +128,10 @@ class RecordArrays:
         )
 
     def decode(self, arrays: Mapping[str, NDArray[Any]]) -> dict[str, Any]:
-        """The array fields of a Record, by name, from what is stored of it. They share no memory with `arrays`."""
+        """Return the array fields of a Record, by name, from what is stored for it, by array name.
+
+        They share no memory with `arrays`.
+        """
         n_text, n_vision = len(arrays["text_ids"]), len(arrays["vision_tail_logsumexp"])
         n_answer = len(arrays["answer_positions"])
         stored = self.affinity.decode(arrays, (n_text, n_vision))
@@ -136,7 +145,8 @@ class RecordArrays:
 
 
 def group_attributes(manifest: Manifest, shard: int) -> dict[str, Any]:
-    """What a shard's Zarr group says of itself. The attempt is left out: equal rows make equal objects."""
+    """Return the attributes of a shard's Zarr group. They do not name the attempt, so that equal rows give equal
+    objects."""
     rows = manifest.rows(shard)
     return {
         "format": "emkd shard",
@@ -151,7 +161,7 @@ def group_attributes(manifest: Manifest, shard: int) -> dict[str, Any]:
 
 
 def in_order(ids: NDArray[np.int32], stored: NDArray[Any]) -> tuple[NDArray[np.int32], NDArray[Any]]:
-    """The same [n, k], where rounding made logits equal by ascending id: the order that a record promises."""
+    """Return the same [n, k] with logits that rounding made equal sorted by ascending id: the order of a record."""
     keys = to_keys(stored)
     tied = (keys[:, :-1] == keys[:, 1:]) & (ids[:, :-1] > ids[:, 1:])
     rows = np.flatnonzero(tied.any(axis=1))
@@ -169,6 +179,6 @@ def _decoded(kind: ArrayKind, arrays: Mapping[str, NDArray[Any]], shape: tuple[i
 
 
 def _own(values: NDArray[Any], kind: ArrayKind, arrays: Mapping[str, NDArray[Any]]) -> NDArray[Any]:
-    """The values in memory of their own: that of the kind's arrays is reused for the next shard."""
+    """Return the values in their own memory: the memory of the kind's arrays is reused for the next shard."""
     shared = any(np.may_share_memory(values, arrays[layout.name]) for layout in kind.layouts)
     return values.copy(order="K") if shared else values

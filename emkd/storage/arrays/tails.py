@@ -1,4 +1,4 @@
-"""What is known of the logits that are not stored: a float32 number for each token, as it is in every version."""
+"""The tail of the logits: one float32 number per token, in every format version."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ _MEANINGS = {
 
 @dataclass(frozen=True)
 class Tail(ArrayKind):
-    """float32 [n]."""
+    """One float32 array [n]."""
 
     layout: ArrayLayout
 
@@ -37,7 +37,7 @@ class Tail(ArrayKind):
 def tail(
     name: Literal["tail_logsumexp", "tail_mean"], axis: Literal["vision", "answer"], manifest: Manifest
 ) -> ArrayKind:
-    """One number of the tail of each vision or answer token."""
+    """Return the kind that stores one number about the tail of each vision or answer token."""
     return Tail(
         ArrayLayout(
             name=f"{axis}_{name}",
