@@ -27,10 +27,11 @@ from emkd.samples.dataset import Dataset
 from emkd.storage.cache import Cache
 from emkd.storage.index.columns import Rows
 from emkd.storage.index.commit import delete_lost_attempts, missing_shards
-from emkd.storage.lifecycle.create import check_place, create_cache, refuse
+from emkd.storage.index.committed import read_committed, read_indexes
+from emkd.storage.lifecycle.create import check_folder, create_cache, refuse
 from emkd.storage.lifecycle.extend import begin_extension, planned_extension
 from emkd.storage.lifecycle.repair import withdraw
-from emkd.storage.lifecycle.seal import read_committed, read_indexes, read_seal, seal
+from emkd.storage.lifecycle.seal import read_seal, seal
 from emkd.storage.lifecycle.verify import verify
 from emkd.storage.manifest.conflicts import conflicts
 from emkd.storage.manifest.manifest import Manifest
@@ -115,7 +116,7 @@ def _prepared(settings: JobSettings) -> tuple[JobSettings, Dataset, Manifest, by
 def _planned(files: Files, run: Manifest, tokenizer: bytes, dataset: Dataset, extend: bool) -> JobPlan:
     """What this run agrees on with the cache that is there; nothing is written."""
     if not extend and not files.exists(MANIFEST_NAME):
-        check_place(files)
+        check_folder(files)
         return JobPlan(run)
     manifest = read_manifest(files)
     if not extend:

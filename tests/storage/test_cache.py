@@ -195,7 +195,7 @@ def test_find_where_ids_and_keys_repeat(tmp_path):
     assert cache.find("abcdef02") == 1
     with pytest.raises(UsageError, match=f"2 samples have the id 'same'; name one by its key: {keys[0]}, "):
         cache.find("same")
-    with pytest.raises(UsageError, match="3 keys begin with 'abcdef'"):
+    with pytest.raises(UsageError, match="3 keys start with 'abcdef'"):
         cache.find("abcdef")
 
 

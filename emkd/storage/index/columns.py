@@ -1,10 +1,11 @@
-"""The rows of all shards, in the memory of a reader: columns that are decoded when they are first asked for.
+"""The rows of all shards in a reader's memory: columns that are decoded on first use.
 
-Opening a cache and finding a sample ask for few columns. Of a million rows, the hashes of texts and the images are half
-of what a consolidated index takes to decode; training asks for them when it compares the first shard, inspection never.
+Opening a cache and finding a sample use few columns. For a million rows, decoding the hashes of texts and the images
+takes half of the time of decoding a consolidated index; training needs them when it compares the first shard,
+inspection never.
 
-What is computed here goes around Arrow's conversions from and to Python and NumPy where it can: the first of them
-imports pandas, which takes longer than opening a cache.
+This module avoids Arrow's conversions from and to Python and NumPy when it can: the first conversion imports pandas,
+which takes longer than opening a cache.
 """
 
 from collections.abc import Sequence
@@ -18,37 +19,47 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from emkd.errors import DamagedCacheError
-from emkd.storage.index.table import INDEX_SCHEMA, OK, TEXT_COLUMN, placed_images, schema_of, with_all_columns
+from emkd.storage.index.table import (
+    INDEX_SCHEMA,
+    OK,
+    TEXT_COLUMN,
+    images_with_offsets,
+    offset_column,
+    schema_of,
+    with_all_columns,
+)
 from emkd.storage.objects.digest import NEXT_STEP
 
 PREFIX_BYTES = 8
-_AT_ONCE = ("id", "key", "status", "shard")  # what opening and finding ask for
+_AT_ONCE = ("id", "key", "status", "shard")  # what opening a cache and finding a sample need
 
 
 class Rows:
     """All rows of INDEX_SCHEMA, in plan order; `rows[name]` is a column. Use `of` or `read`.
 
-    key_prefixes: [rows] the first bytes of each key as a number, zeros behind a shorter one; a search reads these, an
-                  eighth of the keys' memory
+    key_prefixes: [rows] the first PREFIX_BYTES bytes of each key as a number, padded with zeros; a search reads these,
+                  an eighth of the keys' memory
     """
 
     def __init__(self, columns: dict[str, pa.ChunkedArray], n_rows: int, parquet: tuple[str, bytes] | None) -> None:
         self._columns, self._n_rows, self._parquet = columns, n_rows, parquet
         if parquet is not None:
             self._decode(_AT_ONCE)
-        # Now, so that the first search is as fast as the others.
+        # Computed now, so that the first search is as fast as later searches.
         self.key_prefixes = np.concatenate([np.zeros(0, np.uint64), *map(_prefixes, self["key"].chunks)])
 
     @classmethod
     def of(cls, table: pa.Table) -> "Rows":
-        """The rows of a table that is in memory."""
+        """Return the rows of a table in memory."""
         whole = with_all_columns(table).combine_chunks()
         return cls(dict(zip(whole.column_names, whole.columns, strict=True)), len(whole), None)
 
     @classmethod
     def read(cls, where: str, data: bytes) -> "Rows":
-        """From the bytes of a consolidated index, which were checked. DamagedCacheError, now or when a column is asked
-        for, where they are not those of an index."""
+        """Return the rows of a consolidated index from its bytes, which were checked before.
+
+        Raises DamagedCacheError, now or on first use of a column, if the bytes are not those of an index.
+        """
         try:
             file = pq.ParquetFile(pa.BufferReader(data))
             found, n_rows = file.schema_arrow, file.metadata.num_rows
@@ -79,45 +90,45 @@ class Rows:
         except (pa.ArrowException, OSError, ValueError, MemoryError) as error:
             raise _not_as_written(where, error) from error
         if "images" in names and table.schema.field("images").type != INDEX_SCHEMA.field("images").type:
-            placed = placed_images(table["images"], self["vision_offset"])
-            table = table.set_column(table.column_names.index("images"), "images", placed)
+            images = images_with_offsets(table["images"], self[offset_column("vision")])
+            table = table.set_column(table.column_names.index("images"), "images", images)
         table = table.select(list(names)).cast(pa.schema([INDEX_SCHEMA.field(name) for name in names]))
         self._columns.update(zip(names, table.columns, strict=True))
         if len(self._columns) == len(INDEX_SCHEMA):
-            self._parquet = None  # nothing else is asked of it
+            self._parquet = None  # every column is decoded
 
     def numbers(self, name: str) -> NDArray[Any]:
-        """[rows] a column of numbers without nulls, in its own type. Read only."""
+        """Return a column of numbers without nulls, [rows], in its own type. Read-only."""
         return as_numpy(self[name])
 
     def table(self, first: int = 0, last: int | None = None) -> pa.Table:
-        """All columns of the rows [first, last)."""
+        """Return all columns of the rows at positions [first, last)."""
         table = pa.Table.from_arrays([self[name] for name in INDEX_SCHEMA.names], schema=INDEX_SCHEMA)
         return table.slice(first, None if last is None else last - first)
 
     @cached_property
     def is_sample(self) -> pa.ChunkedArray:
-        """[rows] bool: not skipped."""
+        """[rows] bool: whether the row is a sample (not skipped)."""
         return pc.equal(self["status"], text_scalar(OK))
 
     @cached_property
     def samples(self) -> NDArray[np.int64]:
-        """[samples] which rows the samples are, ascending."""
+        """[samples] position of each sample in these rows, ascending; the sample number is the index here."""
         return as_numpy(pc.indices_nonzero(self.is_sample)).astype(np.int64)
 
     def skipped(self, columns: Sequence[str]) -> pa.Table:
-        """Some columns of the rows that have no record."""
+        """Return some columns of the skipped rows."""
         mask = pc.invert(self.is_sample)
         return pa.table({name: self[name].filter(mask) for name in columns}).combine_chunks()
 
     def of_shard(self, shard: int) -> pa.Table:
-        """All columns of the rows of a shard; those of a shard follow each other."""
+        """Return all columns of the rows of a shard, which are adjacent."""
         first, last = np.searchsorted(self.numbers("shard"), [shard, shard + 1]).tolist()
         return self.table(first, last)
 
 
 def as_numpy(column: pa.ChunkedArray | pa.Array) -> NDArray[Any]:
-    """A column of numbers without nulls, without a copy where it is in one piece."""
+    """Return a column of numbers without nulls as an array, without a copy if the column has one chunk."""
     chunks = column.chunks if isinstance(column, pa.ChunkedArray) else [column]
     arrays = [np.from_dlpack(chunk) for chunk in chunks if len(chunk)]
     if len(arrays) == 1:
@@ -126,14 +137,14 @@ def as_numpy(column: pa.ChunkedArray | pa.Array) -> NDArray[Any]:
 
 
 def text_scalar(text: str) -> pa.Scalar:
-    """As pa.scalar, which imports pandas. A text that is not valid UTF-8 equals none."""
+    """As pa.scalar, which imports pandas. A text that is not valid UTF-8 equals no text of a column."""
     data = text.encode(errors="surrogatepass")
     offsets = pa.py_buffer(np.array([0, len(data)], np.int32))
     return pa.StringArray.from_buffers(1, offsets, pa.py_buffer(data))[0]
 
 
 def prefix_range(text: str) -> tuple[int, int]:
-    """The smallest and the largest of `Rows.key_prefixes` that a key may have which begins with `text`."""
+    """Return the smallest and the largest value in `Rows.key_prefixes` of a key that starts with `text`."""
     data = text.encode(errors="surrogatepass")[:PREFIX_BYTES]
     low, high = data.ljust(PREFIX_BYTES, b"\x00"), data.ljust(PREFIX_BYTES, b"\xff")
     return int.from_bytes(low), int.from_bytes(high)
@@ -144,7 +155,7 @@ def _prefixes(keys: pa.StringArray) -> NDArray[np.uint64]:
     offsets = np.frombuffer(offsets_buffer, np.int32, len(keys) + 1, offset=4 * keys.offset)
     starts, lengths = offsets[:-1], np.diff(offsets)
     n_bytes = int(offsets[-1])
-    whole = starts <= n_bytes - PREFIX_BYTES  # of the others, the bytes that follow are not there
+    whole = starts <= n_bytes - PREFIX_BYTES  # after the start of any other key, the buffer has fewer bytes
     prefixes = np.zeros(len(keys), np.uint64)
     if whole.any():
         data = np.frombuffer(data_buffer, np.uint8, n_bytes)
@@ -152,11 +163,11 @@ def _prefixes(keys: pa.StringArray) -> NDArray[np.uint64]:
         prefixes[whole] = windows[starts[whole]]
     for i in np.flatnonzero(~whole & (lengths > 0)).tolist():
         prefixes[i] = prefix_range(keys[i].as_py())[0]
-    return _without_what_follows(prefixes, lengths)
+    return _padded(prefixes, lengths)
 
 
-def _without_what_follows(prefixes: NDArray[np.uint64], lengths: NDArray[np.int32]) -> NDArray[np.uint64]:
-    """Zeros behind keys that are shorter than a prefix."""
+def _padded(prefixes: NDArray[np.uint64], lengths: NDArray[np.int32]) -> NDArray[np.uint64]:
+    """Pad keys that are shorter than a prefix with zeros, in place of the bytes of the next key."""
     short = lengths < PREFIX_BYTES
     if short.any():
         masks = np.array([2**64 - 2 ** (64 - 8 * n) for n in range(PREFIX_BYTES)], np.uint64)

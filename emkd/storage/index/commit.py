@@ -1,16 +1,15 @@
-"""The index of a shard: one row per row of the plan. Its appearance is the commit.
+"""The index of a shard: one row per row of the plan. Its appearance commits the shard.
 
-index/<n>.parquet has the columns of INDEX_SCHEMA (see `table`), and in its schema's metadata, under b"emkd",
-an envelope (see `digest`) of
+index/<n>.parquet has the columns of INDEX_SCHEMA (see `table`). The metadata of its schema holds, under b"emkd", an
+envelope (see `digest`) of
 
     {"shard", "attempt", "settings_sha256", "objects": {name in the shard's folder: {n_bytes, sha256}},
      "rows_sha256": of the canonical JSON of all rows,
-     "halvings": {row: times}, only where batches were halved because they did not fit the memory}
+     "halvings": {row: times}, only if batches were halved because they did not fit into memory}
 
-so that the file vouches for its own rows (whatever Parquet makes of a flipped bit), for every object of the
-shard, and for the settings of the cache that it belongs to. It is created only if absent: of two attempts
-at a shard the first one wins, and the other one deletes its own folder. A shard without an index does not
-exist for readers.
+so that the file has the hashes of its own rows (Parquet may read a flipped bit without an error), of every object of
+the shard, and of the settings of its cache. It is created only if absent: of two attempts at a shard, the first to
+commit wins, and the other attempt deletes its own folder. A shard without an index does not exist for readers.
 """
 
 import contextlib
@@ -39,8 +38,13 @@ _METADATA_KEY = b"emkd"
 
 @dataclass(frozen=True, kw_only=True)
 class ShardIndex:
-    """The index of one attempt at a shard. `table` has INDEX_SCHEMA; `objects` is by name in the folder;
-    `halvings` says how often the batch of a row was halved, of those that were."""
+    """The index of one attempt at a shard.
+
+    settings_sha256: hash of the manifest or the extension that planned the shard
+    objects:         digest of each object, by its name in the attempt's folder
+    table:           the rows, with INDEX_SCHEMA or an older schema
+    halvings:        {row: how often its batch was halved}, of rows whose batch was
+    """
 
     shard: int
     attempt: str
@@ -51,10 +55,11 @@ class ShardIndex:
 
     @property
     def prefix(self) -> str:
+        """The folder of the attempt."""
         return shard_prefix(self.shard, self.attempt)
 
     def to_bytes(self) -> bytes:
-        """The content of index/<n>.parquet, a pure function of the fields."""
+        """Return the content of index/<n>.parquet, a pure function of the fields."""
         body: dict[str, Any] = {
             "shard": self.shard,
             "attempt": self.attempt,
@@ -68,9 +73,9 @@ class ShardIndex:
 
     @classmethod
     def from_bytes(cls, where: str, data: bytes, *, vouched: bool = False) -> "ShardIndex":
-        """Read and check index/<n>.parquet. DamagedCacheError where anything in it is not as written.
+        """Parse and check index/<n>.parquet. Raises DamagedCacheError if anything in it is not as it was written.
 
-        vouched: the seal's hash of these bytes was compared already; the rows' own hash would say nothing more
+        vouched: the bytes already match the seal's hash, so the rows' own hash is not compared
         """
         table = read_parquet(where, data)
         body = open_envelope(where, (table.schema.metadata or {}).get(_METADATA_KEY, b""))
@@ -93,24 +98,24 @@ class ShardIndex:
 
 
 def commit_shard(files: Files, index: ShardIndex) -> bool:
-    """Make a written shard exist. False where another attempt was first; its folder is then deleted here.
+    """Commit a written attempt. Returns False if another attempt was first, and deletes the folder of this one.
 
-    Committing the same attempt twice is True both times. DamagedCacheError where an object of the attempt
-    is not there, or where the index that won cannot be read (nothing is deleted then); CacheWriteError where the
-    index cannot be written: the shard is not committed then, and the attempt is deleted.
+    Committing the same attempt twice returns True both times. Raises DamagedCacheError if an object of the attempt is
+    missing, or if the index that won cannot be read (then nothing is deleted), and CacheWriteError if the index cannot
+    be written: then the shard is not committed, and the attempt is deleted.
     """
     changed = changed_sizes(files, index)
-    # In this order: a folder that was deleted because another attempt won has an index by now.
+    # Sizes first: if the folder was deleted because another attempt won, that attempt's index exists by now.
     if changed and not files.exists(index_name(index.shard)):
         raise DamagedCacheError(
-            f"{files.where(changed[0])}: gone or of another size since it was written, so shard "
-            f"{index.shard} was not committed; run the same command again"
+            f"{files.where(changed[0])}: missing or of another size than was written, so shard {index.shard} was not "
+            "committed; run the same command again"
         )
     try:
         if files.create(index_name(index.shard), index.to_bytes()):
             return True
     except CacheWriteError:
-        with contextlib.suppress(OSError):  # a full disk: what is of no use must not fill it
+        with contextlib.suppress(OSError):  # unusable files must not fill a disk
             if index.shard not in committed_shards(files):
                 files.delete_tree(index.prefix)
         raise
@@ -122,17 +127,19 @@ def commit_shard(files: Files, index: ShardIndex) -> bool:
 
 
 def changed_sizes(files: Files, index: ShardIndex) -> list[str]:
-    """Names of the shard's objects that are missing or have another size; their content is not read."""
+    """Return the names of the shard's objects that are missing or have another size; reads no content."""
     sizes = files.sizes(index.prefix)
     names = {f"{index.prefix}/{name}": digest.n_bytes for name, digest in index.objects.items()}
     return [name for name, n_bytes in names.items() if sizes.get(name) != n_bytes]
 
 
 def read_index(files: Files, shard: int, data: bytes | None = None, *, vouched: bool = False) -> ShardIndex:
-    """The checked index of a committed shard, from the file or from its `data` where they were read already.
+    """Read and check the index of a committed shard.
+
+    data:    the content of its file; read here by default
     vouched: see ShardIndex.from_bytes
 
-    DamagedCacheError where it is missing or not as written.
+    Raises DamagedCacheError if it is missing or not as it was written.
     """
     name = index_name(shard)
     data = files.read(name) if data is None else data
@@ -140,24 +147,25 @@ def read_index(files: Files, shard: int, data: bytes | None = None, *, vouched: 
         raise DamagedCacheError(f"{files.where(name)}: missing: shard {shard} is not committed. {NEXT_STEP}")
     index = ShardIndex.from_bytes(files.where(name), data, vouched=vouched)
     if index.shard != shard:
-        raise DamagedCacheError(f"{files.where(name)}: is the index of shard {index.shard}. {NEXT_STEP}")
+        raise DamagedCacheError(
+            f"{files.where(name)}: is the index of shard {index.shard}, expected shard {shard}. {NEXT_STEP}"
+        )
     return index
 
 
 def missing_shards(files: Files, manifest: Manifest) -> list[int]:
-    """Numbers of the shards of a cache that are not committed, ascending: what a resumed job has to do."""
+    """Return the shards of a cache that are not committed, ascending: those that a resumed job has to write."""
     return sorted(set(manifest.shards) - set(committed_shards(files)))
 
 
 def delete_lost_attempts(files: Files) -> list[str]:
-    """Delete the folders of attempts at shards that another attempt has committed, and partial files of objects
-    that exist; their names.
+    """Delete the folders of attempts that lost to a committed one, and partial files of objects that exist.
 
-    An attempt at a shard that is not committed stays: somebody may be writing it. Safe while others run: an
-    attempt that is deleted here could not have won any more.
+    Returns the names of what was deleted. An attempt at a shard that is not committed stays: another process may be
+    writing it. Safe while other jobs run: an attempt that is deleted here could no longer win.
     """
     folders = files.folders("shards")
-    deleted = [folder for folder in folders if folder.startswith("shards/.deleted-")]  # was interrupted
+    deleted = [folder for folder in folders if folder.startswith("shards/.deleted-")]  # an interrupted deletion
     committed = set(committed_shards(files))
     attempts: dict[int, list[str]] = {}
     for folder in folders:
@@ -165,7 +173,7 @@ def delete_lost_attempts(files: Files) -> list[str]:
         if shard is not None and shard in committed:
             attempts.setdefault(shard, []).append(folder)
     for shard, rivals in attempts.items():
-        if len(rivals) > 1:  # so that an index is read only where there is a choice
+        if len(rivals) > 1:  # read an index only if it has to decide
             winner = read_index(files, shard).prefix
             deleted += [folder for folder in rivals if folder != winner]
     for folder in deleted:

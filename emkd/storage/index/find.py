@@ -1,4 +1,4 @@
-"""From what a user types to a sample: a key, an id, or the beginning of a key."""
+"""Find a sample by its key, its id, or the beginning of its key."""
 
 from typing import NoReturn
 
@@ -13,14 +13,14 @@ _SHOWN = 10
 
 
 def find_sample(rows: Rows, key_or_id: str, where: str) -> int:
-    """Number of the sample among `rows` with this key, id, or unique beginning of a key.
+    """Return the number of the sample with this key, id, or unique beginning of a key.
 
-    A key that several rows have names the same content, so the first of them is the answer; an id that
-    several rows have is a UsageError that lists their keys, as is a beginning of several keys.
-    SampleNotFoundError where there is none, with the reason if it is among the skipped rows.
+    Rows with the same key have the same content, so the first of them is returned. Raises UsageError, which lists the
+    keys, if several samples have the id or several keys start with the text, and SampleNotFoundError if there is no
+    such sample, with the reason if the row was skipped.
     """
-    begins = _with_beginning(rows, key_or_id)
-    with_key = [place for place in begins if _text(rows, "key", place) == key_or_id]
+    with_beginning = _with_beginning(rows, key_or_id)
+    with_key = [position for position in with_beginning if _text(rows, "key", position) == key_or_id]
     same_key = _numbers(rows, with_key)
     if same_key:
         return same_key[0]
@@ -31,34 +31,40 @@ def find_sample(rows: Rows, key_or_id: str, where: str) -> int:
     if same_id:
         return same_id[0]
     if len(key_or_id) >= MIN_PREFIX:
-        numbers = _numbers(rows, begins)
+        numbers = _numbers(rows, with_beginning)
         if len({_key(rows, number) for number in numbers}) > 1:
-            _ambiguous(rows, numbers, f"{where}: {len(numbers)} keys begin with {key_or_id!r}")
+            _ambiguous(rows, numbers, f"{where}: {len(numbers)} keys start with {key_or_id!r}")
         if numbers:
             return numbers[0]
     _not_found(rows, sorted({*with_key, *with_id}), key_or_id, where)
 
 
 def _with_beginning(rows: Rows, text: str) -> list[int]:
-    """Rows whose key begins with `text`, ascending; none for an empty one. Few keys have the same first bytes: these
-    alone are compared whole."""
+    """Return the positions in `rows` of keys that start with `text`, ascending; none if it is empty.
+
+    Only the few keys with the same first bytes are compared whole.
+    """
     if not text:
         return []
     low, high = (np.uint64(bound) for bound in prefix_range(text))
     prefixes = rows.key_prefixes
     candidates = np.flatnonzero(prefixes == low if low == high else (prefixes >= low) & (prefixes <= high))
-    return [place for place in candidates.tolist() if _text(rows, "key", place).startswith(text)]
+    return [position for position in candidates.tolist() if _text(rows, "key", position).startswith(text)]
 
 
-def _numbers(rows: Rows, places: list[int]) -> list[int]:
-    """The sample numbers of those of some rows that were not skipped."""
-    numbers = np.searchsorted(rows.samples, places).tolist()
+def _numbers(rows: Rows, positions: list[int]) -> list[int]:
+    """Return the sample numbers of the rows at `positions`, without skipped rows."""
+    candidates = np.searchsorted(rows.samples, positions).tolist()
     n = len(rows.samples)
-    return [i for i, place in zip(numbers, places, strict=True) if i < n and rows.samples[i] == place]
+    return [
+        number
+        for number, position in zip(candidates, positions, strict=True)
+        if number < n and rows.samples[number] == position
+    ]
 
 
-def _text(rows: Rows, name: str, place: int) -> str:
-    return str(rows[name][place].as_py())
+def _text(rows: Rows, name: str, position: int) -> str:
+    return str(rows[name][position].as_py())
 
 
 def _key(rows: Rows, number: int) -> str:
@@ -76,6 +82,6 @@ def _not_found(rows: Rows, skipped: list[int], key_or_id: str, where: str) -> No
         row, name, reason, detail = (rows[name][skipped[0]].as_py() for name in ("row", "id", "reason", "detail"))
         raise SampleNotFoundError(f"{where}: row {row} (id {name!r}) was skipped: {reason}: {detail}")
     raise SampleNotFoundError(
-        f"{where}: no sample has the key or id {key_or_id!r}, nor a key that begins so (give at least "
-        f"{MIN_PREFIX} characters)"
+        f"{where}: no sample has the key or id {key_or_id!r}, and no key starts with it (give at least {MIN_PREFIX} "
+        "characters)"
     )

@@ -1,4 +1,4 @@
-"""The rows of a shard's index, made while its records are written."""
+"""The rows of a shard's index, built while its records are written."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -6,14 +6,15 @@ from typing import Any
 import pyarrow as pa
 
 from emkd.storage.arrays.layout import AXES, Axis
-from emkd.storage.index.table import OK, SKIPPED, TEXT_COLUMN, images_to_json, index_schema
+from emkd.storage.index.table import OK, SKIPPED, TEXT_COLUMN, count_column, images_to_json, index_schema, offset_column
 from emkd.storage.record import CapturedRow, Record
 
 
 def index_row(row: CapturedRow, shard: int, starts: dict[Axis, int], image_offsets: Sequence[int]) -> dict[str, Any]:
-    """One row of an index.
+    """Return one row of an index.
 
-    starts: where the record's part of each axis begins;  image_offsets: where each image's vision tokens do
+    starts:        position of the record's first element along each axis of the shard's arrays
+    image_offsets: position of each image's first vision token
     """
     record = row.record
     counts = _counts(record)
@@ -30,17 +31,18 @@ def index_row(row: CapturedRow, shard: int, starts: dict[Axis, int], image_offse
         "retained_mass": None if record is None else retained_mass(record),
     }
     for axis in AXES:
-        found[f"{axis}_offset"] = 0 if record is None else starts[axis]
-        found[f"{axis}_count"] = counts[axis]
+        found[offset_column(axis)] = 0 if record is None else starts[axis]
+        found[count_column(axis)] = counts[axis]
     return found
 
 
 def index_table(rows: Sequence[dict[str, Any]], format_version: int) -> pa.Table:
+    """Return rows from index_row as the table of an index."""
     return pa.Table.from_pylist(list(rows), schema=index_schema(format_version))
 
 
 def _counts(record: Record | None) -> dict[Axis, int]:
-    """Elements of a record along each axis; all 0 for a skipped row."""
+    """Return the number of a record's elements along each axis; all 0 for a skipped row."""
     if record is None:
         return dict.fromkeys(AXES, 0)
     n_text, n_vision, n_answer = len(record.text_ids), len(record.vision), len(record.answer)
@@ -48,5 +50,5 @@ def _counts(record: Record | None) -> dict[Axis, int]:
 
 
 def retained_mass(record: Record) -> float | None:
-    """Mean over the vision tokens of the softmax mass of the stored ids; None without vision tokens."""
+    """Return the mean over the vision tokens of the softmax mass of the stored ids; None without vision tokens."""
     return float(record.vision.retained_mass().mean()) if len(record.vision) else None

@@ -1,9 +1,9 @@
 """The rows of an index: one for each row of the plan, as an Arrow table and as a Parquet file.
 
-The same columns make index/<n>.parquet (the rows of one shard) and index.parquet (all rows in plan order). In format
-version 1 an image has no offset of its own, and indexes that were written before `text_sha256` was kept lack that
-column: they stay as they are on disk, and get what is missing in memory (`with_all_columns`). A cache that rows with
-texts are added to has indexes of both kinds.
+index/<n>.parquet (the rows of one shard) and index.parquet (all rows in plan order) have the same columns. In format
+version 1, images have no `offset`; indexes written before `text_sha256` existed lack that column. These files stay as
+they are on disk, and `with_all_columns` adds the missing columns in memory. A cache may hold indexes with and without
+`text_sha256` if it was extended.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from emkd.errors import DamagedCacheError
+from emkd.storage.arrays.layout import Axis
 from emkd.storage.objects.digest import NEXT_STEP
 from emkd.storage.record import ImageSpan
 
@@ -34,17 +35,17 @@ _FIRST_IMAGE_TYPE = pa.struct(
         ("width", pa.int32()),
     ]
 )
-# offset: where the image's vision tokens begin in the shard; several samples may have them in common
+# offset: position in the shard of the image's first vision token; several samples may share these tokens
 IMAGE_TYPE = pa.struct([*_FIRST_IMAGE_TYPE, ("offset", pa.int64())])
 
 # Offsets and counts are in elements along the axis of the shard's arrays (see `layout`), 0 for skipped rows. A row's
-# vision_offset is that of its first image; the images of a row need not follow each other.
+# vision_offset is that of its first image; the images of a row need not be adjacent in the shard.
 INDEX_SCHEMA = pa.schema(
     [
         ("row", pa.int64()),
         ("id", pa.string()),
         ("key", pa.string()),
-        (TEXT_COLUMN, pa.string()),  # "" where the row has no conversation, null where it is not known
+        (TEXT_COLUMN, pa.string()),  # "" if the row has no conversation, null if the hash is not known
         ("status", pa.string()),
         ("reason", pa.string()),
         ("detail", pa.string()),
@@ -64,19 +65,29 @@ INDEX_SCHEMA = pa.schema(
 
 
 _IMAGES = INDEX_SCHEMA.get_field_index("images")
-# Of format version 1, with texts and without.
+# The schemas of format version 1, with text_sha256 and without.
 TEXT_SCHEMA = INDEX_SCHEMA.set(_IMAGES, pa.field("images", pa.list_(_FIRST_IMAGE_TYPE)))
 FIRST_SCHEMA = TEXT_SCHEMA.remove(TEXT_SCHEMA.get_field_index(TEXT_COLUMN))
 _SCHEMAS = (INDEX_SCHEMA, TEXT_SCHEMA, FIRST_SCHEMA)
 
 
+def offset_column(axis: Axis) -> str:
+    """Return the column with the position of a row's first element along `axis` in the shard's arrays."""
+    return f"{axis}_offset"
+
+
+def count_column(axis: Axis) -> str:
+    """Return the column with the number of a row's elements along `axis`."""
+    return f"{axis}_count"
+
+
 def index_schema(format_version: int) -> pa.Schema:
-    """Of the indexes that are written now, for caches of this version."""
+    """Return the schema of the indexes that this emkd writes for caches of `format_version`."""
     return TEXT_SCHEMA if format_version == 1 else INDEX_SCHEMA
 
 
 def with_texts(table: pa.Table) -> pa.Table:
-    """A table of an index with the column TEXT_COLUMN, null where it was written without."""
+    """Return the table of an index with the column TEXT_COLUMN, null if it was written without."""
     if TEXT_COLUMN in table.column_names:
         return table
     missing = pa.nulls(len(table), pa.string())
@@ -84,39 +95,39 @@ def with_texts(table: pa.Table) -> pa.Table:
 
 
 def with_all_columns(table: pa.Table) -> pa.Table:
-    """A table of an index with INDEX_SCHEMA. Of format version 1, a row's images follow each other."""
+    """Return the table of an index with INDEX_SCHEMA: TEXT_COLUMN and the offsets of images are added if missing."""
     table = with_texts(table)
     if table.schema.field("images").type == INDEX_SCHEMA.field("images").type:
         return table
-    placed = placed_images(table["images"], table["vision_offset"])
-    return table.set_column(_IMAGES, INDEX_SCHEMA.field(_IMAGES), placed)
+    images = images_with_offsets(table["images"], table[offset_column("vision")])
+    return table.set_column(_IMAGES, INDEX_SCHEMA.field(_IMAGES), images)
 
 
-def placed_images(column: pa.ChunkedArray, vision_offset: pa.ChunkedArray) -> pa.ListArray:
-    """The images of format version 1, which follow each other from a row's vision_offset on, with their own offsets."""
+def images_with_offsets(column: pa.ChunkedArray, vision_offset: pa.ChunkedArray) -> pa.ListArray:
+    """Return the images of format version 1 with offsets: a row's images are adjacent, starting at `vision_offset`."""
     images = column.combine_chunks()
     spans = images.flatten()
     bounds = images.offsets.to_numpy()
     rows = np.repeat(np.arange(len(images)), np.diff(bounds))
     offsets = pc.add(vision_offset.take(pa.array(rows)).combine_chunks(), spans.field("start"))
     fields = [spans.field(i) for i in range(spans.type.num_fields)]
-    placed = pa.StructArray.from_arrays([*fields, offsets], fields=list(IMAGE_TYPE))
-    return pa.ListArray.from_arrays(pa.array(bounds - bounds[0], pa.int32()), placed)
+    with_offsets = pa.StructArray.from_arrays([*fields, offsets], fields=list(IMAGE_TYPE))
+    return pa.ListArray.from_arrays(pa.array(bounds - bounds[0], pa.int32()), with_offsets)
 
 
 def n_stored_vision(table: pa.Table) -> int:
-    """Vision tokens that the shard of an index has; those of images that rows share count once."""
+    """Return the number of vision tokens that an index's shard stores; tokens of images that rows share count once."""
     images = with_all_columns(table)["images"].combine_chunks().flatten()
     return pc.max(pc.add(images.field("offset"), images.field("count"))).as_py() or 0
 
 
 def schema_of(found: pa.Schema) -> pa.Schema | None:
-    """The one of the known schemas that this is, None for another one."""
+    """Return the schema of an index, of any version, that equals `found`; None if there is none."""
     return next((known for known in _SCHEMAS if found.equals(known, check_metadata=False)), None)
 
 
 def images_to_json(images: Sequence[ImageSpan], offsets: Sequence[int]) -> list[dict[str, Any]]:
-    """Image spans as a value of IMAGE_TYPE (the older one ignores where they are in the shard)."""
+    """Return image spans as a value of the column `images`. The type of format version 1 ignores the offsets."""
     return [
         {
             "text_position": span.text_position,
@@ -132,7 +143,7 @@ def images_to_json(images: Sequence[ImageSpan], offsets: Sequence[int]) -> list[
 
 
 def images_from_json(values: Sequence[Mapping[str, Any]]) -> tuple[ImageSpan, ...]:
-    """The inverse of images_to_json."""
+    """Invert images_to_json; the offsets are dropped."""
     return tuple(
         ImageSpan(
             text_position=value["text_position"],
@@ -146,15 +157,17 @@ def images_from_json(values: Sequence[Mapping[str, Any]]) -> tuple[ImageSpan, ..
 
 
 def write_parquet(table: pa.Table, metadata: dict[bytes, bytes] | None = None) -> bytes:
-    """The table of an index as the bytes of a Parquet file: the same ones each time."""
+    """Return the bytes of a Parquet file with the table of an index, a pure function of the arguments."""
     buffer = BytesIO()
     pq.write_table(table.replace_schema_metadata(metadata).combine_chunks(), buffer, compression="zstd")
     return buffer.getvalue()
 
 
 def read_parquet(where: str, data: bytes) -> pa.Table:
-    """The table in the bytes of a Parquet file, with the columns that it was written with; DamagedCacheError where
-    they are not those of an index."""
+    """Read the table of an index, with the columns that it was written with, from the bytes of a Parquet file.
+
+    Raises DamagedCacheError if they are not a Parquet file or its columns are not those of an index.
+    """
     try:
         table = pq.ParquetFile(pa.BufferReader(data)).read(use_threads=False)
         table.validate(full=True)
@@ -163,5 +176,5 @@ def read_parquet(where: str, data: bytes) -> pa.Table:
     schema = schema_of(table.schema)
     if schema is None:
         raise DamagedCacheError(f"{where}: columns differ from those of an index. {NEXT_STEP}")
-    # Parquet adds numbers to the fields on reading: without them the same rows make the same bytes again.
+    # Reading Parquet adds field ids to the schema. Without them, the same rows give the same bytes when written again.
     return table.cast(schema.with_metadata(table.schema.metadata))

@@ -1,10 +1,10 @@
-"""What happens to a cache: it is created, sealed, extended, verified and repaired.
+"""Create, seal, extend, verify and repair a cache.
 
 In reading order:
 
-    create  manifest and tokenizer, only if absent
-    seal    the end of a job: totals, and the hash of everything
-    extend  more rows for a cache
-    verify  reads and checks every byte
-    repair  withdraws what is damaged, so that the job writes it again
+    create  write manifest and tokenizer, only if absent
+    seal    write totals and the hash of everything, at the end of a job
+    extend  plan more rows for a cache
+    verify  read and check every byte
+    repair  delete damaged objects, so that the job writes them again
 """

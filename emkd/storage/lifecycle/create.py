@@ -1,7 +1,7 @@
-"""The beginning of a cache: its manifest and its tokenizer.
+"""Create a cache: write its manifest and its tokenizer.
 
-The manifest comes first, and only if absent: a folder with a manifest is a cache, and whoever comes later
-must agree with it. A run that was killed between the two files is completed by the next one.
+The manifest is written first, and only if absent: a folder with a manifest is a cache, and later runs must agree with
+it. If a run is killed between the two files, the next run writes the tokenizer.
 """
 
 from collections.abc import Sequence
@@ -17,13 +17,14 @@ from emkd.storage.objects.open import open_files
 
 
 def create_cache(uri: str | Path, manifest: Manifest, tokenizer_json: bytes) -> Files:
-    """Begin a cache, or come back to one that agrees with `manifest`.
+    """Create a cache, or open an existing one that agrees with `manifest`.
 
-    CacheConflictError names the settings that differ; OutputExistsError where the folder has other things
-    in it; DamagedCacheError and CacheVersionError for a manifest that cannot be read.
+    Raises CacheConflictError, which names the settings that differ, OutputExistsError if the folder has files but is
+    not a cache, CacheWriteError if it is not writable, and DamagedCacheError or CacheVersionError if the existing
+    manifest cannot be read.
     """
     files = open_files(uri)
-    check_place(files)
+    check_folder(files)
     if not files.create(MANIFEST_NAME, manifest.to_bytes()):
         refuse(files, conflicts(read_manifest(files), manifest))
     if not files.create(TOKENIZER_NAME, tokenizer_json) and files.read(TOKENIZER_NAME) != tokenizer_json:
@@ -31,13 +32,15 @@ def create_cache(uri: str | Path, manifest: Manifest, tokenizer_json: bytes) -> 
     return files
 
 
-def check_place(files: Files) -> None:
-    """OutputExistsError where other things than a cache are in the folder; CacheWriteError where it may not be
-    written. Cheap: a job looks before it loads a model."""
+def check_folder(files: Files) -> None:
+    """Check that the folder has a cache, or is empty and writable. Cheap: a job calls it before it loads a model.
+
+    Raises OutputExistsError if it has files but is not a cache, and CacheWriteError if it is not writable.
+    """
     if files.exists(MANIFEST_NAME):
         return
     found = files.names()
-    if found and not files.exists(MANIFEST_NAME):  # another run may just have begun
+    if found and not files.exists(MANIFEST_NAME):  # again: another run may have created the cache meanwhile
         raise OutputExistsError(
             f"{files.root}: {len(found)} files that are not a cache ({found[0]}, ...); name an empty or a new folder"
         )
@@ -45,9 +48,10 @@ def check_place(files: Files) -> None:
 
 
 def refuse(files: Files, differences: Sequence[str]) -> None:
+    """Raise CacheConflictError if the run differs from the cache in any setting. differences: from `conflicts`"""
     if differences:
         raise CacheConflictError(
-            f"{files.root}: a cache made with other settings is there:\n  "
+            f"{files.root}: the folder has a cache with other settings:\n  "
             + "\n  ".join(differences)
             + "\nUse the settings of the cache, or name another folder"
             + (". Other rows can be added with --extend" if all(_about_rows(line) for line in differences) else "")

@@ -1,7 +1,7 @@
-"""What is damaged leaves the cache, so that the job makes it anew.
+"""Repair a cache: delete damaged objects, so that the job writes them again.
 
-Nothing that is whole is touched, and the order keeps a kill harmless: the seal goes first, so that a cache that
-is being repaired counts as not sealed, and the next run finds again what is damaged.
+Intact shards are not touched, and a kill at any time is harmless: the seal is deleted first, so that a cache under
+repair counts as not sealed, and the next run finds the same damage again.
 """
 
 from collections.abc import Sequence
@@ -28,12 +28,13 @@ from emkd.storage.objects.names import (
 
 
 def withdraw(files: Files, damages: Sequence[Damage], run: Manifest, tokenizer_json: bytes) -> list[int]:
-    """Withdraw the commits of damaged shards and make anew what `run` can: their numbers.
+    """Delete the indexes of damaged shards, so that they are no longer committed, and return these shards.
 
-    run, tokenizer_json: what the same command writes; they take the place of a damaged manifest and tokenizer.
-    CacheConflictError where `run` is not the run that made the cache; DamagedCacheError where the plan of an
-    extension is damaged, which only a copy brings back, or where an object cannot be read now: it may be whole.
-    Nothing is changed in any of these cases.
+    run, tokenizer_json: the manifest and the tokenizer of the same command; they replace damaged ones
+
+    Raises CacheConflictError if `run` is not the run that created the cache, and DamagedCacheError if the plan of an
+    extension is damaged (only a copy restores it) or if an object cannot be read now (it may be intact). In all these
+    cases nothing is changed.
     """
     if not damages:
         return []
@@ -60,31 +61,34 @@ def withdraw(files: Files, damages: Sequence[Damage], run: Manifest, tokenizer_j
 
 
 def _check_readable(files: Files, damages: Sequence[Damage]) -> None:
-    """A disk that fails or a permission that is missing says nothing of what was written."""
+    """Raise DamagedCacheError if the disk fails or permissions are missing: the object itself may be intact."""
     for damage in damages:
         try:
             files.read(damage.name)
         except DamagedCacheError as error:
             raise DamagedCacheError(
-                f"{files.where(damage.name)} cannot be read now, and may be whole: nothing was withdrawn. Mend the "
-                f"disk or the permissions, or delete the file to have it made anew ({error.__cause__})"
+                f"{files.where(damage.name)} cannot be read now, but may be intact: nothing was changed. Fix the disk "
+                f"or the permissions, or delete the file to have it written again ({error.__cause__})"
             ) from error
 
 
 def _check_plans(files: Files, damages: Sequence[Damage]) -> None:
+    """Raise DamagedCacheError if the plan of an extension is damaged."""
     for damage in damages:
         if damage.name.endswith("/plan.json"):
             raise DamagedCacheError(
-                f"{files.where(damage.name)}: {damage.what}. The plan of an extension cannot be made anew from the "
-                "rest: restore it from a copy; or, where it is the newest one, remove its folder and add the same data "
+                f"{files.where(damage.name)}: {damage.what}. The plan of an extension cannot be rebuilt from the other "
+                "files: restore it from a copy; or, if it is the newest plan, delete its folder and add the same data "
                 "again with --extend, which makes the same plan and computes nothing twice"
             )
 
 
 def _same_run(files: Files, run: Manifest, damaged: set[str]) -> Manifest:
-    """The manifest that takes the place of a damaged one: the run's, or that with which an older version would have
-    begun the cache, without the chat template or in an older format. The first plan's shards were written under it,
-    and the first extension extends it.
+    """Return the manifest that replaces a damaged one.
+
+    It is that of the run, or as an older version of emkd would have written it for the same run: without the chat
+    template, or in an older format. The indexes of the first plan's shards and the first extension name its hash.
+    Raises CacheConflictError if they name the hash of another run.
     """
     first = parse_extension(files, 1) if count_extensions(files) else None
     named = {} if first is None else {plan_name(1): first.parent_sha256}
@@ -99,6 +103,6 @@ def _same_run(files: Files, run: Manifest, damaged: set[str]) -> Manifest:
         if settings_sha256 != run.settings_sha256:
             raise CacheConflictError(
                 f"{files.where(MANIFEST_NAME)} is damaged, and {files.where(name)} was written with other settings or "
-                "data than those of this run; repeat the very command that began the cache, with --repair"
+                "data than those of this run; run exactly the command that created the cache again, with --repair"
             )
     return run

@@ -1,7 +1,7 @@
-"""Read and check every byte of a cache, and say what is damaged.
+"""Read and check every byte of a cache, and list the damage.
 
-Nothing is raised for damage: all of it is listed. The order is that of trust: the seal, what the seal
-vouches for, and then each shard by its own index.
+Damage raises no error: all of it is listed. The order follows the hashes: the seal, the objects whose hashes the seal
+holds, and then each shard by its own index.
 """
 
 import contextlib
@@ -11,7 +11,8 @@ from pathlib import Path
 
 from emkd.errors import DamagedCacheError, InputNotFoundError
 from emkd.storage.index.commit import read_index
-from emkd.storage.lifecycle.seal import Seal, check_tokenizer, read_committed, read_seal
+from emkd.storage.index.committed import read_committed
+from emkd.storage.lifecycle.seal import Seal, read_seal
 from emkd.storage.manifest.manifest import Manifest
 from emkd.storage.manifest.read import (
     described_names,
@@ -19,6 +20,7 @@ from emkd.storage.manifest.read import (
     is_cache,
     parse_extension,
     read_manifest,
+    read_tokenizer,
 )
 from emkd.storage.objects.digest import ObjectDigest, describe_damage
 from emkd.storage.objects.files import Files
@@ -36,19 +38,20 @@ from emkd.storage.objects.open import open_files
 
 @dataclass(frozen=True, kw_only=True)
 class Damage:
-    """One object that is not as it was written: its name in the cache, and what is wrong with it."""
+    """An object that is not as it was written. name: in the cache;  what: a description of the damage"""
 
     name: str
     what: str
 
 
 def verify(uri: str | Path, progress: Callable[[int], None] | None = None, *, arrays: bool = True) -> list[Damage]:
-    """Everything that is damaged in a cache, sealed or not; an empty list where nothing is.
+    """Return all damaged objects of a cache, sealed or not; an empty list if there are none.
 
-    `progress` is called with the bytes of each object of a shard once it is checked. Without `arrays` the
-    objects of shards are left out: only what describes them is read. InputNotFoundError where there is no
-    cache; CacheVersionError where it is of a newer format. A shard that is not committed yet is no damage;
-    one that is gone from a sealed cache is.
+    progress: called with the size in bytes of each object of a shard after it was checked
+    arrays:   also check the objects of shards; without it, only their indexes and the files beside them are read
+
+    A shard that is not committed yet is not damage; one that is missing from a sealed cache is. Raises
+    InputNotFoundError if there is no cache, and CacheVersionError if it is of a newer format.
     """
     files = open_files(uri)
     if not is_cache(files):
@@ -68,14 +71,14 @@ def _damages(files: Files, progress: Callable[[int], None], arrays: bool) -> Ite
     manifest = None if known & {MANIFEST_NAME, *map(plan_name, range(1, extension + 1))} else read_manifest(files)
     yield from damages
     if manifest is not None and committed and committed[-1] >= manifest.n_planned:
-        yield Damage(name=plan_name(extension + 1), what=f"missing: {index_name(committed[-1])} is of no other plan")
+        yield Damage(name=plan_name(extension + 1), what=f"missing: {index_name(committed[-1])} is in no other plan")
     for shard in _shards(committed, seal, manifest):
         if index_name(shard) not in known:
             yield from _shard_damages(files, shard, manifest, progress, arrays)
 
 
 def _seal_damages(files: Files, extension: int) -> tuple[Seal | None, list[Damage]]:
-    """The seal, if it can be trusted, and what is wrong with it and the objects that it vouches for."""
+    """Return the seal, if it is intact, and the damage of the seal and of the objects whose hashes it holds."""
     try:
         seal = read_seal(files, extension)
     except DamagedCacheError as error:
@@ -89,12 +92,12 @@ def _seal_damages(files: Files, extension: int) -> tuple[Seal | None, list[Damag
 def _damage_of(files: Files, name: str, expected: ObjectDigest) -> str | None:
     try:
         return describe_damage(files.read(name), expected)
-    except DamagedCacheError as error:  # the disk does not give it back
+    except DamagedCacheError as error:  # the disk or the permissions do not let it be read
         return str(error)
 
 
 def _unsealed_damages(files: Files) -> list[Damage]:
-    """What is wrong with manifest, plans and tokenizer, as far as they vouch for one another without a seal."""
+    """Return the damage of manifest, plans and tokenizer, as far as the hashes in them show it without a seal."""
     reading = [MANIFEST_NAME]
 
     def read(name: str) -> bytes:
@@ -104,23 +107,25 @@ def _unsealed_damages(files: Files) -> list[Damage]:
     try:
         manifest = read_manifest(files, read)
     except (DamagedCacheError, InputNotFoundError) as error:
-        odd = _odd_one(files, read_manifest(files, extensions=0)) if reading[-1] == plan_name(1) else None
-        return [Damage(name=odd or reading[-1], what=str(error))]
-    odd = _odd_one(files, manifest)
-    if odd is not None:
-        return [Damage(name=odd, what="content changed: what was written under it names another one")]
+        changed = _changed_plan(files, read_manifest(files, extensions=0)) if reading[-1] == plan_name(1) else None
+        return [Damage(name=changed or reading[-1], what=str(error))]
+    changed = _changed_plan(files, manifest)
+    if changed is not None:
+        return [Damage(name=changed, what="content changed: the files written under it name another hash")]
     if not files.exists(TOKENIZER_NAME) and not committed_shards(files):
-        return []  # the job that makes it is at its very beginning
+        return []  # the job that creates the cache has not written it yet
     try:
-        check_tokenizer(files, manifest)
+        read_tokenizer(files, manifest)
     except DamagedCacheError as error:
         return [Damage(name=TOKENIZER_NAME, what=str(error))]
     return []
 
 
-def _odd_one(files: Files, manifest: Manifest) -> str | None:
-    """The manifest or the plan that all the shards written under it, and a plan that extends it, know otherwise:
-    then it is that one that was changed, not all of them."""
+def _changed_plan(files: Files, manifest: Manifest) -> str | None:
+    """Return the name of a manifest or plan whose hash no file that refers to it has, None if there is none.
+
+    If all shards written under it, and a plan that extends it, name another hash, then it was changed, not they.
+    """
     for number, (name, sha256) in enumerate(zip(described_names(manifest), manifest.plan_hashes, strict=True)):
         shards = manifest.extensions[number - 1].shards if number else range(manifest.plan.n_shards)
         known = list(_known_hashes(files, set(committed_shards(files)) & set(shards), number == 0))
@@ -130,6 +135,7 @@ def _odd_one(files: Files, manifest: Manifest) -> str | None:
 
 
 def _known_hashes(files: Files, shards: set[int], extended: bool) -> Iterator[str]:
+    """Yield the hash of a plan that its shards name, and for the manifest (`extended`) also its first extension."""
     if extended and files.exists(plan_name(1)):
         with contextlib.suppress(DamagedCacheError):
             yield parse_extension(files, 1).parent_sha256
@@ -139,7 +145,7 @@ def _known_hashes(files: Files, shards: set[int], extended: bool) -> Iterator[st
 
 
 def _shards(committed: list[int], seal: Seal | None, manifest: Manifest | None) -> list[int]:
-    """The shards that have to be as they were written. What is committed and in no plan is not in the cache."""
+    """Return the shards to check. A committed shard that is in no plan is not part of the cache."""
     if seal is not None:
         return sorted(shard for shard in map(indexed_shard, seal.objects) if shard is not None)
     return committed if manifest is None else sorted(set(committed) & set(manifest.shards))
@@ -148,7 +154,7 @@ def _shards(committed: list[int], seal: Seal | None, manifest: Manifest | None) 
 def _shard_damages(
     files: Files, shard: int, manifest: Manifest | None, progress: Callable[[int], None], arrays: bool
 ) -> Iterator[Damage]:
-    """Of a shard's index and objects. Without a manifest to trust, the index has only itself to match."""
+    """Yield the damage of a shard's index and objects. Without an intact manifest, the index is checked alone."""
     try:
         index = read_index(files, shard) if manifest is None else read_committed(files, shard, manifest)
     except DamagedCacheError as error:

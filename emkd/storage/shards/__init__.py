@@ -1,9 +1,10 @@
-"""One shard: its records become a Zarr group, and come back.
+"""Write the records of one shard as a Zarr group, and read them.
 
 In reading order:
 
-    well_formed  what must hold of a row before it is written
-    writer       rows, one after the other, become one Zarr group and its index
-    reader       a shard in memory, and records cut from it
-    buffers      memory of shards that are no longer needed, reused for the next ones
+    well_formed  checks of a row before it is written
+    writer       write rows as one Zarr group and its index
+    reader       a decoded shard in memory, and its records
+    buffers      memory that the next shard reuses
+    window       the decoded shards that were read last
 """

@@ -1,7 +1,7 @@
-"""Memory that is used again: arrays of shards that are not needed any more become those of the next ones.
+"""Reuse the memory of shards that are no longer needed for the next shards.
 
-Fresh memory comes from the system page by page, and each page is cleared before it is ours, which takes time that
-reading does not have.
+The system hands out new memory page by page and clears each page first, which would take a notable part of the time of
+reading a shard.
 """
 
 from math import prod
@@ -12,15 +12,15 @@ from numpy.typing import NDArray
 
 
 class Buffers:
-    """Byte arrays that are free. Nobody else may look at an array once it was given back."""
+    """Free byte arrays. Do not use an array after giving it back."""
 
     def __init__(self) -> None:
         self._free: list[NDArray[np.uint8]] = []
 
     def empty(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
-        """As np.empty: the beginning of the smallest free one that is large enough, or fresh memory."""
+        """As np.empty, in the smallest free array that is large enough, or in new memory."""
         n_bytes = dtype.itemsize * prod(shape)
-        # Not more than twice as large: a small array would keep the memory of a large one.
+        # At most twice as large: otherwise a small array would keep the memory of a large one.
         fitting = [i for i, free in enumerate(self._free) if n_bytes <= free.nbytes <= 2 * n_bytes]
         if fitting:
             memory = self._free.pop(min(fitting, key=lambda i: self._free[i].nbytes))
@@ -29,12 +29,12 @@ class Buffers:
         return memory[:n_bytes].view(dtype).reshape(shape)
 
     def give_back(self, array: NDArray[Any]) -> None:
-        """An array that came from `empty`."""
+        """Give back an array from `empty`. Raises ValueError if it did not come from `empty`."""
         memory = array.base
         if memory is None or memory.dtype != np.uint8:
-            raise ValueError("give_back: an array that did not come from empty")
+            raise ValueError("give_back: the array did not come from empty")
         self._free.append(memory)
 
     def clear(self) -> None:
-        """Frees what nobody uses."""
+        """Release all free arrays to the system."""
         self._free.clear()

@@ -1,7 +1,7 @@
-"""A shard in memory, and records cut from it.
+"""A decoded shard in memory, and its records.
 
-The chunks of all arrays are decompressed once and kept as they are stored, which takes half of what records take; a
-record is put together when it is asked for, and its numbers are its own. Shape legend in `record` and `layout`.
+The chunks of all arrays are decompressed once and kept as stored numbers, which take half of the memory of records.
+Each record is assembled on request and shares no memory with the shard. `record` and `layout` have the shape legend.
 """
 
 from collections.abc import Iterable, Sequence
@@ -20,44 +20,54 @@ from emkd.storage.arrays.kind import Arrays
 from emkd.storage.arrays.layout import AXES, ArrayLayout, Axis
 from emkd.storage.arrays.record_arrays import RecordArrays
 from emkd.storage.index.commit import ShardIndex
-from emkd.storage.index.table import OK, images_from_json, n_stored_vision, with_all_columns
+from emkd.storage.index.table import (
+    OK,
+    count_column,
+    images_from_json,
+    n_stored_vision,
+    offset_column,
+    with_all_columns,
+)
 from emkd.storage.manifest.manifest import Manifest
 from emkd.storage.objects.checked import CheckedObjects
 from emkd.storage.objects.files import Files
 from emkd.storage.record import Record
 from emkd.storage.shards.buffers import Buffers
 
-# Of the index: what a record is cut by.
-_COLUMNS = ("key", "images", *(f"{axis}_{what}" for axis in AXES for what in ("offset", "count")))
+Run = tuple[int, int]  # elements [first, last) along an axis
+
+# The columns of the index that `record` needs.
+_COLUMNS = ("key", "images", *map(offset_column, AXES), *map(count_column, AXES))
 
 
 @dataclass(frozen=True, kw_only=True)
 class ChunkedArray:
-    """An array as its decompressed chunks, one behind the other.
+    """An array as its decompressed chunks, one after the other.
 
-    chunks: [chunks, tokens of a chunk, ...], or [chunks, k, tokens of a chunk] where the layout is by rank; the last
-            one may be longer than the array
+    chunks: [chunks, tokens of a chunk, ...], or [chunks, k, tokens of a chunk] if the layout is by rank; the last chunk
+            may extend beyond the end of the array
     """
 
     layout: ArrayLayout
     chunks: NDArray[Any]
 
-    def take(self, runs: Sequence[tuple[int, int]]) -> NDArray[Any]:
-        """Tokens [first, last) of the array, run after run: a view where they are in one piece."""
-        parts = [part for run in runs for part in self._ranks(*run)] if self.layout.by_rank else self._pieces(runs)
+    def take(self, runs: Sequence[Run]) -> NDArray[Any]:
+        """Return the tokens of `runs`, run after run; a view if they are contiguous."""
+        if self.layout.by_rank:
+            parts = [part for first, last in runs for part in self._by_rank(first, last)]
+        else:
+            parts = [self._flat[first:last] for first, last in runs]
         if len(parts) == 1:
             return parts[0]
         return np.concatenate(parts or [np.empty(self.layout.shape(0), self.layout.dtype)], axis=self.layout.token_axis)
 
-    def _pieces(self, runs: Sequence[tuple[int, int]]) -> list[NDArray[Any]]:
-        return [self._in_one_piece[first:last] for first, last in runs]
-
     @cached_property
-    def _in_one_piece(self) -> NDArray[Any]:
-        """[tokens, ...], where the layout is not by rank"""
+    def _flat(self) -> NDArray[Any]:
+        """[tokens, ...] of all chunks, if the layout is not by rank."""
         return self.chunks.reshape(-1, *self.chunks.shape[2:])
 
-    def _ranks(self, first: int, last: int) -> Iterable[NDArray[Any]]:
+    def _by_rank(self, first: int, last: int) -> Iterable[NDArray[Any]]:
+        """Yield the tokens [first, last), [k, tokens], from each chunk that has some of them."""
         size = self.chunks.shape[2]
         for i in range(first // size, -(-last // size)):
             yield self.chunks[i][:, max(first - i * size, 0) : min(last - i * size, size)]
@@ -65,53 +75,54 @@ class ChunkedArray:
 
 @dataclass(frozen=True, kw_only=True)
 class DecodedShard:
-    """The arrays of a shard, by name, and _COLUMNS of its samples (skipped rows are left out)."""
+    """A shard in memory: its arrays by name, and _COLUMNS of its samples, without skipped rows.
 
-    number: int
+    `position` below is the index of a sample in the shard, from 0.
+    """
+
+    shard: int
     record_arrays: RecordArrays
     arrays: dict[str, ChunkedArray]
     samples: Sequence[dict[str, Any]]
 
     def __len__(self) -> int:
-        """Samples in the shard."""
+        """Return the number of samples in the shard."""
         return len(self.samples)
 
     @property
     def n_bytes(self) -> int:
-        """Memory that the arrays take."""
+        """Memory of the arrays in bytes."""
         return sum(array.chunks.nbytes for array in self.arrays.values())
 
     def release(self, buffers: Buffers) -> None:
-        """Gives the memory of the arrays to those that come next; the shard is of no use any more."""
+        """Give the memory of the arrays back to `buffers`. The shard is unusable afterwards."""
         for array in self.arrays.values():
             buffers.give_back(array.chunks)
 
-    def record(self, i: int) -> Record:
-        """The i-th sample of the shard, 0-based. SampleNotFoundError where it has fewer."""
-        if not 0 <= i < len(self):
-            raise SampleNotFoundError(f"sample {i} of shard {self.number}: it has {len(self)} samples")
-        row = self.samples[i]
-        fields = self.record_arrays.decode(self.stored(i))
+    def record(self, position: int) -> Record:
+        """Return the record of a sample. Raises SampleNotFoundError if the shard has fewer samples."""
+        if not 0 <= position < len(self):
+            raise SampleNotFoundError(f"sample {position} of shard {self.shard}: it has {len(self)} samples")
+        row = self.samples[position]
+        fields = self.record_arrays.decode(self.stored(position))
         return Record(key=row["key"], images=images_from_json(row["images"]), **fields)
 
-    def stored(self, i: int) -> Arrays:
-        """What is stored of the i-th sample, by array name: views, where it is in one piece."""
-        row = self.samples[i]
-        runs: dict[Axis, list[tuple[int, int]]] = {
-            axis: [(row[f"{axis}_offset"], row[f"{axis}_offset"] + row[f"{axis}_count"])] for axis in AXES
-        }
-        runs["vision"] = _runs(row["images"])
+    def stored(self, position: int) -> Arrays:
+        """Return what is stored for a sample, by array name; views if it is contiguous."""
+        row = self.samples[position]
+        runs: dict[Axis, list[Run]] = {axis: [_run(row, axis)] for axis in AXES}
+        runs["vision"] = _image_runs(row["images"])
         return {name: array.take(runs[array.layout.axis]) for name, array in self.arrays.items()}
 
 
 def read_shard(files: Files, index: ShardIndex, manifest: Manifest, buffers: Buffers | None = None) -> DecodedShard:
-    """Read all arrays of a committed shard, checked, into memory of their own or into buffers that are used again.
+    """Read and check all arrays of a committed shard, into the memory of `buffers` or into new memory.
 
-    DamagedCacheError where an object is missing or changed, or where the arrays are not the ones that the
-    manifest and the index describe.
+    Raises DamagedCacheError if an object is missing or changed, or if an array is not as the manifest and the index
+    describe it.
     """
     objects = CheckedObjects(files=files, prefix=index.prefix, objects=index.objects)
-    objects.read("zarr.json")  # nothing in it is needed here, but a damaged one would mislead others
+    objects.read("zarr.json")  # not used here, but checked: a damaged one would mislead other Zarr readers
     table = with_all_columns(index.table)
     lengths = _lengths(table)
     buffers = Buffers() if buffers is None else buffers
@@ -120,7 +131,7 @@ def read_shard(files: Files, index: ShardIndex, manifest: Manifest, buffers: Buf
         layout.name: _read_array(objects, layout, lengths[layout.axis], buffers) for layout in record_arrays.layouts
     }
     samples = table.filter(pc.equal(table["status"], OK)).select(_COLUMNS).to_pylist()
-    return DecodedShard(number=index.shard, record_arrays=record_arrays, arrays=arrays, samples=samples)
+    return DecodedShard(shard=index.shard, record_arrays=record_arrays, arrays=arrays, samples=samples)
 
 
 def _read_array(objects: CheckedObjects, layout: ArrayLayout, length: int, buffers: Buffers) -> ChunkedArray:
@@ -134,15 +145,23 @@ def _read_array(objects: CheckedObjects, layout: ArrayLayout, length: int, buffe
 
 
 def _lengths(table: pa.Table) -> dict[Axis, int]:
-    """Elements along each axis of the shard's arrays, as the index has them: vision tokens that several rows share
-    count once."""
-    lengths: dict[Axis, int] = {axis: pc.sum(table[f"{axis}_count"]).as_py() or 0 for axis in AXES}
+    """Return the elements of the shard's arrays along each axis according to the index.
+
+    Vision tokens that several rows share count once.
+    """
+    lengths: dict[Axis, int] = {axis: pc.sum(table[count_column(axis)]).as_py() or 0 for axis in AXES}
     return lengths | {"vision": n_stored_vision(table)}
 
 
-def _runs(images: Iterable[dict[str, Any]]) -> list[tuple[int, int]]:
-    """Where a sample's vision tokens are, [first, last) of the shard's; images that follow each other are one run."""
-    runs: list[tuple[int, int]] = []
+def _run(row: dict[str, Any], axis: Axis) -> Run:
+    """Return a sample's elements along an axis of the shard's arrays."""
+    first = row[offset_column(axis)]
+    return first, first + row[count_column(axis)]
+
+
+def _image_runs(images: Iterable[dict[str, Any]]) -> list[Run]:
+    """Return a sample's vision tokens among those of the shard; adjacent images make one run."""
+    runs: list[Run] = []
     for image in images:
         first, last = image["offset"], image["offset"] + image["count"]
         if runs and runs[-1][1] == first:

@@ -1,8 +1,7 @@
-"""What must hold of the rows of a shard before they are written.
+"""Checks of the rows of a shard before they are written.
 
-A violation is a mistake in the program that captured them, not in a user's data (such rows are skipped
-rows, with a reason): it is a ValueError that names the row, and nothing is written. Shape legend in
-`record`.
+A failed check is a bug in the program that captured the rows, not an error in a user's data (such rows are skipped with
+a reason). It raises ValueError, which names the row, and nothing is written. `record` has the shape legend.
 """
 
 from collections.abc import Sequence
@@ -15,29 +14,29 @@ from emkd.storage.manifest.manifest import Manifest
 from emkd.storage.record import CapturedRow, Record, TopLogits
 
 
-def check_plan(found: Sequence[int], number: int, manifest: Manifest) -> None:
-    """ValueError unless these are the plan's rows of shard `number`."""
-    expected = list(manifest.rows(number))
+def check_plan(found: Sequence[int], shard: int, manifest: Manifest) -> None:
+    """Check that `found` are the plan's rows of `shard`. Raises ValueError if not."""
+    expected = list(manifest.rows(shard))
     if list(found) != expected:
         raise ValueError(
-            f"shard {number}: its rows in the plan are {expected[0]} to {expected[-1]} in order, got "
-            f"{len(found)} rows {list(found[:3])}...; give skipped rows too, with their reason"
+            f"shard {shard}: its rows in the plan are {expected[0]} to {expected[-1]} in order, got "
+            f"{len(found)} rows {list(found[:3])}...; pass skipped rows, too, with their reason"
         )
 
 
-def check_row(row: CapturedRow, number: int, manifest: Manifest) -> None:
-    """ValueError unless its record is well formed."""
+def check_row(row: CapturedRow, shard: int, manifest: Manifest) -> None:
+    """Check that a row has a well-formed record, or a reason to be skipped. Raises ValueError if not."""
     try:
         _check_row(row, manifest)
     except ValueError as error:
-        raise ValueError(f"shard {number}, row {row.hint.row} (key {row.key!r:.20}): {error}") from error
+        raise ValueError(f"shard {shard}, row {row.hint.row} (key {row.key!r:.20}): {error}") from error
 
 
 def _check_row(row: CapturedRow, manifest: Manifest) -> None:
     if row.record is None:
         _expect(bool(row.reason), "a skipped row needs a reason")
         return
-    _expect(not row.reason, f"has a record and a reason to be skipped ({row.reason})")
+    _expect(not row.reason, f"it has a record and a reason to be skipped ({row.reason})")
     _expect(bool(row.key) and row.key == row.record.key, f"its record has the key {row.record.key!r}")
     _check_shapes(row.record, manifest)
     _check_images(row.record)
@@ -60,7 +59,10 @@ def _check_top_logits_shapes(name: str, top: TopLogits, k: int, *, has_mean: boo
     _check_array(f"{name}.ids", top.ids, np.int32, (len(top), k))
     _check_array(f"{name}.logits", top.logits, np.float32, (len(top), k))
     _check_array(f"{name}.tail_logsumexp", top.tail_logsumexp, np.float32, (len(top),))
-    _expect((top.tail_mean is not None) == has_mean, f"{name}.tail_mean is {'missing' if has_mean else 'not stored'}")
+    _expect(
+        (top.tail_mean is not None) == has_mean,
+        f"{name}.tail_mean is {'missing' if has_mean else 'not None, but is not stored'}",
+    )
     if top.tail_mean is not None:
         _check_array(f"{name}.tail_mean", top.tail_mean, np.float32, (len(top),))
 
@@ -80,12 +82,13 @@ def _check_top_logits(name: str, top: TopLogits, manifest: Manifest) -> None:
 
 
 def _check_images(record: Record) -> None:
-    """The spans of the images follow each other and make up all the vision tokens, in order of the text."""
-    start, position = 0, 0
+    """Check that the images are in the order of the text and that their spans partition the vision tokens in order."""
+    start, position, n_text = 0, 0, len(record.text_ids)
     for i, span in enumerate(record.images):
-        _expect(span.start == start and span.count >= 0, f"image {i} starts at {span.start}, not at {start}")
-        inside = position <= span.text_position <= len(record.text_ids)
-        _expect(inside, f"image {i} stands at text position {span.text_position}, after one at {position}")
+        what = f"image {i} has {span.count} vision tokens from {span.start} on, expected 0 or more from {start} on"
+        _expect(span.start == start and span.count >= 0, what)
+        inside = position <= span.text_position <= n_text
+        _expect(inside, f"image {i} is at text position {span.text_position}, expected {position} to {n_text}")
         start, position = start + span.count, span.text_position
     n_vision = len(record.vision)
     _expect(start == n_vision, f"its images have {start} vision tokens, its logits {n_vision}")
@@ -98,7 +101,7 @@ def _check_ids(name: str, ids: NDArray[np.int32], end: int) -> None:
 
 
 def _check_order(name: str, top: TopLogits) -> None:
-    """Descending logits, equal ones by ascending id, the first one finite. A NaN is in no order."""
+    """Check that logits descend, with equal logits by ascending id, and that the first is finite. Any NaN fails."""
     ids, logits = top.ids, top.logits
     _expect(bool(np.isfinite(logits[:, 0]).all()), f"{name}.logits: the largest of a token is not finite")
     left, right = logits[:, :-1], logits[:, 1:]

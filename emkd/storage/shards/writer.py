@@ -1,11 +1,11 @@
-"""Writing: the rows of one shard become one Zarr group, whole, and its index.
+"""Write the rows of one shard as a Zarr group, and build its index.
 
-Rows come one after the other, and chunks are encoded and written as they fill, so that a teacher can compute the next
-ones meanwhile. Hashes in the index are of what was encoded, not of what a disk gave back. The folder belongs to this
-attempt alone and means nothing until `index.commit_shard`. The same rows in the same order and the same manifest give
-the same objects, bit for bit.
+Rows are added one by one, and chunks are encoded and written as they fill, so that a teacher can compute the next rows
+meanwhile. The index has the hashes of the encoded bytes, not of bytes read back from a disk. The folder belongs to this
+attempt alone, and readers ignore it until `index.commit.commit_shard`. The same rows in the same order and the same
+manifest give the same objects, bit for bit.
 
-An image whose vision tokens were written before, of another sample of the shard, is not written again.
+If an earlier sample of the shard has an image with the same vision tokens, they are not written again.
 """
 
 import contextlib
@@ -32,13 +32,15 @@ from emkd.storage.record import CapturedRow, Record
 from emkd.storage.shards.well_formed import check_plan, check_row
 
 
-def write_shard(files: Files, number: int, attempt: str, rows: Sequence[CapturedRow], manifest: Manifest) -> ShardIndex:
+def write_shard(files: Files, shard: int, attempt: str, rows: Sequence[CapturedRow], manifest: Manifest) -> ShardIndex:
     """Write one attempt at a shard, durably, and return its index for `commit_shard`.
 
-    `rows` are the plan's rows of the shard, all of them, skipped ones included. Errors as those of ShardWriter.
+    rows: all rows of the shard in the plan, in order, including skipped rows
+
+    Raises as ShardWriter.
     """
-    check_plan([row.hint.row for row in rows], number, manifest)
-    writer = ShardWriter(files, number, attempt, manifest)
+    check_plan([row.hint.row for row in rows], shard, manifest)
+    writer = ShardWriter(files, shard, attempt, manifest)
     try:
         for row in rows:
             writer.add(row)
@@ -51,18 +53,18 @@ def write_shard(files: Files, number: int, attempt: str, rows: Sequence[Captured
 class ShardWriter:
     """One attempt at a shard, row by row: `add` each row of the plan once, in any order, then `finish`.
 
-    ValueError where rows are not those of the plan, or where a record has other shapes, ids or values than `record`
-    documents (a mistake of the caller); OutputExistsError where the attempt has been written before; CacheWriteError
-    where the disk is full or may not be written. After an error, `abandon`. Logits whose order ties after rounding are
-    put in the order that a record promises: equal ones by ascending id.
+    Logits that rounding makes equal are sorted by ascending id, as in any record. Raises ValueError if the rows are not
+    those of the plan or a record has other shapes, ids or values than `record` documents (a bug in the caller),
+    OutputExistsError if the attempt was written before, and CacheWriteError if the disk is full or not writable. After
+    an error, call `abandon`.
     """
 
-    def __init__(self, files: Files, number: int, attempt: str, manifest: Manifest) -> None:
-        self.files, self.number, self.attempt, self.manifest = files, number, attempt, manifest
-        self.prefix = shard_prefix(number, attempt)
+    def __init__(self, files: Files, shard: int, attempt: str, manifest: Manifest) -> None:
+        self.files, self.shard, self.attempt, self.manifest = files, shard, attempt, manifest
+        self.prefix = shard_prefix(shard, attempt)
         if files.names(self.prefix):
             raise OutputExistsError(
-                f"{files.where(self.prefix)}: this attempt has been written already; give each attempt its own name"
+                f"{files.where(self.prefix)}: this attempt was written before; give each attempt its own name"
             )
         self._record_arrays = RecordArrays.of(manifest)
         self._arrays = {layout.name: _ArrayWriter(layout) for layout in self._record_arrays.layouts}
@@ -73,46 +75,45 @@ class ShardWriter:
         self._images: dict[bytes, int] = {}
 
     def add(self, row: CapturedRow) -> None:
-        """Take one row: encode it, and write the chunks that it fills."""
-        check_row(row, self.number, self.manifest)
+        """Encode one row, and write the chunks that it fills."""
+        check_row(row, self.shard, self.manifest)
         if row.hint.row in self._rows:
-            raise ValueError(f"shard {self.number}: row {row.hint.row} was added before")
+            raise ValueError(f"shard {self.shard}: row {row.hint.row} was added before")
         image_offsets = [] if row.record is None else self._add_vision(row.record)
         starts = {**self._lengths, "vision": image_offsets[0] if image_offsets else 0}
         if row.record is not None:
             self._append(self._record_arrays.encode_rest(row.record))
-        self._rows[row.hint.row] = index_row(row, self.number, starts, image_offsets)
+        self._rows[row.hint.row] = index_row(row, self.shard, starts, image_offsets)
         if row.halvings:
             self._halvings[row.hint.row] = row.halvings
 
     def finish(self) -> ShardIndex:
-        """Write what is left and make all of it durable."""
-        check_plan(sorted(self._rows), self.number, self.manifest)
+        """Write the remaining chunks and the metadata, make everything durable, and return the index."""
+        check_plan(sorted(self._rows), self.shard, self.manifest)
         for writer in self._arrays.values():
             for name, data in writer.finish():
                 self._write(name, data)
-        self._write("zarr.json", group_metadata(group_attributes(self.manifest, self.number)))
+        self._write("zarr.json", group_metadata(group_attributes(self.manifest, self.shard)))
         with self._writing(0):
             self.files.sync_tree(self.prefix)
             self.files.sync_names(described_names(self.manifest))
-        rows = [self._rows[row] for row in self.manifest.rows(self.number)]
+        rows = [self._rows[row] for row in self.manifest.rows(self.shard)]
         return ShardIndex(
-            shard=self.number,
+            shard=self.shard,
             attempt=self.attempt,
-            settings_sha256=self.manifest.shard_sha256(self.number),
+            settings_sha256=self.manifest.shard_sha256(self.shard),
             objects=dict(sorted(self._objects.items())),
             table=index_table(rows, self.manifest.format_version),
             halvings=dict(sorted(self._halvings.items())),
         )
 
     def abandon(self) -> None:
-        """Delete what was written: what is of no use must not fill a disk. Should that fail as well, it is the first
-        error that says what to do, and nobody reads the folder."""
-        with contextlib.suppress(OSError):
+        """Delete what was written: unusable files must not fill a disk."""
+        with contextlib.suppress(OSError):  # the first error says what to do, and no reader looks into the folder
             self.files.delete_tree(self.prefix)
 
     def _add_vision(self, record: Record) -> list[int]:
-        """Where each image's vision tokens begin; those that are new are appended."""
+        """Append the vision tokens of new images. Returns the position in the shard of each image's first token."""
         arrays = self._record_arrays.encode_vision(record)
         offsets = []
         for span in record.images:
@@ -145,18 +146,20 @@ class ShardWriter:
 
     @contextlib.contextmanager
     def _writing(self, n_bytes: int) -> Iterator[None]:
-        """Around writing: nothing is lost where --clean took what had lost already (a folder is gone, or was between
-        being found and being looked at)."""
-        with writing(self.files, f"shard {self.number}", n_bytes):
+        """Turn an OSError into a CacheWriteError, and ignore files that are missing if another attempt has won.
+
+        Then --clean may delete this attempt's folder while it is written, and nothing is lost.
+        """
+        with writing(self.files, f"shard {self.shard}", n_bytes):
             try:
                 yield
             except (FileNotFoundError, FileExistsError):
-                if not self.files.exists(index_name(self.number)):
+                if not self.files.exists(index_name(self.shard)):
                     raise
 
 
 class _ArrayWriter:
-    """One array: numbers come in, chunks come out."""
+    """Collect the numbers of one array, and encode them chunk by chunk."""
 
     def __init__(self, layout: ArrayLayout) -> None:
         self.layout = layout
@@ -172,7 +175,7 @@ class _ArrayWriter:
         self.length += n
 
     def full_chunks(self) -> Iterator[tuple[str, bytes]]:
-        """(name, object) of the chunks that are complete."""
+        """Yield (name, bytes) of the chunks that are complete."""
         size = self.layout.tokens_per_chunk
         while self._n_pending >= size:
             joined = self._joined()
@@ -181,8 +184,10 @@ class _ArrayWriter:
             yield self._chunk(_tokens(self.layout, joined, slice(size)))
 
     def finish(self) -> Iterator[tuple[str, bytes]]:
-        """(name, object) of the rest and of what describes the array. The only chunk is as long as the array; the last
-        one of several is filled up with zeros."""
+        """Yield (name, bytes) of the last chunk and of the array's metadata.
+
+        A single chunk is as long as the array; the last of several chunks is padded with zeros.
+        """
         size = self.layout.tokens_per_chunk if self._n_chunks else self._n_pending
         if self._n_pending:
             last = np.zeros(self.layout.shape(size), self.layout.dtype)
@@ -200,12 +205,12 @@ class _ArrayWriter:
 
 
 def _tokens(layout: ArrayLayout, array: NDArray[Any], chosen: slice) -> NDArray[Any]:
-    """A view of some of an array's tokens."""
+    """Return a view of the chosen tokens."""
     return array[:, chosen] if layout.by_rank else array[chosen]
 
 
 def _digest(arrays: Arrays) -> bytes:
-    """Of all numbers of an image's vision tokens: those of equal digest are equal."""
+    """Return a hash of all numbers of an image's vision tokens: images with the same hash are stored once."""
     hashed = xxhash.xxh3_128()
     for name in sorted(arrays):
         hashed.update(f"{name} {arrays[name].shape}".encode())

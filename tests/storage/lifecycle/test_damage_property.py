@@ -168,7 +168,7 @@ def check_verify_and_repair(folder, state, how, damaged, expected, attempts):
         assert found <= used | objects_of(files, used), "without a seal, what nobody reads is not vouched for"
     before = {name: files.read(name) for name in files.names()}
     if any(name.endswith("plan.json") for name in found):
-        with pytest.raises(DamagedCacheError, match="cannot be made anew"):
+        with pytest.raises(DamagedCacheError, match="cannot be rebuilt"):
             withdraw(files, listed, MANIFEST, TOKENIZER_JSON)
         assert {name: files.read(name) for name in files.names()} == before, "nothing was changed"
         return

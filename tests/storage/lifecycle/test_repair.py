@@ -89,7 +89,7 @@ def test_only_the_same_run_restores_a_manifest(extended, sealed):
     assert [damage.name for damage in verify(extended.root)] == ["manifest.json"], "not the shards written under it"
     before = state(extended)
     for other in (make_manifest(top_k=5), make_manifest(batch_tokens=1025), with_data(MANIFEST, "e" * 64, len(SECOND))):
-        with pytest.raises(CacheConflictError, match=r"manifest\.json is damaged, and .* repeat the very command that"):
+        with pytest.raises(CacheConflictError, match=r"manifest\.json is damaged, and .* run exactly the command that"):
             repair(extended, other)
     assert state(extended) == before
     assert repair(extended, make_manifest(created_by={"emkd": "9"})) == []
@@ -145,7 +145,7 @@ def test_a_plan_comes_back_from_a_copy_only(extended, tmp_path, sealed, how):
         plan.write_bytes(other.read(plan_name(1)))
     assert [damage.name for damage in verify(extended.root)] == [plan_name(1)]
     before = state(extended)
-    with pytest.raises(DamagedCacheError, match="cannot be made anew from the rest: restore it from a copy"):
+    with pytest.raises(DamagedCacheError, match="cannot be rebuilt from the other files: restore it"):
         repair(extended)
     assert state(extended) == before
     plan.write_bytes(original)
@@ -188,7 +188,7 @@ def test_what_cannot_be_read_now_is_not_withdrawn(files):
     victim.unlink()
     victim.symlink_to(victim)  # reading it is an error of the system, not a missing file
     before = state(files).keys()
-    with pytest.raises(DamagedCacheError, match="cannot be read now, and may be whole: nothing was withdrawn"):
+    with pytest.raises(DamagedCacheError, match="cannot be read now, but may be intact: nothing was changed"):
         repair(files)
     assert state(files).keys() == before
     victim.unlink()
