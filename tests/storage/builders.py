@@ -97,14 +97,14 @@ def make_record(rng, manifest, *, n_text=6, image_sizes=(5,), n_answer=2, key=No
 
 
 def content_record(content, manifest, seed=0):
-    """The record of a row with this content, a number: the same one wherever the row stands."""
+    """The record of a row with this content, a number: the same record in any row."""
     return make_record(np.random.default_rng([seed, content]), manifest, n_text=5 + content, image_sizes=(4, content))
 
 
 def make_rows(manifest, shard, *, seed=0, skip=(3,), contents=None):
     """The captured rows of a shard, a pure function of the arguments.
 
-    contents: what each row of the dataset holds, None for a row that cannot be read; its own number unless given
+    contents: the content of each row of the dataset, None for a row that cannot be read; by default the row's number
     """
     rows = []
     for row in manifest.rows(shard):
@@ -128,7 +128,7 @@ def make_rows(manifest, shard, *, seed=0, skip=(3,), contents=None):
 
 
 def text_sha256(content):
-    """What stands for the hash of a row's texts."""
+    """A stand-in for the hash of a row's texts."""
     return sha256_hex(str(content).encode())
 
 
@@ -167,7 +167,7 @@ def row_of(record, row, **changes):
 
 
 def array_fields(record):
-    """Name -> array of a record; those of its logits as "vision_ids" and so on."""
+    """The arrays of a record by name; the arrays of its logits are "vision_ids" and so on."""
     return {
         "text_ids": record.text_ids,
         "vision_ids": record.vision.ids,

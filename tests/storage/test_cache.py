@@ -1,4 +1,4 @@
-"""What readers use."""
+"""The reader's interface."""
 
 import json
 import pickle

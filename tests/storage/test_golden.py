@@ -1,8 +1,8 @@
-"""A small cache of each format version, kept for ever: what was written once stays readable.
+"""A small cache of each format version, kept for ever: every version stays readable.
 
-golden/v<n>/ was made by `make_golden` when version n was the newest, and golden/v<n>.json holds its records as plain
-numbers; v<n>-lz4 is another one, compressed with lz4, where that has arrays of its own. Run `python -m
-tests.storage.test_golden` to make those of a new format version; never replace the old ones.
+golden/v<n>/ was written by `make_golden` when version n was the newest, and golden/v<n>.json holds its records as plain
+numbers. v<n>-lz4 is compressed with lz4, for versions in which that changes the layout of arrays. Run `python -m
+tests.storage.test_golden` to write the caches of a new format version; never replace the old ones.
 """
 
 import json
@@ -25,8 +25,8 @@ NAMES = [f"v{version}" for version in VERSIONS] + [f"v{version}-lz4" for version
 
 
 def golden_rows(manifest, shard):
-    """Three rows in two shards, the last one skipped: ids on both sides of 65,536, more vision tokens than are
-    differences in a row, and an image that two samples have in common."""
+    """Three rows in two shards, the last row skipped: ids on both sides of 65,536, more vision tokens than one run of
+    differences has, and an image that two samples share."""
     rng = np.random.default_rng(2)
     first, second = (
         make_record(rng, manifest, image_sizes=sizes, n_text=4 + i) for i, sizes in enumerate(((40, 3), (5, 40)))
@@ -38,7 +38,7 @@ def golden_rows(manifest, shard):
 
 
 def wide(record):
-    """Every second id above 65,536, and cosines that 8 bits hold."""
+    """The record with about half of the ids above 65,536, and cosines that int8 stores exactly."""
     cosines = np.rint(record.affinity * np.float32(127)) / np.float32(127)
     ids = {
         name: array_fields(record)[name] + np.int32(65_536) * (array_fields(record)[name] % 2)
@@ -48,7 +48,7 @@ def wide(record):
 
 
 def make_golden(name: str, compression: str) -> None:
-    """Of the present version. The records are exact as they come back."""
+    """Write a golden cache of the newest version, and its records. Reading gives exactly these numbers."""
     manifest = make_manifest(n_rows=3, rows_per_shard=2, n_tokens=140_000, compression=compression)
     folder = GOLDEN / name
     files = create_cache(folder, manifest, TOKENIZER_JSON)

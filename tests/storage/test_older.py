@@ -1,4 +1,4 @@
-"""Caches of versions that kept neither chat template nor hashes of texts: read, gone on with, extended, mended.
+"""Read, resume, extend and repair caches of versions that stored neither chat template nor hashes of texts.
 
 The golden cache of format version 1 is such a one, too. What is on disk stays as it is; what is added has the new column.
 """
@@ -45,7 +45,7 @@ RUN = with_template(make_manifest(n_rows=3, rows_per_shard=2, logits="bfloat16",
 
 @pytest.fixture
 def older(tmp_path) -> LocalFiles:
-    """A sealed cache as those versions wrote it: byte for byte, but for the manifest's field of null."""
+    """A sealed cache as these versions wrote it: byte for byte, except for a null field of the manifest."""
     manifest = RUN.without_chat_template().in_format(1)
     files = create_cache(tmp_path / "cache", manifest, TOKENIZER_JSON)
     value = json.loads(files.read("manifest.json"))
@@ -59,7 +59,7 @@ def older(tmp_path) -> LocalFiles:
 
 
 def complete(files: LocalFiles, attempt: str = "new") -> None:
-    """What is missing is made by the manifest that is there."""
+    """Write the missing shards, with the manifest on disk."""
     manifest = Cache.open(files.root, partial=True).manifest
     for shard in missing_shards(files, manifest):
         rows = make_rows(manifest, shard, skip=(2,), contents=ADDED if manifest.source(shard) else None)
@@ -94,7 +94,7 @@ def test_it_reads_as_it_was(older):
 
 
 def test_a_job_that_was_killed_before_its_seal_ends_with_the_same_bytes(older):
-    """The newer run agrees with the cache, and neither the table nor the seal is another one."""
+    """The newer run agrees with the cache, and writes the same consolidated index and seal."""
     whole = contents(older)
     (older.root / "seal.json").unlink()
     (older.root / "index.parquet").unlink()
@@ -106,7 +106,7 @@ def test_a_job_that_was_killed_before_its_seal_ends_with_the_same_bytes(older):
 
 
 def test_records_of_both_formats_are_the_same(older, tmp_path):
-    """What a shard of the first format gives back is what the same rows give back today."""
+    """A shard of the first format gives the same records as the same rows do today."""
     today = make_cache(tmp_path / "today", RUN, skip=(2,))
     assert Cache.open(today.root).manifest.format_version == FORMAT_VERSION
     for i in range(2):
@@ -144,7 +144,7 @@ def test_it_is_extended(older):
 
 @pytest.mark.parametrize("extended", [False, True])
 def test_a_damaged_manifest_comes_back_without_a_template(older, extended):
-    """A newer run's manifest has one, and would not be the one that the shards were written under."""
+    """A newer run's manifest has a template, so its hash is not the one that the indexes of the shards name."""
     if extended:
         extend_cache(older, with_data(RUN, "e" * 64, 2), TOKENIZER_JSON, lambda: keyed_rows(ADDED))
         complete(older)
@@ -160,7 +160,7 @@ def test_a_damaged_manifest_comes_back_without_a_template(older, extended):
 
 @pytest.mark.parametrize("compression", ["zstd", "lz4"])
 def test_the_second_format_is_gone_on_with(tmp_path, compression):
-    """Begun by an older emkd, killed, its manifest damaged, and gone on with by a run of today: in that format."""
+    """An older emkd starts a cache and is killed, the manifest is damaged; today's emkd resumes in the old format."""
     run = make_manifest(n_rows=3, rows_per_shard=2, compression=compression, n_tokens=140_000)
     second = run.in_format(2)
     files = make_cache(tmp_path / "cache", second, sealed=False, shards=(0,))

@@ -24,7 +24,7 @@ COSINES = arrays(np.float32, 17, elements=st.floats(-1, 1, width=32))
 
 
 def naive_bfloat16(value):
-    """Of the two neighbours with 16 zero bits, the nearer one; the even one of two equally near."""
+    """The nearer of the two neighbours with 16 zero bits; the even neighbour if both are equally near."""
     bits = struct.unpack("<I", struct.pack("<f", value))[0]
     low, high = bits & 0xFFFF0000, (bits & 0xFFFF0000) + 0x10000
     below, above = bits - low, high - bits
@@ -61,7 +61,7 @@ def test_a_logit_without_such_a_multiple_is_refused():
 
 @pytest.mark.parametrize("precision", ["bfloat16", "float16", "float32"])
 def test_a_zero_has_no_sign(precision):
-    """Or two logits that are equal would be stored as different ones."""
+    """Otherwise two equal logits would be stored as different numbers."""
     zeros = np.array([0.0, -0.0, -1e-45], np.float32)[: 2 if precision == "float32" else 3]
     assert not np.signbit(round_logits(zeros, precision)).any()
     assert not encode_logits(zeros, precision).astype(bool).any()

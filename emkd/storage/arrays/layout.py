@@ -6,7 +6,7 @@ rest is as in `record`.
 
     text_ids                [n_text]        int32
     vision_ids_low          [n_vision, k]   uint16: the lower 16 bits
-    vision_ids_high         [n_vision, k]   uint8: the bits above them; only where V > 65,536
+    vision_ids_high         [n_vision, k]   uint8: the bits above them; only if V > 65,536
     vision_logits           [k, n_vision]   uint16 or uint32: keys, rank by rank (see `logits`)
     vision_tail_logsumexp   [n_vision]      float32
     vision_tail_mean        [n_vision]      float32

@@ -67,7 +67,7 @@ class Rows:
             raise _not_as_written(where, error) from error
         schema = schema_of(found)
         if schema is None:
-            raise DamagedCacheError(f"{where}: columns differ from those of an index. {NEXT_STEP}")
+            raise DamagedCacheError(f"{where}: its columns are not those of an index. {NEXT_STEP}")
         missing = TEXT_COLUMN not in schema.names
         columns = {TEXT_COLUMN: pa.chunked_array([pa.nulls(n_rows, pa.string())])} if missing else {}
         return cls(columns, n_rows, (where, data))
@@ -167,7 +167,7 @@ def _prefixes(keys: pa.StringArray) -> NDArray[np.uint64]:
 
 
 def _padded(prefixes: NDArray[np.uint64], lengths: NDArray[np.int32]) -> NDArray[np.uint64]:
-    """Pad keys that are shorter than a prefix with zeros, in place of the bytes of the next key."""
+    """Pad keys that are shorter than a prefix: replace the bytes of the next key with zeros."""
     short = lengths < PREFIX_BYTES
     if short.any():
         masks = np.array([2**64 - 2 ** (64 - 8 * n) for n in range(PREFIX_BYTES)], np.uint64)
@@ -176,4 +176,4 @@ def _padded(prefixes: NDArray[np.uint64], lengths: NDArray[np.int32]) -> NDArray
 
 
 def _not_as_written(where: str, error: BaseException) -> DamagedCacheError:
-    return DamagedCacheError(f"{where}: not the Parquet file that was written ({error}). {NEXT_STEP}")
+    return DamagedCacheError(f"{where}: not a readable Parquet file ({error}). {NEXT_STEP}")

@@ -172,9 +172,9 @@ def read_parquet(where: str, data: bytes) -> pa.Table:
         table = pq.ParquetFile(pa.BufferReader(data)).read(use_threads=False)
         table.validate(full=True)
     except (pa.ArrowException, OSError, ValueError, MemoryError) as error:
-        raise DamagedCacheError(f"{where}: not the Parquet file that was written ({error}). {NEXT_STEP}") from error
+        raise DamagedCacheError(f"{where}: not a readable Parquet file ({error}). {NEXT_STEP}") from error
     schema = schema_of(table.schema)
     if schema is None:
-        raise DamagedCacheError(f"{where}: columns differ from those of an index. {NEXT_STEP}")
+        raise DamagedCacheError(f"{where}: its columns are not those of an index. {NEXT_STEP}")
     # Reading Parquet adds field ids to the schema. Without them, the same rows give the same bytes when written again.
     return table.cast(schema.with_metadata(table.schema.metadata))

@@ -1,4 +1,4 @@
-"""What every kind of array keeps to, in every form. A new kind subclasses `ArrayCodecTests`."""
+"""Tests of the contract of a kind of array. For a new kind or form, subclass `ArrayCodecTests`."""
 
 import numpy as np
 import pytest
@@ -11,13 +11,13 @@ SIZES = [0, 1, 31, 32, 33, 70]
 
 
 class ArrayCodecTests:
-    """kind: an `ArrayKind`;  form: its class, which the manifest has to lead to"""
+    """kind: an `ArrayKind`;  form: the class that the manifest has to select"""
 
     kind = None
     form = None
 
     def values(self, rng, n):
-        """Of a sample with n tokens."""
+        """Values of a sample with n tokens."""
         raise NotImplementedError
 
     def some(self, n, seed=0):
@@ -67,7 +67,7 @@ class ArrayCodecTests:
             np.testing.assert_array_equal(self.kind.decode(cut, values.shape), values)
 
     def test_any_zarr_reader_opens_them(self):
-        """And our own reader of chunks reads the same."""
+        """emkd's own reader of chunks reads the same."""
         arrays = self.kind.encode(self.some(40))
         for layout in self.kind.layouts:
             array = arrays[layout.name]

@@ -46,7 +46,7 @@ class TestIdsOfVersion3WithLz4(IdsTests):
 
 
 class TestIdsOfFewWords(IdsTests):
-    """Nothing is above the lower 16 bits: one array."""
+    """No id has more than 16 bits: one array."""
 
     form = SplitIds
     top = 65_536

@@ -1,4 +1,4 @@
-"""Stored logits: as they are, and as keys rank by rank."""
+"""Stored logits: unchanged, and as keys rank by rank."""
 
 import numpy as np
 import pytest

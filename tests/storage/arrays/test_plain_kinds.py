@@ -1,4 +1,4 @@
-"""Kinds that are stored as they are: positions and tails."""
+"""Kinds that are stored unchanged: positions and tails."""
 
 import numpy as np
 

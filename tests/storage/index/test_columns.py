@@ -1,4 +1,4 @@
-"""The rows of all shards in a reader's memory: the same as the table on disk, decoded as far as they are asked for."""
+"""The rows of all shards in a reader's memory: the same as the table on disk, decoded on first use."""
 
 import json
 import pickle
@@ -23,7 +23,7 @@ from emkd.storage.index.find import MIN_PREFIX, find_sample
 from emkd.storage.index.table import FIRST_SCHEMA, INDEX_SCHEMA, OK, SKIPPED, TEXT_COLUMN, read_parquet, write_parquet
 from emkd.storage.objects.digest import ObjectDigest, seal_envelope
 
-# Few letters, so that ids, keys and their beginnings meet; some of more than one byte.
+# Few letters, some of more than one byte, so that ids, keys and their beginnings often agree.
 texts = st.text("ab\x00é", max_size=11)
 
 
@@ -31,8 +31,8 @@ def table_of(keys, ids=None, skipped=()):
     rows = [
         {name: 0 for name in INDEX_SCHEMA.names}
         | {"id": name, "key": key, TEXT_COLUMN: "", "images": [], "retained_mass": None, "detail": "odd"}
-        | {"row": place, "reason": "why", "status": SKIPPED if place in skipped else OK}
-        for place, (key, name) in enumerate(zip(keys, ids or [""] * len(keys), strict=True))
+        | {"row": position, "reason": "why", "status": SKIPPED if position in skipped else OK}
+        for position, (key, name) in enumerate(zip(keys, ids or [""] * len(keys), strict=True))
     ]
     return pa.Table.from_pylist(rows, schema=INDEX_SCHEMA)
 
@@ -52,18 +52,18 @@ def test_the_first_bytes_of_keys(keys, cut):
 
 
 def naive(keys, ids, skipped, wanted):
-    """The number of the sample, "several", "skipped", or None: one pass over the samples for each way to name one."""
-    samples = [place for place in range(len(keys)) if place not in skipped]
-    for place in samples:
-        if wanted and keys[place] == wanted:
-            return samples.index(place)
-    with_id = [place for place in samples if wanted and ids[place] == wanted]
+    """The number of the sample, "several", "skipped", or None: one pass over the samples for key, id and prefix each."""
+    samples = [position for position in range(len(keys)) if position not in skipped]
+    for position in samples:
+        if wanted and keys[position] == wanted:
+            return samples.index(position)
+    with_id = [position for position in samples if wanted and ids[position] == wanted]
     if with_id:
         return "several" if len(with_id) > 1 else samples.index(with_id[0])
-    begins = [place for place in samples if len(wanted) >= MIN_PREFIX and keys[place].startswith(wanted)]
+    begins = [position for position in samples if len(wanted) >= MIN_PREFIX and keys[position].startswith(wanted)]
     if begins:
-        return "several" if len({keys[place] for place in begins}) > 1 else samples.index(begins[0])
-    return "skipped" if any(wanted and wanted in (keys[place], ids[place]) for place in skipped) else None
+        return "several" if len({keys[position] for position in begins}) > 1 else samples.index(begins[0])
+    return "skipped" if any(wanted and wanted in (keys[position], ids[position]) for position in skipped) else None
 
 
 @settings(deadline=None)
@@ -85,7 +85,7 @@ def test_searching_finds_what_one_pass_over_the_rows_finds(data, keys):
 
 
 def test_a_search_for_what_is_no_text(cache_folder):
-    """What a shell hands over that is not UTF-8."""
+    """A shell may pass text that is not UTF-8."""
     with pytest.raises(SampleNotFoundError, match="no sample has the key or id"):
         Cache.open(cache_folder).find("id-4\udcff")
 
@@ -121,22 +121,22 @@ def test_an_index_of_an_older_version_has_a_column_of_nulls(cache_folder):
 def test_what_is_no_index_is_refused(cache_folder):
     data = (cache_folder / "index.parquet").read_bytes()
     for broken in (b"", data[:-9], b"x" * 100):
-        with pytest.raises(DamagedCacheError, match=r"here: not the Parquet file that was written"):
+        with pytest.raises(DamagedCacheError, match=r"here: not a readable Parquet file"):
             Rows.read("here", broken)
     odd = write_parquet(Cache.open(cache_folder).rows.table().drop_columns(["status"]))
-    with pytest.raises(DamagedCacheError, match="here: columns differ from those of an index"):
+    with pytest.raises(DamagedCacheError, match="here: its columns are not those of an index"):
         Rows.read("here", odd)
 
 
 def test_a_column_that_cannot_be_decoded_is_damage(cache_folder):
-    """Of bytes that no hash was compared with; opening a sealed cache compares it first."""
+    """Here no hash was compared; opening a sealed cache compares it first."""
     data = bytearray((cache_folder / "index.parquet").read_bytes())
     meta = pq.ParquetFile(pa.BufferReader(bytes(data))).metadata.row_group(0)
     columns = [meta.column(i) for i in range(meta.num_columns)]
     (start,) = (c.data_page_offset for c in columns if c.path_in_schema == "retained_mass")
     data[start : start + 40] = random.Random(0).randbytes(40)
     rows = Rows.read("here", bytes(data))
-    with pytest.raises(DamagedCacheError, match="here: not the Parquet file that was written"):
+    with pytest.raises(DamagedCacheError, match="here: not a readable Parquet file"):
         rows["retained_mass"]
 
 
@@ -149,7 +149,7 @@ def test_numbers_without_a_copy(cache_folder):
 
 
 def test_neither_opening_nor_searching_nor_inspecting_imports_pandas(cache_folder):
-    """Arrow does, at the first value that it converts; it takes longer than all of these."""
+    """Arrow does when it first converts a value, which takes longer than all of these."""
     code = (
         "import sys\nfrom emkd.inspection import inspect_cache, render\nfrom emkd.storage.cache import Cache\n"
         f"Cache.open({str(cache_folder)!r}).find('id-4')\nrender(inspect_cache({str(cache_folder)!r}))\n"
@@ -171,7 +171,7 @@ CHANGED = ["id", "text_sha256", "reason", "detail", "vision_count", "retained_ma
 
 @pytest.mark.parametrize("name", CHANGED)
 def test_a_shard_that_was_made_anew_since_the_cache_was_opened_is_refused(cache_folder, tmp_path, name):
-    """Its rows are others: what was known of them is no longer so."""
+    """Its rows have changed, so the rows in memory are out of date."""
     shutil.copytree(cache_folder, tmp_path / "cache")
     (tmp_path / "cache" / "seal.json").unlink()
     cache = Cache.open(tmp_path / "cache", partial=True)
@@ -190,7 +190,7 @@ def test_a_shard_that_was_made_anew_since_the_cache_was_opened_is_refused(cache_
 
 @pytest.mark.parametrize("name", CHANGED)
 def test_a_consolidated_index_of_other_rows_than_the_shards_is_refused(cache_folder, tmp_path, name):
-    """Although the seal vouches for both."""
+    """Although the seal has the hashes of both."""
     shutil.copytree(cache_folder, tmp_path / "cache")
     path, where = tmp_path / "cache" / "index.parquet", tmp_path / "cache" / "seal.json"
     path.write_bytes(write_parquet(with_another(read_parquet("", path.read_bytes()), name)))

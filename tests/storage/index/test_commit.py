@@ -75,7 +75,7 @@ def test_an_attempt_that_lost_bytes_is_not_committed(files, manifest):
 
 
 def test_a_full_disk_leaves_no_half_shard(files, manifest):
-    """Here the limit is on the size of a file; the same attempt can be made again."""
+    """Simulated with a limit on the size of files; the same attempt can be written again."""
     rows = make_rows(manifest, 0)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (500, hard))
@@ -208,7 +208,8 @@ def test_a_damaged_shard_is_made_anew(tmp_path, manifest):
 @pytest.mark.parametrize("error", [FileNotFoundError(2, "No such file"), FileExistsError(17, "File exists")])
 @pytest.mark.parametrize("lost", [True, False])
 def test_a_folder_that_vanishes_while_it_is_written(files, manifest, monkeypatch, error, lost):
-    """Of an attempt that has lost, --clean deletes it; else it is an error. (mkdir finds a folder that is then gone.)"""
+    """--clean deletes the folder of an attempt that has lost, which is fine; otherwise it is an error. (mkdir may also
+    find a folder that is deleted right afterwards.)"""
     if lost:
         assert commit_shard(files, write_shard(files, 0, "won", make_rows(manifest, 0), manifest))
     plain, written = LocalFiles.write, []

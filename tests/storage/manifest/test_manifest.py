@@ -1,4 +1,4 @@
-"""What a cache says of itself."""
+"""The manifest of a cache."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Plans of extensions against the naive way: look at every row, one after the other."""
+"""Plans of extensions, compared with a naive plan that looks at every row."""
 
 import time
 from itertools import pairwise
@@ -18,7 +18,7 @@ N_DATA = 12
 CONTENT = st.one_of(st.none(), st.integers(0, 15))  # None is a row that cannot be read; contents repeat
 RUN = st.tuples(
     st.sampled_from(["a" * 64, "b" * 64, "c" * 64]), st.integers(1, N_DATA), st.integers(1, 4)
-)  # data, how far, rows in a shard
+)  # fingerprint, limit, rows per shard
 
 
 def as_manifest(run):
@@ -31,20 +31,20 @@ def key_of(content):
 
 
 def index_of(manifest, shard, data):
-    """As an index has it: unreadable rows have an empty key."""
+    """The index of a shard. Unreadable rows have an empty key."""
     contents = data[manifest.datasets[manifest.source(shard)].fingerprint]
     rows = list(manifest.rows(shard))
     table = pa.table({"row": rows, "key": [key_of(contents[row]) or "" for row in rows]})
     return ShardIndex(shard=shard, attempt="a", settings_sha256="", objects={}, table=table)
 
 
-def naive_place(cache, kept, row, run, data):
-    """All places at which the cache has a row of `run`: the same row of the same files, or else the same key."""
+def naive_rows(cache, kept, row, run, data):
+    """All (dataset, row) of the cache that are a row of `run`: the same row of the same files, or else the same key."""
     key = key_of(data[run.dataset.fingerprint][row])
-    places = [(cache.source(shard), r) for shard in kept for r in cache.rows(shard)]
+    cached = [(cache.source(shard), r) for shard in kept for r in cache.rows(shard)]
     fingerprint = run.dataset.fingerprint
-    same_row = [(s, r) for s, r in places if cache.datasets[s].fingerprint == fingerprint and r == row]
-    others = [(s, r) for s, r in places if cache.datasets[s].fingerprint != fingerprint]
+    same_row = [(s, r) for s, r in cached if cache.datasets[s].fingerprint == fingerprint and r == row]
+    others = [(s, r) for s, r in cached if cache.datasets[s].fingerprint != fingerprint]
     same_key = [(s, r) for s, r in others if key and key_of(data[cache.datasets[s].fingerprint][r]) == key]
     return same_row or same_key
 
@@ -66,9 +66,9 @@ def test_every_row_is_found_or_added_once(data, first, runs, chance):
         extension = plan_extension(cache, [index_of(cache, n, data) for n in kept], run, lambda rows=keyed: rows)
 
         found = {f.row + i: (f.source, f.source_row + i) for f in extension.found for i in range(f.count)}
-        expected = {row: naive_place(cache, kept, row, run, data) for row in range(run.plan.n_rows)}
-        assert found.keys() == {row for row, places in expected.items() if places}
-        assert all(place in expected[row] for row, place in found.items())
+        expected = {row: naive_rows(cache, kept, row, run, data) for row in range(run.plan.n_rows)}
+        assert found.keys() == {row for row, rows in expected.items() if rows}
+        assert all(cached in expected[row] for row, cached in found.items())
         added = [row for row in range(run.plan.n_rows) if row not in found]
         n = run.plan.rows_per_shard
         assert [extension.rows_of(shard) for shard in extension.shards] == [
@@ -93,7 +93,7 @@ def test_as_ranges(numbers):
 
 
 def test_keys_are_read_only_where_they_are_needed():
-    """More rows of the same files are known by their place; of another image root they may be other pictures."""
+    """Rows of the same files are found by row number; with another image root they may have other images."""
     run, more = as_manifest(("a" * 64, 4, 2)), as_manifest(("a" * 64, 7, 2))
     data = {"a" * 64: list(range(N_DATA))}
     kept = [index_of(run, shard, data) for shard in run.shards]
@@ -152,7 +152,7 @@ def test_a_changed_copy_has_another_hash():
 
 
 def test_thousands_of_shards_and_of_ranges():
-    """4,000 shards of which 1,000 are from 100,000 ranges: every question of every shard, in seconds."""
+    """4,000 shards, 1,000 of them from 100,000 ranges: every method for every shard takes seconds."""
     manifest = with_data(make_manifest(), "a" * 64, 10**6, limit=300_000, rows_per_shard=100)
     ranges = tuple((3 * n, 3 * n + 1) for n in range(100_000))
     values = {"number": 1, "parent_sha256": manifest.settings_sha256, "dataset": manifest.dataset, "n_rows": 100_000}

@@ -1,4 +1,4 @@
-"""What every store keeps to. A new store subclasses `FilesTests` and says how it is made."""
+"""Tests of the contract of a store. For a new store, subclass `FilesTests` and define the fixture `files`."""
 
 import threading
 

@@ -1,4 +1,4 @@
-"""The store in a local folder: what every store keeps to, and what is particular to disks."""
+"""The store in a local folder: the contract of every store, and what is particular to disks."""
 
 import os
 import resource
@@ -48,7 +48,7 @@ def test_what_a_crash_leaves_is_not_listed(tmp_path):
 
 
 def test_a_write_that_fails_leaves_nothing(tmp_path):
-    """As on a full disk: here the limit is on the size of a file."""
+    """As on a full disk; simulated with a limit on the size of files."""
     files = LocalFiles(tmp_path)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))

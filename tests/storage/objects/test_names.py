@@ -1,4 +1,4 @@
-"""Names of objects, and what they say."""
+"""Names of objects, and what each name says."""
 
 import pytest
 

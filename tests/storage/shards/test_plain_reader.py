@@ -1,4 +1,4 @@
-"""docs/format.md is enough to read a cache: a reader of sixty lines without emkd."""
+"""docs/format.md suffices to read a cache: a reader in sixty lines without emkd."""
 
 import ast
 import hashlib
@@ -43,8 +43,8 @@ def read(root: Path):
                 axis = name if name == "affinity" else name.split("_")[0]
                 runs = [(row[f"{axis}_offset"], row[f"{axis}_count"])]
                 runs = [(i["offset"], i["count"]) for i in row["images"]] if axis == "vision" else runs
-                places = np.concatenate([np.arange(0), *(start + np.arange(n) for start, n in runs)]).astype(int)
-                part[name] = array[:, places] if name.endswith("_logits") else array[places]
+                positions = np.concatenate([np.arange(0), *(start + np.arange(n) for start, n in runs)]).astype(int)
+                part[name] = array[:, positions] if name.endswith("_logits") else array[positions]
             yield row, manifest, part
 
 

@@ -1,4 +1,4 @@
-"""What is written is what is read: random shards through the disk, and through plain Zarr."""
+"""Random shards are read as they were written, with emkd and with plain Zarr."""
 
 import tempfile
 from dataclasses import replace
@@ -107,7 +107,7 @@ def test_round_trip(logits, affinity, compression, shapes, top_k, seed):
 
 @pytest.mark.parametrize(("precision", "bound"), [("bfloat16", 2.0**-8), ("float16", 2.0**-11), ("float32", 0)])
 def test_logits_that_were_not_rounded_before(tmp_path, precision, bound):
-    """They are rounded here, and where that makes ties, the smaller id comes first."""
+    """They are rounded when written; of logits that rounding makes equal, the smaller id comes first."""
     exact = make_manifest(n_rows=1, rows_per_shard=1, logits="float32", top_k=V)
     record = make_record(np.random.default_rng(0), exact, image_sizes=(300,))
     manifest = make_manifest(n_rows=1, rows_per_shard=1, logits=precision, top_k=V)
@@ -148,7 +148,7 @@ def test_plain_zarr_opens_a_shard(tmp_path):
 @pytest.mark.parametrize("compression", ["zstd", "lz4"])
 @pytest.mark.parametrize("vocabulary", [65_536, 65_537, 151_936])
 def test_every_array_is_what_zarr_reads(tmp_path, compression, vocabulary):
-    """Chunk for chunk, several of them and a last one that is filled up; ids above 65,536 have a second array."""
+    """Several chunks, the last one padded; ids above 65,536 have a second array."""
     manifest = make_manifest(n_rows=1, rows_per_shard=1, top_k=2, compression=compression, n_tokens=vocabulary)
     record = make_record(np.random.default_rng(0), make_manifest(top_k=2), n_text=2, image_sizes=(20_000,))
     ids = np.sort(np.random.default_rng(1).integers(0, vocabulary, (20_000, 2)).astype(np.int32))

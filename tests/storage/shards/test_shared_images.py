@@ -1,4 +1,4 @@
-"""Images that several samples have in common are stored once, and a reader does not notice."""
+"""Images that several samples share are stored once, and records are the same as without sharing."""
 
 from dataclasses import replace
 
@@ -14,7 +14,7 @@ from tests.storage.shards.test_round_trip import assert_same
 
 
 def shared_rows(manifest):
-    """The second image of row 0 is the first of row 1; row 2 has those of row 0 the other way round, row 3 its own."""
+    """The second image of row 0 is the first of row 1; row 2 has the images of row 0 in reverse order, row 3 its own."""
     rng = np.random.default_rng(0)
     a, b, c, d = (
         make_record(rng, manifest, image_sizes=sizes, n_text=4 + i)
@@ -69,7 +69,7 @@ def test_nothing_is_shared_where_a_single_number_differs(tmp_path):
 
 
 def test_rows_may_come_in_any_order(tmp_path):
-    """As batches of similar length do: the index is in the order of the plan."""
+    """Batches of similar length reorder rows; the index is in the order of the plan."""
     manifest = make_manifest(n_rows=4, rows_per_shard=4)
     rows = shared_rows(manifest)
     files = create_cache(tmp_path, manifest, TOKENIZER_JSON)
