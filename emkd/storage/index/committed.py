@@ -14,7 +14,7 @@ from emkd.storage.index.commit import ShardIndex, changed_sizes, read_index
 from emkd.storage.index.table import INDEX_SCHEMA, TEXT_COLUMN, count_column, n_stored_vision, with_texts
 from emkd.storage.manifest.manifest import Manifest
 from emkd.storage.manifest.plan import Stored
-from emkd.storage.manifest.read import described_names
+from emkd.storage.manifest.read import manifest_files
 from emkd.storage.objects.checked import read_existing
 from emkd.storage.objects.digest import NEXT_STEP, ObjectDigest
 from emkd.storage.objects.files import Files
@@ -58,7 +58,7 @@ def read_committed(
     """
     index, where = read_index(files, shard, data, vouched=vouched), files.where(index_name(shard))
     if index.settings_sha256 != manifest.shard_sha256(shard):
-        plan = files.where(described_names(manifest)[manifest.source(shard)])
+        plan = files.where(manifest_files(manifest)[manifest.source(shard)])
         raise DamagedCacheError(
             f"{where}: written under another manifest or plan than {plan}: one of the two belongs to another cache or "
             f"was changed. {NEXT_STEP}"

@@ -19,7 +19,7 @@ from emkd.storage.index.committed import Committed, Totals, read_indexes
 from emkd.storage.index.table import OK, read_parquet, write_parquet
 from emkd.storage.manifest.manifest import Manifest
 from emkd.storage.manifest.plan import Stored
-from emkd.storage.manifest.read import count_extensions, described_names, read_manifest, read_tokenizer
+from emkd.storage.manifest.read import count_extensions, manifest_files, read_manifest, read_tokenizer
 from emkd.storage.objects.checked import read_existing
 from emkd.storage.objects.digest import NEXT_STEP, ObjectDigest, checked, open_envelope, seal_envelope
 from emkd.storage.objects.files import Files
@@ -134,7 +134,7 @@ def _summary(files: Files, manifest: Manifest, committed: Committed) -> Seal:
     """Return the seal's body: the hashes of the indexes as they were read and checked, and of the other files."""
     table = committed.table
     n_samples = pc.sum(pc.equal(table["status"], OK)).as_py() or 0
-    names = (*described_names(manifest), TOKENIZER_NAME, table_name(len(manifest.extensions)))
+    names = (*manifest_files(manifest), TOKENIZER_NAME, table_name(len(manifest.extensions)))
     digests = {name: ObjectDigest.of(read_existing(files, name)) for name in names} | committed.digests
     return Seal(
         n_samples=n_samples,

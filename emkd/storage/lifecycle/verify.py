@@ -15,9 +15,9 @@ from emkd.storage.index.committed import read_committed
 from emkd.storage.lifecycle.seal import Seal, read_seal
 from emkd.storage.manifest.manifest import Manifest
 from emkd.storage.manifest.read import (
-    described_names,
     extensions_and_missing_plans,
     is_cache,
+    manifest_files,
     parse_extension,
     read_manifest,
     read_tokenizer,
@@ -126,7 +126,7 @@ def _changed_plan(files: Files, manifest: Manifest) -> str | None:
 
     If all shards written under it, and a plan that extends it, name another hash, then it was changed, not they.
     """
-    for number, (name, sha256) in enumerate(zip(described_names(manifest), manifest.plan_hashes, strict=True)):
+    for number, (name, sha256) in enumerate(zip(manifest_files(manifest), manifest.plan_hashes, strict=True)):
         shards = manifest.extensions[number - 1].shards if number else range(manifest.plan.n_shards)
         known = list(_known_hashes(files, set(committed_shards(files)) & set(shards), number == 0))
         if known and sha256 not in known:

@@ -30,7 +30,7 @@ from emkd.storage.objects.names import (
 _RESTORE = "restore the file from a copy of the cache"
 
 
-def described_names(manifest: Manifest) -> list[str]:
+def manifest_files(manifest: Manifest) -> list[str]:
     """Return the names of the files that a manifest in memory was read from: manifest.json and each plan.json."""
     return [MANIFEST_NAME, *(plan_name(extension.number) for extension in manifest.extensions)]
 

@@ -24,7 +24,7 @@ from emkd.storage.arrays.record_arrays import RecordArrays, group_attributes
 from emkd.storage.index.commit import ShardIndex
 from emkd.storage.index.rows import index_row, index_table
 from emkd.storage.manifest.manifest import Manifest
-from emkd.storage.manifest.read import described_names
+from emkd.storage.manifest.read import manifest_files
 from emkd.storage.objects.digest import ObjectDigest
 from emkd.storage.objects.files import Files, writing
 from emkd.storage.objects.names import index_name, shard_prefix
@@ -96,7 +96,7 @@ class ShardWriter:
         self._write("zarr.json", group_metadata(group_attributes(self.manifest, self.shard)))
         with self._writing(0):
             self.files.sync_tree(self.prefix)
-            self.files.sync_names(described_names(self.manifest))
+            self.files.sync_names(manifest_files(self.manifest))
         rows = [self._rows[row] for row in self.manifest.rows(self.shard)]
         return ShardIndex(
             shard=self.shard,

@@ -2,10 +2,10 @@
 
     python -m tests.storage.lifecycle.killed SCENARIO KIND FOLDER
 
-KIND is "die", "torn" or "full" (see `operations`). For every n: a fresh copy of the scenario's beginning, one
-process that ends at operation n, one that looks at what is left and runs to the end, undisturbed. One JSON line for
-each n, and before them one that says how many there are. Processes are forked from this one, which never touches
-Zarr itself: its loop is a thread, and threads do not survive a fork.
+KIND is "die", "torn" or "full" (see `operations`). For every n: a fresh copy of the scenario's start, a process that
+ends at operation n, and a process that checks what is left and then runs to the end, undisturbed. Prints one JSON line
+with the number of operations, then one line for each n. Processes are forked from this one, which never uses Zarr
+itself: Zarr starts a thread, and threads do not survive a fork.
 """
 
 import hashlib
@@ -51,7 +51,7 @@ ADDED = with_data(MANIFEST, "e" * 64, 4)
 
 
 def capture(folder: str) -> None:
-    """A job at its simplest: what is missing, then the seal."""
+    """A minimal job: write the missing shards, then the seal."""
     files = open_files(folder)
     manifest = read_manifest(files)
     for shard in missing_shards(files, manifest):
@@ -90,7 +90,7 @@ def begin_repair(folder: str) -> None:
 
 @dataclass(frozen=True)
 class Scenario:
-    """committed: shards that are there before and must stay as they are; damaged: reading may end in an error"""
+    """committed: shards that exist before the run and must not change;  damaged: reading may raise an error"""
 
     run: Callable[[str], None]
     begin: Callable[[str], None] | None = None
@@ -106,17 +106,18 @@ SCENARIOS = {
 
 
 def records(cache: Cache) -> dict[str, str]:
-    """Place in the data -> hash of the record there."""
-    return {place_of(cache, i): record_digest(cache, i) for i in range(cache.n_samples)}
+    """{row of the data: hash of its record}."""
+    return {row_of_data(cache, i): record_digest(cache, i) for i in range(cache.n_samples)}
 
 
-def place_of(cache: Cache, i: int) -> str:
+def row_of_data(cache: Cache, i: int) -> str:
+    """ "<dataset>-<row>" of a sample."""
     info = cache.sample_info(i)
     return f"{cache.manifest.source(info.shard)}-{info.row}"
 
 
 def record_digest(cache: Cache, i: int) -> str:
-    """Hash of all that a reader gets of a sample."""
+    """Hash of everything that a reader gets of a sample."""
     info, record = cache.sample_info(i), cache.record(i)
     arrays = [(name, array.tolist()) for name, array in sorted(array_fields(record).items())]
     text = repr((info.key, record.key, info.images, record.images, arrays))
@@ -124,13 +125,13 @@ def record_digest(cache: Cache, i: int) -> str:
 
 
 def plain_names(folder: str) -> list[str]:
-    """Every file and folder, hidden ones included, without the names of the attempts."""
+    """Names of every file and folder, including hidden ones, without the names of attempts."""
     paths = (path.relative_to(folder).as_posix() for path in Path(folder).rglob("*"))
     return sorted(re.sub(r"(shards/\d+)-[^/]+", r"\1", path) for path in paths)
 
 
 def outcome(folder: str) -> dict[str, Any]:
-    """All that must be as after an undisturbed run. Lost attempts are deleted."""
+    """Everything that must be as after an undisturbed run. Deletes lost attempts."""
     cache, files = Cache.open(folder), open_files(folder)
     skipped = [[row["shard"], row["row"], row["reason"], row["detail"]] for row in cache.skipped.to_pylist()]
     indexes = {shard: read_index(files, shard) for shard in cache.shards}
@@ -141,7 +142,7 @@ def outcome(folder: str) -> dict[str, Any]:
 
 
 def check_between(folder: str, scenario: Scenario, expected: dict[str, str]) -> None:
-    """Whoever reads between the kill and the next run gets the committed records, and only those."""
+    """A reader between the kill and the next run gets the committed records, and only those."""
     files = open_files(folder)
     try:
         cache = Cache.open(folder, partial=True)
@@ -154,7 +155,7 @@ def check_between(folder: str, scenario: Scenario, expected: dict[str, str]) -> 
         return
     assert set(cache.shards) == set(committed_shards(files)) & set(cache.manifest.shards)
     rows = {f"{cache.manifest.source(s)}-{row}" for s in cache.shards for row in cache.rows_of_shard(s)}
-    assert found == {place: digest for place, digest in expected.items() if place in rows}
+    assert found == {row: digest for row, digest in expected.items() if row in rows}
 
 
 def run_again(folder: str, scenario: Scenario, expected: dict[str, Any]) -> None:
@@ -177,7 +178,7 @@ def in_child(work: Callable[[], Any]) -> tuple[int, Any]:
     if process == 0:
         try:
             value = {"value": work()}
-        except BaseException as error:  # noqa: BLE001 (all of it is told to the parent)
+        except BaseException as error:  # noqa: BLE001 (the parent reports all of it)
             value = {"error": traceback.format_exc(), "kind": type(error).__name__}
         with os.fdopen(write_end, "wb") as pipe:
             pipe.write(json.dumps(value).encode())
@@ -192,7 +193,7 @@ ENDS = {"die": die_at, "torn": die_torn_at, "full": full_from}
 
 
 class Helper:
-    """A process that lives on: it does what is asked for in a place where Zarr has been used already."""
+    """A process that stays alive and calls `work` on request, after it has used Zarr."""
 
     def __init__(self, work: Callable[[str], None]) -> None:
         asked, self._ask = os.pipe()
@@ -210,21 +211,21 @@ class Helper:
     def _do(work: Callable[[str], None], cache: str) -> str:
         try:
             work(cache)
-        except Exception:  # noqa: BLE001 (all of it is told to the parent)
+        except Exception:  # noqa: BLE001 (the parent reports all of it)
             return traceback.format_exc()
         return ""
 
     def __call__(self, cache: str) -> str:
-        """What went wrong, "" where nothing did."""
+        """The traceback of an error, "" if there was none."""
         os.write(self._ask, json.dumps(cache).encode() + b"\n")
         return str(json.loads(self._answers.readline() or '"the helper died"'))
 
 
 def one(scenario: Scenario, kind: str, n: int, folder: Path, again: Helper) -> dict[str, Any]:
-    """What came of ending at operation n: {"n", "ended", "problem"}."""
+    """The outcome of ending at operation n: {"n", "ended", "problem"}."""
     cache = str(folder / f"{kind}-{n}")
     if scenario.begin is not None:
-        shutil.copytree(folder / "begun", cache)
+        shutil.copytree(folder / "start", cache)
 
     def end_at_n() -> None:
         watch(cache, ENDS[kind](n))
@@ -245,8 +246,8 @@ def main(name: str, kind: str, folder: Path, n_processes: int = 2) -> None:
     pa.Table.from_pylist([{"a": 1}])  # imports pandas: once here, not in each child
     scenario, undisturbed = SCENARIOS[name], str(folder / "undisturbed")
     if scenario.begin is not None:
-        assert in_child(lambda: scenario.begin(str(folder / "begun"))) == (0, {"value": None})
-        shutil.copytree(folder / "begun", undisturbed)
+        assert in_child(lambda: scenario.begin(str(folder / "start"))) == (0, {"value": None})
+        shutil.copytree(folder / "start", undisturbed)
 
     def listed() -> list[str]:
         found: list[Operation] = []

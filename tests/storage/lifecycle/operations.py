@@ -1,8 +1,8 @@
-"""The file-system operations under a folder, one after the other, as Python itself announces them.
+"""The file-system operations under a folder in order, as Python's audit events report them.
 
-An audit hook sees every open, mkdir, link, rename, remove and rmdir before it happens, so that the product needs
-no hook for its tests. An os.open for reading is counted too: it is what precedes an fsync. A hook cannot be taken
-away again: use it in a process of its own.
+An audit hook sees every open, mkdir, link, rename, remove and rmdir before it happens, so that emkd needs no hook for
+its tests. An os.open for reading counts, too, since it precedes an fsync. A hook cannot be removed: use it in a separate
+process.
 """
 
 import errno
@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 
-_CHANGES = {"os.mkdir": -1, "os.link": -1, "os.rename": -1, "os.remove": -1, "os.rmdir": -1}  # place of dir_fd
+_CHANGES = {"os.mkdir": -1, "os.link": -1, "os.rename": -1, "os.remove": -1, "os.rmdir": -1}  # index of dir_fd in args
 WRITE, SYNC = "write", "sync"
 TAKES_SPACE = (WRITE, "os.mkdir", "os.link", "os.rename")
 
@@ -26,7 +26,7 @@ class Operation:
 
 
 def watch(root: str, act: Callable[[Operation], None]) -> None:
-    """From now on call `act` before every operation on `root` and below. What `act` itself does is not seen."""
+    """From now on, call `act` before every operation on `root` and below, except operations of `act` itself."""
     busy = False
 
     def hook(event: str, args: tuple) -> None:
@@ -66,7 +66,7 @@ def die_at(n: int) -> Callable[[Operation], None]:
 
 
 def die_torn_at(n: int) -> Callable[[Operation], None]:
-    """SIGKILL at the n-th open for writing, once the file is there with the first half of its bytes."""
+    """SIGKILL at the n-th open for writing, when the file exists with the first half of its bytes."""
 
     def tear(operation: Operation, _: int) -> None:
         frame = sys._getframe()
@@ -81,7 +81,7 @@ def die_torn_at(n: int) -> Callable[[Operation], None]:
 
 
 def full_from(n: int, error: int = errno.ENOSPC) -> Callable[[Operation], None]:
-    """The n-th operation fails for want of space, and so does every later one that takes space."""
+    """The n-th operation fails for lack of space, and so does every later operation that takes space."""
 
     def fail(operation: Operation, count: int) -> None:
         if count == n or operation.kind in TAKES_SPACE:

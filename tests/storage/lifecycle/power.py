@@ -1,11 +1,11 @@
-"""What a power cut would leave: a model of a disk that forgets all that no fsync was asked for.
+"""What a power cut would leave: a model of a disk that forgets everything that was not synced.
 
-    python -m tests.storage.lifecycle.power FOLDER [NAME]     NAME: a method of LocalFiles that does nothing, for once
+    python -m tests.storage.lifecycle.power FOLDER [NAME]     NAME: a method of LocalFiles that is made to do nothing
 
-A file's bytes are safe as they were when it was last synced, a name when its folder was last synced. At every link
-of a manifest, plan, index or seal, whatever it vouches for must be safe: bytes, name, and the names of all folders
-above it. The jobs of `killed` run through, then die at every operation outside of a shard's folder, and run again.
-Prints what was not safe, and how many links were looked at, as JSON.
+A file's bytes are safe as they were when it was last synced, a name is safe when its folder was synced. At every link
+of a manifest, plan, index or seal, every object whose hash it holds must be safe: bytes, name, and the names of all
+folders above it. The jobs of `killed` run to the end, then are killed at every operation outside of a shard's folder,
+and run again. Prints what was not safe, and the number of links that were checked, as JSON.
 """
 
 import json
@@ -24,7 +24,7 @@ from tests.storage.lifecycle.operations import Operation, watch
 
 
 class Killed(BaseException):
-    """The process is dead: nothing that it still tries happens."""
+    """The process is dead: nothing that it does from now on has an effect."""
 
 
 class Disk:
@@ -62,7 +62,7 @@ class Disk:
             self.check_link(Path(operation.path))
 
     def check_link(self, target: Path) -> None:
-        """Before an object gets its name: it is in a partial file beside it."""
+        """Check before an object gets its name, while it is in a partial file in the same folder."""
         root = next(folder for folder in target.parents if folder.parent == self.base)
         name, files = target.relative_to(root).as_posix(), LocalFiles(root)
         partial = max(target.parent.glob(f".{target.name}.*.partial"), key=lambda path: path.stat().st_mtime_ns)
@@ -90,7 +90,7 @@ class Disk:
 
 
 def vouched_for(files: LocalFiles, name: str, data: bytes) -> Iterator[str]:
-    """Names of the files that an object names by their hash."""
+    """Names of the files whose hashes an object holds."""
     shard = indexed_shard(name)
     if shard is not None:
         index = ShardIndex.from_bytes(name, data)
@@ -106,7 +106,7 @@ def vouched_for(files: LocalFiles, name: str, data: bytes) -> Iterator[str]:
 
 
 def run(disk: Disk, scenario: Scenario, name: str, die_at: int | None) -> int:
-    """One run to the end, or a death and a run to the end; the number of operations of the first one."""
+    """One run to the end, or a kill and a run to the end. Returns the number of operations of the first run."""
     cache = disk.base / name
     disk.die_at = None
     if scenario.begin is not None:

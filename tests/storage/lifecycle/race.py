@@ -2,8 +2,8 @@
 
     python -m tests.storage.lifecycle.race SCENARIO FOLDER REPETITIONS [clean]
 
-clean: one of them is fast and deletes lost attempts over and over, from its seal until the slow other one ends.
-Prints for each repetition what became of it, as JSON.
+clean: one process is fast; from its seal until the slow process ends, it deletes lost attempts over and over.
+Prints the outcome of each repetition as JSON.
 """
 
 import json
@@ -20,11 +20,11 @@ from emkd.storage.objects.open import open_files
 from tests.storage.lifecycle.killed import SCENARIOS, Scenario, in_child, outcome
 from tests.storage.lifecycle.operations import watch
 
-SLOW = 0.004  # seconds before each operation of the slow one
+SLOW = 0.004  # seconds before each operation of the slow process
 
 
 def process(scenario: Scenario, cache: str, go: int, other: int | None, slow: bool) -> int:
-    """The id of a process that starts when `go` is closed; with `other` it cleans until that one has ended."""
+    """The id of a process that starts when it can read from `go`; with `other`, it cleans until that process ends."""
     child = os.fork()
     if child:
         return child
@@ -49,7 +49,7 @@ def alive(process: int) -> bool:
 
 
 def race(scenario: Scenario, cache: str, clean: bool) -> tuple[int, int]:
-    """Exit codes of the two."""
+    """Exit codes of the two processes."""
     go, start = os.pipe()
     first = process(scenario, cache, go, None, slow=clean)
     os.set_inheritable(start, False)

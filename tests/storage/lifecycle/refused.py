@@ -1,9 +1,9 @@
-"""Writing where the disk refuses: run in a process of its own by test_refused.
+"""Write to a disk that is full or not writable; test_refused runs this in a separate process.
 
-    python -m tests.storage.lifecycle.refused full FOLDER      FOLDER is a small file system of its own
-    python -m tests.storage.lifecycle.refused denied FOLDER    as root: becomes somebody else who may not write there
+    python -m tests.storage.lifecycle.refused full FOLDER      FOLDER is the root of a small file system
+    python -m tests.storage.lifecycle.refused denied FOLDER    run as root: becomes a user who may not write there
 
-Prints what came of it as JSON.
+Prints the outcome as JSON.
 """
 
 import json
@@ -26,7 +26,7 @@ PAGE, NOBODY = 4096, 65534
 
 
 def full(folder: Path) -> list[dict[str, Any]]:
-    """For every number of free pages from none to enough: the run that fails there, and the one that completes."""
+    """For every number of free pages from none to enough: a run that fails for lack of space, and one that completes."""
     undisturbed = folder / "undisturbed"
     run_fresh(str(undisturbed))
     expected = outcome(str(undisturbed))
@@ -41,7 +41,7 @@ def full(folder: Path) -> list[dict[str, Any]]:
         partial = Cache.open(cache, partial=True)
         rows = {f"0-{row}" for shard in partial.shards for row in partial.rows_of_shard(shard)}
         found.append({"error": error, "sealed": partial.sealed, "shards": committed_shards(files)})
-        assert records(partial) == {place: digest for place, digest in expected["records"].items() if place in rows}
+        assert records(partial) == {row: digest for row, digest in expected["records"].items() if row in rows}
         assert verify(cache) == []
         assert len(files.folders("shards")) == len(committed_shards(files)), "half a shard was left"
         ballast.unlink()
@@ -52,7 +52,7 @@ def full(folder: Path) -> list[dict[str, Any]]:
 
 
 def fill(ballast: Path, free: int) -> None:
-    """A file that leaves so many bytes free."""
+    """Write a file that leaves `free` bytes free."""
     space = shutil.disk_usage(ballast.parent).free
     ballast.write_bytes(bytes(space - free))
 
@@ -66,11 +66,11 @@ def attempt(work) -> str | None:
 
 
 def denied(folder: Path) -> dict[str, Any]:
-    """What somebody gets who may read a cache, but not write there; then who may not read a part of it."""
+    """The outcome for a user who may read a cache, but not write to it; then for a user who may not read a part."""
     cache = folder / "cache"
     make_cache(cache, MANIFEST, shards=[0], sealed=False, contents=CONTENTS[0])
     expected = records(Cache.open(cache, partial=True))
-    make_cache(folder / "warm", MANIFEST)  # imports everything while it may be read
+    make_cache(folder / "warm", MANIFEST)  # imports everything while the files are readable
 
     def as_nobody() -> dict[str, Any]:
         before = make_everything_known(cache)

@@ -16,7 +16,7 @@ from tests.storage.builders import array_fields, make_cache, make_manifest
 
 
 def read_everything(folder, partial=False):
-    """All that a reader can get from a cache, as one comparable value."""
+    """Everything that a reader can get from a cache, as one comparable value."""
     cache = Cache.open(folder, partial)
     records = [cache.record(i) for i in range(cache.n_samples)]
     infos = [cache.sample_info(i) for i in range(cache.n_samples)]
@@ -26,10 +26,10 @@ def read_everything(folder, partial=False):
 
 
 def flip(path, seed):
-    """Flip one bit, its place a pure function of the seed and the file's size."""
+    """Flip one bit, chosen by the seed and the file's size."""
     data = bytearray(path.read_bytes())
-    place = random.Random(f"{seed}-{len(data)}").randrange(8 * len(data))
-    data[place // 8] ^= 1 << place % 8
+    bit = random.Random(f"{seed}-{len(data)}").randrange(8 * len(data))
+    data[bit // 8] ^= 1 << bit % 8
     path.write_bytes(data)
 
 
@@ -94,7 +94,7 @@ def test_swapped_objects(copy):
 
 
 def test_an_unsealed_cache_gives_the_right_numbers_or_none(copy, names):
-    """Without a seal a flip may hit what nobody uses (padding of Parquet): then all numbers are the same."""
+    """Without a seal, a flip may hit unused bytes (padding of Parquet): then all numbers are the same."""
     (copy / "seal.json").unlink()
     expected = read_everything(copy, partial=True)
     found = 0
@@ -150,7 +150,7 @@ def test_damage_while_open_is_found_when_it_is_read(copy):
 
 @pytest.fixture
 def objects(tmp_path):
-    """Two objects, by one hash and by two, and a folder with one that nobody vouches for."""
+    """An object with one hash, an object with two, and a folder with an object that is in no index."""
     files = LocalFiles(tmp_path)
     for name in "abc":
         files.write(f"g/{name}", name.encode() * 8)
@@ -180,7 +180,7 @@ def test_an_object_in_no_table_is_not_read(objects):
 
 
 def test_verification_takes_both_hashes():
-    """Of contents that only the fast hash would take for the right ones."""
+    """The fast hash alone would accept this content."""
     digest = replace(ObjectDigest.of_array(b"right"), sha256=ObjectDigest.of(b"wrong").sha256)
     assert checked("x", b"right", digest) == b"right"
     assert "two hashes contradict each other" in describe_damage(b"right", digest)

@@ -1,8 +1,8 @@
-"""Any damage to any object of any cache: found before a number of it is used, listed, and mended.
+"""Any damage to any object of any cache is found before a number of it is used, listed, and repaired.
 
-An object is changed in one bit, cut, emptied, removed, swapped with another one of the cache, or replaced by the one
-of the same name in a cache of the same settings and other numbers. 300 examples, always the same ones, about half a
-minute.
+An object is changed in one bit, cut, emptied, removed, swapped with another object of the cache, or replaced by the
+object of the same name in a cache of the same settings and other numbers. The same 300 examples in every run, which take
+about half a minute.
 """
 
 import random
@@ -20,13 +20,16 @@ from emkd.storage.lifecycle.repair import withdraw
 from emkd.storage.objects.local import LocalFiles
 from emkd.storage.objects.names import committed_shards, index_name
 from tests.storage.builders import TOKENIZER_JSON, make_cache
-from tests.storage.lifecycle.killed import CONTENTS, MANIFEST, capture, place_of, record_digest, records, run_extend
+from tests.storage.lifecycle.killed import CONTENTS, MANIFEST, capture, record_digest, records, row_of_data, run_extend
 
 pytestmark = pytest.mark.slow
 STATES = ("sealed", "unsealed", "extended", "extending")
 HOW = ("flip", "flip", "cut", "empty", "remove", "swap", "foreign")
 NEWEST = {"sealed": "seal.json", "extended": "extensions/000001/seal.json"}
-OLD = {"extended": ("seal.json", "index.parquet"), "extending": ("seal.json", "index.parquet")}  # nobody reads them
+OLD = {
+    "extended": ("seal.json", "index.parquet"),
+    "extending": ("seal.json", "index.parquet"),
+}  # superseded: never read
 
 
 def build(folder, state, seed=0):
@@ -39,7 +42,7 @@ def build(folder, state, seed=0):
 
 
 class Built:
-    """A cache as it was written: names of its objects, hashes of its records by place, attempts by shard."""
+    """A cache as it was written: names of its objects, hashes of its records by row, attempts by shard."""
 
     def __init__(self, folder):
         files = LocalFiles(folder)
@@ -60,14 +63,14 @@ def caches(many_caches):
 
 
 def damage(folder, other, name, how, seed, second):
-    """Names of the objects that differ from what was written."""
+    """Damage a cache. Returns the names of the objects that changed."""
     before = {n: (folder / n).read_bytes() for n in (name, second)}
     path, original = folder / name, before[name]
     draw = random.Random(seed)
     if how == "flip" and original:
-        place = draw.randrange(8 * len(original))
+        bit = draw.randrange(8 * len(original))
         changed = bytearray(original)
-        changed[place // 8] ^= 1 << place % 8
+        changed[bit // 8] ^= 1 << bit % 8
         path.write_bytes(changed)
     elif how == "cut":
         path.write_bytes(original[: draw.randrange(len(original))])
@@ -84,13 +87,13 @@ def damage(folder, other, name, how, seed, second):
 
 
 def shard_of(name):
-    """The shard that an object belongs to, by its name; None for what belongs to the whole cache."""
+    """The shard that an object belongs to, by its name; None for objects of the whole cache."""
     room, _, rest = name.partition("/")
     return int(rest[:6]) if room in ("shards", "index") else None
 
 
 def reads(folder, partial):
-    """(place -> hash of the record or the text of the error, error of opening)."""
+    """({row: hash of the record, or the error}, error of opening)."""
     try:
         cache = Cache.open(folder, partial=partial, window=1)
     except (DamagedCacheError, CacheVersionError, CacheIncompleteError) as error:
@@ -98,9 +101,9 @@ def reads(folder, partial):
     found = {}
     for i in range(len(cache)):
         try:
-            found[place_of(cache, i)] = record_digest(cache, i)
+            found[row_of_data(cache, i)] = record_digest(cache, i)
         except DamagedCacheError as error:
-            found[place_of(cache, i)] = error
+            found[row_of_data(cache, i)] = error
     return found, None
 
 
@@ -135,11 +138,11 @@ def check_reads(folder, state, how, damaged, expected):
         if error is not None:
             assert used, f"nothing that is read was changed, but: {error}"
             assert isinstance(error, CacheIncompleteError) or any(name in str(error) for name in used), error
-        for place, result in found.items():
+        for row, result in found.items():
             if isinstance(result, DamagedCacheError):
                 assert any(f"{shard:06d}" in str(result) for shard in shards - {None}), result
             elif not (how == "foreign" and state not in NEWEST):
-                assert result == expected[place], f"{place}: another number than the one that was written"
+                assert result == expected[row], f"{row}: another number than the one that was written"
         if state in NEWEST and used and NEWEST[state] not in used:
             assert error is not None or all_raise(found, folder, shards - {None}), "damage was not noticed"
 
@@ -147,7 +150,7 @@ def check_reads(folder, state, how, damaged, expected):
 def all_raise(found, folder, shards):
     cache = Cache.open(folder)
     numbers = [i for shard in shards for i in cache.samples_of_shard(shard)]
-    return bool(shards) and all(isinstance(found[place_of(cache, i)], DamagedCacheError) for i in numbers)
+    return bool(shards) and all(isinstance(found[row_of_data(cache, i)], DamagedCacheError) for i in numbers)
 
 
 def check_verify_and_repair(folder, state, how, damaged, expected, attempts):
@@ -159,13 +162,13 @@ def check_verify_and_repair(folder, state, how, damaged, expected, attempts):
         return
     found = {item.name for item in listed}
     assert len(found) == len(listed), "listed once"
-    # Without its index nobody knows what the objects of a shard should be: they go with it.
+    # Without the index of a shard, damage to its objects cannot be seen: repairing the index writes them again.
     known = {n for n in used if not n.startswith("shards/") or index_name(shard_of(n)) not in used}
     if state in NEWEST and NEWEST[state] not in used:
         assert known <= found <= used
     else:
         assert {name for name in known if name.startswith("shards/")} <= found
-        assert found <= used | objects_of(files, used), "without a seal, what nobody reads is not vouched for"
+        assert found <= used | objects_of(files, used), "without a seal, unused bytes have no hash"
     before = {name: files.read(name) for name in files.names()}
     if any(name.endswith("plan.json") for name in found):
         with pytest.raises(DamagedCacheError, match="cannot be rebuilt"):
@@ -182,7 +185,7 @@ def check_verify_and_repair(folder, state, how, damaged, expected, attempts):
 
 
 def objects_of(files, names):
-    """The objects that an index of other numbers does not vouch for, and so are listed in its place."""
+    """The objects of shards whose index is intact in itself, but has other hashes: they are listed, not the index."""
     shards = [
         shard_of(name) for name in names if name.startswith("index/") and files.exists(index_name(shard_of(name)))
     ]

@@ -1,4 +1,4 @@
-"""A cache with more rows than it was begun with."""
+"""A cache with more rows than it was started with."""
 
 import json
 import shutil
@@ -57,7 +57,7 @@ def extended(files):
 
 
 def state(files):
-    """Bytes and time of the last change of every file."""
+    """Content and modification time of every file."""
     paths = sorted(path for path in files.root.rglob("*") if path.is_file())
     return {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in paths}
 
@@ -110,7 +110,7 @@ def test_the_same_again_changes_nothing(extended):
     assert extend(extended) == read_manifest(extended)
     seal(extended)
     assert create_cache(extended.root, RUN, TOKENIZER_JSON) == extended, "the run agrees, without --extend as well"
-    assert create_cache(extended.root, MANIFEST, TOKENIZER_JSON) == extended, "and so does the one that began it"
+    assert create_cache(extended.root, MANIFEST, TOKENIZER_JSON) == extended, "and so does the command that created it"
     assert state(extended) == before
 
 
@@ -163,7 +163,7 @@ def test_who_opens_while_an_extension_is_planned_sees_the_cache_before(files, mo
 
 
 def test_an_unfinished_cache_is_not_extended(tmp_path):
-    """A run of 5 rows was killed after shard 1, or is still at work: its other shards must not leave the plan."""
+    """A run of 5 rows was killed after shard 1, or still works: its other shards must stay in the plan."""
     files = make_cache(tmp_path, MANIFEST, shards=[1], sealed=False)
     seven = make_manifest(n_rows=7)
     more = MANIFEST.model_copy(update={"dataset": seven.dataset, "plan": seven.plan})

@@ -1,7 +1,7 @@
-"""Whatever operation a process dies at, the next run completes the cache: each row once, the same bits.
+"""A process is killed at any operation, and the next run completes the cache: each row once, the same bits.
 
-Every operation of three jobs on a small cache (`killed`), 599 of them, is the one before which a process is killed,
-98 of them also with half a file written, and all of them with a disk that is full from there on: 1,296 caches.
+Three jobs on a small cache (see `killed`) have 599 operations. A process is killed before each of them, at 98 of them
+also with half a file written, and for each of them once more the disk is full from there on: 1,296 caches.
 """
 
 import json
@@ -33,7 +33,7 @@ def test_ending_at_every_operation(scenario, kind, many_caches):
 
 
 def check_undisturbed(scenario, found):
-    """What all the others are compared with is itself right: sealed, whole, each row once or skipped."""
+    """Check the undisturbed run that every other run is compared with: sealed, intact, each row once or skipped."""
     assert (found["sealed"], found["damage"]) == (True, [])
     first = ["0-0", "0-2"], [[0, 1, "no_answer", "empty turn"]]
     added = ["1-2"], [[2, 1, "unreadable", "no such file"]]
@@ -47,7 +47,7 @@ def check_undisturbed(scenario, found):
 
 
 def test_the_child_really_is_killed_in_the_middle(many_caches):
-    """The tests of this file can fail: a kill leaves something half done, and without a second run it stays so."""
+    """The tests of this file can fail: a kill leaves a half-written cache, and only a second run completes it."""
     code = (
         "import sys; from tests.storage.lifecycle.killed import *; from tests.storage.lifecycle.operations import *\n"
         "watch(sys.argv[1], die_torn_at(12)); run_fresh(sys.argv[1])"

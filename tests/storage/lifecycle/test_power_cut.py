@@ -1,4 +1,4 @@
-"""Data are on the disk before anything says so: a disk that forgets what was not synced (`power`)."""
+"""Data are on the disk before any hash names them: a disk that forgets what was not synced (see `power`)."""
 
 import json
 import subprocess
@@ -20,7 +20,7 @@ def model(folder, *without):
 
 
 def test_whatever_is_named_is_safe(many_caches):
-    """Two jobs, each also after a death at each of its operations outside of the shards' folders: 110 runs, 864 links."""
+    """Two jobs, each also after a kill at each of its operations outside of the shards' folders: 110 runs, 864 links."""
     found = model(many_caches / "whole")
     assert found["unsafe"] == []
     assert found["links"] > 800

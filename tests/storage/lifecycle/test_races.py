@@ -1,4 +1,4 @@
-"""Two processes at once on one cache: both end well, and the cache is as if there had been one (`race`)."""
+"""Two processes at once on one cache: both succeed, and the cache is the same as after one process (see `race`)."""
 
 import json
 import subprocess
@@ -14,9 +14,9 @@ ROOT = Path(__file__).parents[3]
 @pytest.mark.parametrize("clean", [(), ("clean",)], ids=["", "clean"])
 @pytest.mark.parametrize("scenario", ["fresh", "extend"])
 def test_two_processes_at_once(many_caches, scenario, clean):
-    """5 times: one seal, nothing damaged, the objects of an undisturbed run, no attempt that nobody won.
+    """5 times: one seal, no damage, the objects of an undisturbed run, no lost attempts.
 
-    With "clean" the one that is done deletes lost attempts while the other one still writes its own.
+    With "clean", the process that is done deletes lost attempts while the other process still writes its own.
     """
     folder = many_caches / "-".join([scenario, *clean])
     folder.mkdir()

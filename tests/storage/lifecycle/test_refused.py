@@ -65,7 +65,7 @@ def test_a_place_that_may_not_be_written_or_read(many_caches):
 
 
 def test_a_sector_that_cannot_be_read(tmp_path, monkeypatch):
-    """The disk says EIO: an error that names the object, and verify lists it and goes on."""
+    """The disk returns EIO: the error names the object, and verify lists it and continues."""
     make_cache(tmp_path)
     bad = tmp_path / "shards" / "000001-a1" / "affinity" / "c" / "0"
     read_bytes = Path.read_bytes

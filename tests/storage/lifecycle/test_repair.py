@@ -1,4 +1,4 @@
-"""What is damaged leaves the cache; what is whole is not touched."""
+"""Repair deletes damaged objects and does not touch intact ones."""
 
 import pytest
 
@@ -98,7 +98,7 @@ def test_only_the_same_run_restores_a_manifest(extended, sealed):
 
 
 def test_a_manifest_that_only_an_extension_still_knows(extended):
-    """Every shard of the first plan is damaged as well: what the extension extends must still be what it was."""
+    """Every shard of the first plan is damaged, too: the new manifest must have the hash that the extension names."""
     for name in ("manifest.json", *(f"index/00000{n}.parquet" for n in range(3))):
         change(extended, name)
     with pytest.raises(CacheConflictError, match=r"000001/plan\.json was written with other settings"):
@@ -154,7 +154,7 @@ def test_a_plan_comes_back_from_a_copy_only(extended, tmp_path, sealed, how):
 
 
 def test_the_way_out_without_a_copy(extended):
-    """The error says: remove the folder of the newest plan and add the same data again; nothing is computed twice."""
+    """The error says: delete the folder of the newest plan and add the same data again; nothing is computed twice."""
     (extended.root / plan_name(1)).write_bytes(b"")
     for name in extended.names("extensions"):
         extended.delete(name)
@@ -183,7 +183,7 @@ def test_a_place_without_a_cache(tmp_path):
 
 
 def test_what_cannot_be_read_now_is_not_withdrawn(files):
-    """It may be whole: a disk that is away for a moment must not cost what was committed."""
+    """It may be intact: a disk that fails for a moment must not cost committed shards."""
     victim = next((files.root / "shards").glob("000001-*/affinity/c/0"))
     victim.unlink()
     victim.symlink_to(victim)  # reading it is an error of the system, not a missing file
