@@ -126,9 +126,9 @@ def _changed_plan(files: Files, manifest: Manifest) -> str | None:
 
     If all shards written under it, and a plan that extends it, name another hash, then it was changed, not they.
     """
-    for number, (name, sha256) in enumerate(zip(manifest_files(manifest), manifest.plan_hashes, strict=True)):
-        shards = manifest.extensions[number - 1].shards if number else range(manifest.plan.n_shards)
-        known = list(_known_hashes(files, set(committed_shards(files)) & set(shards), number == 0))
+    for source, (name, sha256) in enumerate(zip(manifest_files(manifest), manifest.plan_hashes, strict=True)):
+        shards = manifest.extensions[source - 1].shards if source else range(manifest.plan.n_shards)
+        known = list(_known_hashes(files, set(committed_shards(files)) & set(shards), source == 0))
         if known and sha256 not in known:
             return name
     return None
