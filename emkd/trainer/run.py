@@ -17,7 +17,9 @@ from emkd.samples.dataset import Dataset
 from emkd.trainer.data.run_data import RunData, encoder, evaluation_samples, open_run_data
 from emkd.trainer.data.samples import Collator, EvaluationSamples
 from emkd.trainer.loop.evaluation import evaluate_answers
-from emkd.trainer.loop.resume import agree_about_pictures_and_text, agree_with_first_run, check_output
+from emkd.trainer.loop.first_run import agree_with_first_run
+from emkd.trainer.loop.output import check_output
+from emkd.trainer.loop.resume import agree_about_pictures_and_text
 from emkd.trainer.loop.trainer import DistillationTrainer
 from emkd.trainer.matching.assignment import check_solver
 from emkd.trainer.objective.objective import Objective
@@ -40,36 +42,36 @@ def train_one_process(settings: TrainSettings) -> dict[str, float]:
     checkpoint = check_output(settings)
     arguments = training_arguments(settings.output, settings.recipe.training, settings.eval_data is not None)
     check_solver(settings.recipe.losses.solver, arguments.device)
-    source = open_run_data(settings)
+    run_data = open_run_data(settings)
     set_seed(arguments.seed)
     student = load_student(settings)
-    agree_about_pictures_and_text(source.cache, student.vlm, distils=settings.recipe.losses.weights.needs_cache)
-    agree_with_first_run(settings, source.cache, source.selection, source.dataset, arguments.world_size)
-    student.card = model_card(_facts(settings, source, student))
-    trainer = _trainer(settings, source, student, arguments)
-    log(_first_line(settings, student, arguments, source.n_samples))
+    agree_about_pictures_and_text(run_data.cache, student.vlm, distils=settings.recipe.losses.weights.needs_cache)
+    agree_with_first_run(settings, run_data.cache, run_data.selection, run_data.dataset, arguments.world_size)
+    student.card = model_card(_facts(settings, run_data, student))
+    trainer = _trainer(settings, run_data, student, arguments)
+    log(_first_line(settings, student, arguments, run_data.n_samples))
     resumed = None if checkpoint is None else str(checkpoint)
     metrics: dict[str, float] = trainer.train(resume_from_checkpoint=resumed).metrics
     _save(settings, trainer)
     metrics.pop("total_flos", None)  # Trainer counts those of texts alone
-    if trainer.n_skipped:
-        metrics["skipped_rows"] = trainer.n_skipped
+    if trainer.skipped:
+        metrics["skipped_rows"] = len(trainer.skipped)
     if trainer.eval_dataset is not None:
         metrics |= trainer.evaluate()
     return metrics
 
 
 def _trainer(
-    settings: TrainSettings, source: RunData, student: Student, arguments: TrainingArguments
+    settings: TrainSettings, run_data: RunData, student: Student, arguments: TrainingArguments
 ) -> DistillationTrainer:
     """Raises UsageError for what the recipe asks for and is not there."""
     recipe = settings.recipe
     given: dict[str, Any] = dict(
         student=student,
         args=arguments,
-        objective=_objective(recipe.losses, source.n_tokens(student.vlm), arguments),
-        train_dataset=source.samples(student.vlm, recipe.losses.top_k),
-        shard_sizes=source.shard_sizes,
+        objective=_objective(recipe.losses, run_data.n_tokens(student.vlm), arguments),
+        train_dataset=run_data.samples(student.vlm, recipe.losses.top_k),
+        shard_sizes=run_data.shard_sizes,
         window=recipe.window,
         learning_rates=recipe.student.learning_rates,
         max_skipped=recipe.max_skipped,
@@ -89,9 +91,9 @@ def _objective(losses: LossRecipe, n_tokens: int, arguments: TrainingArguments) 
     return Objective(losses.weights, n_tokens, losses.distance, losses.matching, arguments.seed, losses.solver)
 
 
-def _facts(settings: TrainSettings, source: RunData, student: Student) -> CardFacts:
+def _facts(settings: TrainSettings, run_data: RunData, student: Student) -> CardFacts:
     """What the model card says. Where no loss needs the cache, it had no part in the student."""
-    cache = source.cache if settings.recipe.losses.weights.needs_cache else None
+    cache = run_data.cache if settings.recipe.losses.weights.needs_cache else None
     return CardFacts(
         student=f"./{Path(settings.student).name}" if Path(settings.student).is_dir() else settings.student,
         data=Path(settings.data).name,
@@ -101,7 +103,7 @@ def _facts(settings: TrainSettings, source: RunData, student: Student) -> CardFa
         vision_pool=getattr(student.model.config, "vision_pool", 1),
         n_parameters=student.n_saved,
         n_learning=student.n_learning,
-        n_samples=source.n_samples,
+        n_samples=run_data.n_samples,
         recipe=settings.recipe,
         cache=settings.cache if cache is not None else None,
         manifest=None if cache is None else cache.manifest,

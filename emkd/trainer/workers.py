@@ -24,7 +24,8 @@ from emkd.errors import EmkdError, JobFailedError
 from emkd.ray_session import check_resources, session
 from emkd.trainer import report
 from emkd.trainer.loop.checkpoints import last_complete
-from emkd.trainer.loop.resume import RUN_NAME, check_output
+from emkd.trainer.loop.first_run import RUN_NAME
+from emkd.trainer.loop.output import check_output
 from emkd.trainer.recipe.settings import TrainSettings
 
 # Ray Train's controller needs a CPU of its own, whatever the workers have.

@@ -201,8 +201,8 @@ def test_ids_that_the_student_lacks_are_the_tails_and_their_mass_is_told(setting
     records = [opened.record(n) for n in range(3)]
     said = capsys.readouterr().err
     for kind, name in (("vision", r" lacking_mass"), ("answer", "answer_lacking_mass")):
-        fields = [(getattr(record, f"{kind}_ids"), getattr(record, f"{kind}_logits")) for record in records]
-        mass = [torch.from_numpy(logits).double().softmax(1)[torch.from_numpy(ids) == 25] for ids, logits in fields]
+        tops = [getattr(record, kind) for record in records]
+        mass = [torch.from_numpy(top.logits).double().softmax(1)[torch.from_numpy(top.ids) == 25] for top in tops]
         (told,) = re.findall(rf"{name} ([0-9.e-]+)", said)
         assert float(told) == pytest.approx(float(torch.cat(mass).mean()), rel=1e-3)
     train_student(

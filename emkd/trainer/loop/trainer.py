@@ -1,20 +1,25 @@
 """transformers.Trainer with the objective of EM-KD: its arguments, logs and checkpoints work as usual.
 
-What is overridden, and why:
-    get_train_dataloader   shard by shard and rank by rank (order.py), every sample once
+Tested with transformers 5.23. Private methods (with an underscore) may change in any minor version, so a test compares
+the signatures of all overridden methods with the installed transformers (tests/trainer/loop/test_overrides.py).
+
+Overridden, and what for:
+
+    get_train_dataloader   samples shard by shard and rank by rank (data/order.py), each once an epoch
     get_batch_samples      counts answers, pairs and samples of the whole optimizer step, over all ranks
     compute_loss           the objective, divided by those counts
     create_optimizer       learning rates by module
-    log                    adds each loss by its name and what meter.py measures
-    evaluate               answers right on the evaluation data, over all ranks
-    _init_training_state   arguments of this call count, not those that a checkpoint was written with
-    _run_epoch             a run that has done its steps does no other one when it is resumed
-    _save_checkpoint       only a complete checkpoint counts, and is there before an older one goes (checkpoints.py)
-    _save                  what a student's folder has is decided in one place (student.py), without pickle
-    _load_from_checkpoint  transformers' own leaves most weights of a LLaVA at their initial values, silently
+    create_scheduler       refuses a run whose only step has a learning rate of 0
+    log                    adds each loss by its name, and what meter.py measures
+    evaluate               accuracy on the answers of the evaluation data, over all ranks
+    _init_training_state   arguments of this call override those that a checkpoint was written with
+    _run_epoch             a resumed run that has done all its steps does not take another one
+    _save_checkpoint       writes complete.json last, and deletes older checkpoints only after that (checkpoints.py)
+    _save                  student.py alone decides what a student's folder holds; no pickle
+    _load_from_checkpoint  transformers' own leaves most weights of a LLaVA at their initial values, without a warning
+    _load_best_model       the same, for the best checkpoint, after checking its files
 """
 
-import json
 import shutil
 from collections.abc import Iterator, Mapping
 from itertools import islice
@@ -22,34 +27,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import gather_object
-from torch.utils.data import DataLoader, Subset
+from torch.utils.data import Subset
 from transformers import PrinterCallback, ProgressCallback, Trainer, TrainingArguments
 from transformers.trainer_utils import rotate_checkpoints
 
-from emkd.errors import DataFormatError, EmkdError, UsageError
-from emkd.trainer.data.order import ShardBatchSampler
-from emkd.trainer.data.samples import Collator, EvaluationSamples, Skipped, StudentSamples
+from emkd.errors import EmkdError, UsageError
+from emkd.trainer.data.samples import Collator, EvaluationSamples, StudentSamples
 from emkd.trainer.loop.checkpoints import check, complete
 from emkd.trainer.loop.evaluation import evaluate_answers
+from emkd.trainer.loop.loaders import EpochLoader, evaluation_loader, train_loader
 from emkd.trainer.loop.meter import Meter
+from emkd.trainer.loop.skipped import SkippedRows
 from emkd.trainer.objective.counts import Counts
 from emkd.trainer.objective.objective import Objective
-from emkd.trainer.report import LogLines, log
+from emkd.trainer.report import LogLines
 from emkd.trainer.student.parameters import parameter_groups
 from emkd.trainer.student.student import Student
-
-# In a checkpoint: the rows that were skipped until then.
-SKIPPED_NAME = "skipped.json"
-
-
-class EpochLoader(DataLoader[Any]):
-    """A DataLoader whose batch sampler follows the epoch that Trainer announces."""
-
-    batch_sampler: ShardBatchSampler
-
-    def set_epoch(self, epoch: int) -> None:
-        self.batch_sampler.set_epoch(epoch)
 
 
 class DistillationTrainer(Trainer):
@@ -88,44 +81,14 @@ class DistillationTrainer(Trainer):
         self.add_callback(LogLines)
         self.model_accepts_loss_kwargs = True  # losses are divided by the step's counts here, not by Trainer
         self.student, self.objective, self.learning_rates = student, objective, learning_rates
-        self.shard_sizes, self.window, self.max_skipped = shard_sizes, window, max_skipped
-        self._skipped: set[int] = set()  # rows, of all ranks
+        self.shard_sizes, self.window = shard_sizes, window
+        self.skipped = SkippedRows(sum(shard_sizes), max_skipped)
         self._new_meter()
 
     def get_train_dataloader(self) -> EpochLoader:
         """Not prepared by accelerate, which would split the batches a second time."""
-        batches = ShardBatchSampler(
-            self.shard_sizes,
-            window=self.window,
-            seed=self.args.seed,
-            batch_size=self.args.per_device_train_batch_size,
-            n_ranks=self.args.world_size,
-            rank=self.args.process_index,
-            drop_last=self.args.dataloader_drop_last,
-        )
-        if not len(batches):
-            raise UsageError(
-                f"{sum(self.shard_sizes)} samples are less than one batch of {batches.batch_size} on each of "
-                f"{batches.n_ranks} workers, and dataloader_drop_last drops them: make batches smaller"
-            )
         samples: Any = self.train_dataset
-        return EpochLoader(
-            samples,
-            batch_sampler=batches,
-            # Of its own: a loader draws a seed whenever it starts, and the model's random state is not for that.
-            generator=torch.Generator(),
-            **self._loader_options(),
-        )
-
-    def _loader_options(self) -> dict[str, Any]:
-        return {
-            "collate_fn": self.data_collator,
-            "num_workers": self.args.dataloader_num_workers,
-            "pin_memory": self.args.dataloader_pin_memory,
-            "persistent_workers": self.args.dataloader_persistent_workers,
-            "prefetch_factor": self.args.dataloader_prefetch_factor,
-            "multiprocessing_context": self.args.dataloader_multiprocessing_context,
-        }
+        return train_loader(samples, self.data_collator, self.args, shard_sizes=self.shard_sizes, window=self.window)
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
@@ -139,38 +102,17 @@ class DistillationTrainer(Trainer):
         self.meter.skipped += len(skipped)
         counts = Counts.total(self.objective.count(batch["samples"]) for batch in micro_batches)
         self.meter.pairs += counts.pairs
-        new = [row for row in skipped if row.row not in self._skipped]
+        new = self.skipped.new(skipped)
         own = torch.cat([counts.as_tensor(), torch.tensor([len(new)])])
         *total, n_new = self._add_up(own.to(device)).tolist()
         if n_new:
-            self._note_skipped(new)
+            self.skipped.add(new)
         return micro_batches, Counts.from_tensor(total)
 
     def _add_up(self, values: torch.Tensor) -> torch.Tensor:
         """The sum over ranks; all of them have to call it."""
         total: torch.Tensor = self.accelerator.reduce(values, reduction="sum")
         return total
-
-    @property
-    def n_skipped(self) -> int:
-        """Rows that could not be used, of all ranks, up to now."""
-        return len(self._skipped)
-
-    def _note_skipped(self, new: list[Skipped]) -> None:
-        """Tells each row once, whichever ranks meet it. All of them call this together, so that all raise together:
-        DataFormatError above `max_skipped` of the samples."""
-        found: dict[int, Skipped] = {row.row: row for part in gather_object([new]) for row in part}
-        for row in found.values():
-            log(f"row {row.row} is skipped: {row.reason}: {row.detail}")
-        self._skipped |= found.keys()
-        n_samples = sum(self.shard_sizes)
-        if len(self._skipped) > self.max_skipped * n_samples:
-            some = "; ".join(f"row {row.row}: {row.reason}: {row.detail}" for row in list(found.values())[:3])
-            raise DataFormatError(
-                f"{len(self._skipped)} of {n_samples} rows cannot be trained on, and max_skipped {self.max_skipped:g} "
-                f"allows {int(self.max_skipped * n_samples)}: {some}. Mend or remove these rows, or allow more with "
-                "--max-skipped"
-            )
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
@@ -239,11 +181,8 @@ class DistillationTrainer(Trainer):
         """Share of answer tokens right and their mean cross-entropy, under the names that Trainer users expect."""
         chosen: Any = eval_dataset if eval_dataset is not None else self.eval_dataset
         own = Subset(chosen, range(self.args.process_index, len(chosen), self.args.world_size))
-        options = self._loader_options() | {"persistent_workers": False}
         with self.meter.paused():
-            loader: DataLoader[Any] = DataLoader(
-                own, batch_size=self.args.eval_batch_size, generator=torch.Generator(), **options
-            )
+            loader = evaluation_loader(own, self.data_collator, self.args)
             with self.autocast_smart_context_manager():
                 result = evaluate_answers(self.student.model, loader, self.objective.n_tokens, self._add_up)
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in result.items()}
@@ -279,7 +218,7 @@ class DistillationTrainer(Trainer):
                 self.args.save_total_limit = limit
             self.accelerator.wait_for_everyone()  # each rank saves its own random state
             if self.args.should_save:
-                (folder / SKIPPED_NAME).write_text(json.dumps(sorted(self._skipped)))
+                self.skipped.save(folder)
                 complete(folder)
                 best = self.state.best_model_checkpoint
                 rotate_checkpoints(str(self.output), limit, best, use_mtime=True)
@@ -292,7 +231,7 @@ class DistillationTrainer(Trainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         self.student.restore(Path(resume_from_checkpoint))
-        self._skipped = set(json.loads((Path(resume_from_checkpoint) / SKIPPED_NAME).read_text()))
+        self.skipped.restore(Path(resume_from_checkpoint))
 
     def _load_best_model(self) -> None:
         if self.state.best_model_checkpoint is not None:

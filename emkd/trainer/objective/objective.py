@@ -11,8 +11,7 @@ The model is called for its hidden states alone:
     hidden states --match--> pairs;  answers and pairs --Part--> through the LM head, chunk by chunk;  VLAD by itself
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,9 +25,8 @@ from emkd.trainer.matching.assignment import Solver
 from emkd.trainer.matching.match import Matching, Pairs, count_pairs, match
 from emkd.trainer.matching.stopwatch import Stopwatch
 from emkd.trainer.objective.counts import Counts
+from emkd.trainer.objective.hidden_states import HiddenStates
 from emkd.trainer.objective.terms import StudentStates, answer_part, vision_part, vlad_sum
-from emkd.vlm.checks import check_causal, check_same_logits
-from emkd.vlm.forward import keep_last_hidden_state
 from emkd.vlm.head import LMHead
 
 REVERSE_KL = Divergence()
@@ -77,7 +75,7 @@ class Objective:
         self.weights, self.n_tokens, self.divergence = weights, n_tokens, divergence
         self.matching, self.seed, self.solver = matching, seed, solver
         self.stopwatch = Stopwatch()
-        self._head_checked = self._causal_checked = False
+        self._hidden_states = HiddenStates(n_tokens)
 
     def count(self, samples: Sequence[StudentSample]) -> Counts:
         """Counts of a micro-batch, known before its forward pass."""
@@ -104,17 +102,14 @@ class Objective:
         and hidden states come in its dtype, all that is computed from them is float32. Raises ModelError for a family
         that is not supported (vlm/checks.py), in the first batch.
         """
-        if samples and not self._causal_checked:
-            check_causal(base, samples[0].encoded)
-            self._causal_checked = True
-        hidden, connection = self._hidden_states(model, base, inputs)
+        hidden, connection = self._hidden_states(model, base, inputs, samples)
         batch = [StudentStates.of(sample, states) for sample, states in zip(samples, hidden, strict=False)]
         seen = [one for one in batch if self._n_pairs(one.sample)]
         head = LMHead.of(base, self.n_tokens)
         pairs = self.match(head, seen)
         total, sums = head_losses(head, self._parts(batch, seen, pairs, counts, hidden[0, :0]))
         none = total.new_zeros(())
-        answered = [one for one in batch if one.record is not None and self.weights.named.get("rld")]
+        answered = batch if self.weights.named.get("rld") else []
         affinities = vlad_sum(seen, pairs) / counts.vision_samples if seen and self.weights.gamma else none
         return Losses(
             total=total + self.weights.gamma * affinities + connection,
@@ -126,29 +121,6 @@ class Objective:
             lacking_mass=torch.cat([none[None][:0], *(s.teacher.vision.lacking_mass() for s in seen)]),
             answer_lacking_mass=torch.cat([none[None][:0], *(s.teacher.answer.lacking_mass() for s in answered)]),
         )
-
-    def _hidden_states(
-        self, model: Any, base: Any, inputs: dict[str, torch.Tensor]
-    ) -> tuple[torch.Tensor, torch.Tensor | float]:
-        """([B, T, d], what ties the loss to parameters that have no part in them, 0).
-
-        The model computes no logits of its own, but for those that its head is checked with in the first batch.
-        """
-        keep = torch.zeros(0 if self._head_checked else 1, dtype=torch.int64, device=inputs["input_ids"].device)
-        with keep_last_hidden_state(base) as kept, _some_gradient(base):
-            logits = model(**inputs, use_cache=False, logits_to_keep=keep).logits
-        hidden = kept[0]
-        if not self._head_checked:
-            self._check_head(base, logits[:, 0].detach(), hidden[:, 0].detach())
-        return hidden, 0.0 if hidden.requires_grad else logits[:, :0].float().sum()
-
-    def _check_head(self, base: Any, logits: torch.Tensor, hidden: torch.Tensor) -> None:
-        """Logits [B, rows] of the model itself are those of its LM head on hidden states [B, d]. Raises ModelError."""
-        expected = logits[:, : self.n_tokens].float()
-        if bool(expected.isfinite().all()):  # else the training has diverged, and not this is what is wrong
-            (found,) = LMHead.of(base, self.n_tokens).blocks(hidden, self.n_tokens)
-            check_same_logits(base, expected, found)
-            self._head_checked = True
 
     def _parts(
         self,
@@ -171,24 +143,3 @@ class Objective:
         """Pairs of each sample that has any, from its hidden states."""
         tokens = [one.vision_tokens(self.seed) for one in seen]
         return match(self.matching, tokens, head, self.solver, self.stopwatch)
-
-
-@contextmanager
-def _some_gradient(base: Any) -> Iterator[None]:
-    """While open, logits that no learning parameter has a part in depend on all of them, with gradients of 0.
-
-    Where the language model is frozen, a micro-batch without images is such a case: backward would refuse it, and
-    other ranks would wait for ever for this one's gradients. It is done inside of the model's forward, because data
-    parallelism looks there for the parameters that take part.
-    """
-
-    def add_nothing(module: Any, _: Any, out: Any) -> None:
-        if not out.logits.requires_grad and torch.is_grad_enabled():
-            learning = [parameter for parameter in module.parameters() if parameter.requires_grad]
-            out.logits = out.logits + sum(parameter.flatten()[:1].sum() for parameter in learning) * 0
-
-    handle = base.register_forward_hook(add_nothing)
-    try:
-        yield
-    finally:
-        handle.remove()

@@ -24,19 +24,20 @@ class StudentStates:
 
     sample: StudentSample
     states: States
-    record: TeacherSample | None
+    _teacher: TeacherSample | None
 
     @classmethod
     def of(cls, sample: StudentSample, hidden: torch.Tensor) -> "StudentStates":
         """hidden: [T, d] of the sample, padding included"""
-        record = None if sample.teacher is None else sample.teacher.to(hidden.device)
-        return cls(sample=sample, states=States.of(sample.encoded, hidden), record=record)
+        teacher = None if sample.teacher is None else sample.teacher.to(hidden.device)
+        return cls(sample=sample, states=States.of(sample.encoded, hidden), _teacher=teacher)
 
     @property
     def teacher(self) -> TeacherSample:
-        if self.record is None:
+        """Raises ValueError for a sample without a cache."""
+        if self._teacher is None:
             raise ValueError("a distillation loss needs the teacher's record, and this sample has none")
-        return self.record
+        return self._teacher
 
     def vision_tokens(self, seed: int) -> VisionTokens:
         """What they are matched by."""
