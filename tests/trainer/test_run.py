@@ -146,7 +146,7 @@ def test_an_output_folder_in_use_is_refused(settings, tmp_path):
     (tmp_path / "out" / "notes.txt").write_text("mine")
     with pytest.raises(OutputExistsError, match="exists and is not empty; name another folder"):
         train_student(settings())
-    with pytest.raises(InputNotFoundError, match="has no run.json, so that what its run was begun with is not known"):
+    with pytest.raises(InputNotFoundError, match="has no run.json, which says what its run was started with"):
         train_student(settings(resume=True))
     assert (tmp_path / "out" / "notes.txt").read_text() == "mine"
 
@@ -216,7 +216,7 @@ def test_a_cache_of_other_data_is_refused_with_counts(settings, tmp_path):
     rows[3]["messages"][1] = tiny.turn("assistant", "dog")
     other = tiny.write_data(tmp_path / "other.parquet", rows)
     with pytest.raises(
-        DataMismatchError, match=r"not the data of this cache: 1 of its 6 rows are not in it, the first is row 3"
+        DataMismatchError, match=r"not the data of this cache: 1 of its 6 rows are not in it; the first is row 3"
     ):
         train_student(settings(data=str(other)))
     rows = tiny.rows()
@@ -255,7 +255,7 @@ def test_a_resumed_run_has_the_same_samples(settings, cache_path, data_path, tmp
     recipe = with_flags(BASE, {"training.max_steps": 2, "training.save_strategy": "steps", "training.save_steps": 1})
     train_student(settings(recipe, cache=str(tmp_path / "cache"), partial=True))
     with pytest.raises(
-        UsageError, match="--resume: this call is not what .* was begun with .*: samples is another one"
+        UsageError, match="--resume: this call differs from the one that .* was started with .*: samples changed"
     ):
         train_student(settings(recipe, resume=True))
 
@@ -267,7 +267,7 @@ def test_an_unsealed_cache_trains_only_when_asked(settings, cache_path, tmp_path
     with pytest.raises(CacheIncompleteError, match="not sealed, 1 of 2 shards"):
         train_student(settings(cache=str(tmp_path / "cache")))
     train_student(settings(cache=str(tmp_path / "cache"), partial=True))
-    assert "training on the 4 samples that are committed" in capsys.readouterr().err
+    assert "training on the 4 samples committed so far" in capsys.readouterr().err
 
 
 def test_a_smaller_k_than_stored_and_not_a_larger_one(settings, tmp_path):
@@ -378,7 +378,7 @@ def test_resuming_another_run_is_refused(settings, tmp_path):
         ({"losses.temperature": 2.0}, "recipe.losses.temperature was 1.0 and is 2.0"),
         ({"training.seed": 7}, "recipe.training.seed was None and is 7"),
     ):
-        with pytest.raises(UsageError, match=f"--resume: this call is not what .*: {differing}. Give the same"):
+        with pytest.raises(UsageError, match=f"--resume: this call differs .*: {differing}. Use the same settings"):
             train_student(settings(with_flags(recipe, flags), resume=True))
 
 
@@ -392,7 +392,7 @@ def test_settings_that_are_newer_than_a_run_do_not_end_it(settings, tmp_path, ca
     del before["recipe"]["losses"]["divergence"], before["recipe"]["losses"]["temperature"]
     path.write_text(json.dumps(before))
     train_student(settings(recipe, resume=True))
-    assert f"going on from {tmp_path / 'out' / 'checkpoint-4'}" in capsys.readouterr().err
+    assert f"resuming from {tmp_path / 'out' / 'checkpoint-4'}" in capsys.readouterr().err
     with pytest.raises(UsageError, match="--resume: .*recipe.losses.divergence was reverse_kl and is jsd"):
         train_student(settings(with_flags(recipe, {"losses.divergence": "jsd"}), resume=True))
     if not torch.cuda.is_available():
@@ -407,7 +407,7 @@ def test_bad_rows_to_evaluate_on_are_counted_and_cost_nothing(settings, tmp_path
     assert metrics["eval_skipped_rows"] == 1
     assert metrics["eval_answer_tokens"] == 24
     none = tiny.write_data(tmp_path / "none.parquet", rows[1:2])
-    with pytest.raises(DataFormatError, match="nothing to evaluate on: 1 rows"):
+    with pytest.raises(DataFormatError, match="nothing to evaluate on: none of the 1 rows"):
         train_student(settings(eval_data=str(none), output=tmp_path / "other"))
     assert (tmp_path / "other" / "model.safetensors").is_file(), "the trained student is saved before it is evaluated"
 

@@ -17,10 +17,10 @@ from emkd.trainer.recipe.recipe import make_recipe
 from emkd.trainer.recipe.settings import TrainSettings
 from emkd.trainer.report import rank
 
-# What a run was begun with, so that a resumed one cannot be another one.
+# What a run was started with.
 RUN_NAME = "run.json"
 
-# Fields of `training` that a resumed run may have others of: they move no weight.
+# Fields of `training` that may change when a run is resumed: they do not affect the weights.
 FREE = {
     "dataloader_num_workers", "dataloader_persistent_workers", "dataloader_pin_memory", "dataloader_prefetch_factor",
     "dataloader_multiprocessing_context", "disable_tqdm", "logging_first_step", "logging_steps", "logging_strategy",
@@ -32,7 +32,12 @@ FREE = {
 def agree_with_first_run(
     settings: TrainSettings, cache: Cache | None, selection: Selection | None, dataset: Dataset, n_ranks: int
 ) -> None:
-    """Writes down what decides this run; a resumed one has to say the same. Raises UsageError naming differences."""
+    """Write what decides this run to run.json, or, when resuming, compare with it.
+
+    n_ranks: the number of workers
+
+    Raises UsageError that lists what differs, DamagedCheckpointError if run.json is not valid.
+    """
     now = {
         "recipe": _deciding(settings.recipe.model_dump(mode="json")),
         "student": settings.student,
@@ -49,8 +54,8 @@ def agree_with_first_run(
         differing = list(_differences(before, now))
         if differing:
             raise UsageError(
-                f"--resume: this call is not what {settings.output} was begun with (see {path}): "
-                f"{'; '.join(differing)}. Give the same, or begin anew in another folder"
+                f"--resume: this call differs from the one that {settings.output} was started with (see {path}): "
+                f"{'; '.join(differing)}. Use the same settings, or start a new run in another folder"
             )
         return
     if rank() == 0:
@@ -63,24 +68,24 @@ def agree_with_first_run(
 def _read(path: Path) -> dict[str, Any]:
     try:
         before: dict[str, Any] = json.loads(path.read_text())
-        recipe = make_recipe(before["recipe"], str(path))  # what there was not yet when it was written has its default
+        recipe = make_recipe(before["recipe"], str(path))  # settings newer than the file have their defaults
         return {**before, "recipe": _deciding(recipe.model_dump(mode="json"))}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DamagedCheckpointError(
-            f"{path} is not what was written ({error}). Put it back from a copy, or name a checkpoint of the folder "
-            "with --student and another folder with --output to begin anew"
+            f"{path} is damaged ({error}). Restore it from a copy, or start a new run: one of the checkpoints as "
+            "--student, and another --output"
         ) from error
 
 
 def _evaluated_on(settings: TrainSettings) -> str | None:
-    """Data that the best checkpoint, or the learning rate, may be chosen by."""
+    """Return the fingerprint of data that may choose the best checkpoint or the learning rate; None if none does."""
     if settings.eval_data is None or settings.recipe.training.get("eval_strategy", "no") == "no":
         return None
     return Dataset(settings.eval_data, settings.image_root).fingerprint
 
 
 def _deciding(recipe: dict[str, Any]) -> dict[str, Any]:
-    """Without what moves no weight. Of the checkpoints that there are, one may be chosen as the best."""
+    """Leave out what does not affect the weights. Save steps do if the best checkpoint is loaded at the end."""
     free = FREE - ({"save_steps", "save_strategy"} if recipe["training"].get("load_best_model_at_end") else set())
     training = {name: value for name, value in same_in_effect(recipe["training"]).items() if name not in free}
     losses = {name: value for name, value in recipe["losses"].items() if name != "solver"}
@@ -88,7 +93,7 @@ def _deciding(recipe: dict[str, Any]) -> dict[str, Any]:
 
 
 def _differences(before: dict[str, Any], now: dict[str, Any], prefix: str = "") -> list[str]:
-    """`recipe.losses.alpha was 0.5 and is 0.9`, for each value that differs; hashes are named without their values."""
+    """Return `recipe.losses.alpha was 0.5 and is 0.9` for each value that differs; of hashes, the names alone."""
     found = []
     for name in sorted(before.keys() | now.keys()):
         old, new = before.get(name), now.get(name)
@@ -96,5 +101,5 @@ def _differences(before: dict[str, Any], now: dict[str, Any], prefix: str = "") 
             found += _differences(old, new, f"{prefix}{name}.")
         elif old != new:
             hashed = name in ("cache", "samples", "data", "evaluation data")
-            found.append(f"{prefix}{name} " + ("is another one" if hashed else f"was {old} and is {new}"))
+            found.append(f"{prefix}{name} " + ("changed" if hashed else f"was {old} and is {new}"))
     return found

@@ -23,7 +23,10 @@ class EpochLoader(DataLoader[Any]):
 def train_loader(
     samples: Dataset[Any], collator: Collator, args: TrainingArguments, *, shard_sizes: list[int], window: int
 ) -> EpochLoader:
-    """Batches of this rank. Raises UsageError if there is not one whole batch and `dataloader_drop_last` is set."""
+    """Return the training batches of this rank.
+
+    Raises UsageError if `dataloader_drop_last` leaves no batch at all.
+    """
     batches = ShardBatchSampler(
         shard_sizes,
         window=window,
@@ -36,13 +39,14 @@ def train_loader(
     if not len(batches):
         raise UsageError(
             f"{sum(shard_sizes)} samples are less than one batch of {batches.batch_size} on each of "
-            f"{batches.n_ranks} workers, and dataloader_drop_last drops them: make batches smaller"
+            f"{batches.n_ranks} workers, and dataloader_drop_last drops them: use a smaller "
+            "per_device_train_batch_size, or dataloader_drop_last: false"
         )
     return EpochLoader(samples, batch_sampler=batches, **_options(collator, args))
 
 
 def evaluation_loader(samples: Dataset[Any], collator: Collator, args: TrainingArguments) -> DataLoader[Any]:
-    """Batches of `eval_batch_size` samples, in the order of the data."""
+    """Return batches of `eval_batch_size` samples, in the order of the data."""
     options = _options(collator, args) | {"persistent_workers": False}
     return DataLoader(samples, batch_size=args.eval_batch_size, **options)
 

@@ -10,33 +10,36 @@ from emkd.trainer.report import log, rank
 
 
 def check_output(settings: TrainSettings) -> Path | None:
-    """The checkpoint to go on from, None to begin. Raises OutputExistsError, InputNotFoundError, UsageError,
-    DamagedCheckpointError."""
+    """Return the checkpoint to resume from, or None to start at the first step.
+
+    Raises OutputExistsError if a new run finds files in --output, and with --resume InputNotFoundError if run.json is
+    missing, UsageError if the checkpoint has no optimizer state, DamagedCheckpointError if its files were changed.
+    """
     output = settings.output
     if settings.resume:
         if not (output / RUN_NAME).is_file() and output.exists() and any(output.iterdir()):
             raise InputNotFoundError(
-                f"--resume: {output} has no {RUN_NAME}, so that what its run was begun with is not known; put it back, "
-                "or name a checkpoint in it with --student and another folder with --output to begin anew"
+                f"--resume: {output} has no {RUN_NAME}, which says what its run was started with. Restore that "
+                "file, or start a new run: one of the checkpoints as --student, and another --output"
             )
         checkpoint = last_complete(output, log, verify=rank() == 0)
         if checkpoint is None:
-            log(f"{output} has no complete checkpoint: beginning with the first step")
+            log(f"{output} has no complete checkpoint: starting at the first step")
             return None
         if not (checkpoint / "optimizer.pt").is_file():
             raise UsageError(
-                f"--resume: {checkpoint} has no optimizer (training.save_only_model): training cannot go on from it as "
-                "if nothing had happened. Name it with --student and another --output to begin anew with its weights"
+                f"--resume: {checkpoint} has no optimizer state (training.save_only_model), so an exact resume is not "
+                "possible. To start a new run from its weights, use it as --student, with another --output"
             )
-        log(f"going on from {checkpoint}")
+        log(f"resuming from {checkpoint}")
         return checkpoint
-    if rank() != 0:  # the first rank has looked, and may be writing already
+    if rank() != 0:  # the first rank checks, and may have written files already
         return None
-    # What a run that failed at its first step left behind is nothing to protect.
+    # A run that failed before its first step leaves run.json alone, which needs no protection.
     used = output.is_dir() and any(path.name != RUN_NAME for path in output.iterdir())
     if output.is_file() or used:
         raise OutputExistsError(
             f"--output {output} exists and is not empty; name another folder"
-            + (", or go on from its last checkpoint with --resume" if checkpoints(output) else "")
+            + (", or resume from its last checkpoint with --resume" if checkpoints(output) else "")
         )
     return None

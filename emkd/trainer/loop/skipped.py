@@ -29,13 +29,14 @@ class SkippedRows:
         return len(self._rows)
 
     def new(self, found: Sequence[Skipped]) -> list[Skipped]:
-        """Those of `found` that were not skipped before."""
+        """Return the rows of `found` that were not skipped before."""
         return [row for row in found if row.row not in self._rows]
 
     def add(self, new: list[Skipped]) -> None:
-        """Adds what each rank found, and logs each row once.
+        """Add the new rows of all ranks, and log each row once.
 
-        All ranks have to call this together, and raise together: DataFormatError above `max_skipped` of the samples.
+        All ranks have to call this together. All raise DataFormatError together if more than `max_skipped` of the
+        samples are skipped.
         """
         found: dict[int, Skipped] = {row.row: row for part in gather_object([new]) for row in part}
         for row in found.values():
@@ -51,7 +52,9 @@ class SkippedRows:
             )
 
     def save(self, checkpoint: Path) -> None:
+        """Write the rows to SKIPPED_NAME in a checkpoint."""
         (checkpoint / SKIPPED_NAME).write_text(json.dumps(sorted(self._rows)))
 
     def restore(self, checkpoint: Path) -> None:
+        """Replace the rows by those of a checkpoint."""
         self._rows = set(json.loads((checkpoint / SKIPPED_NAME).read_text()))

@@ -200,7 +200,9 @@ def test_the_remainder_of_an_epoch(run, observed):
     run("kept", max_steps=-1, per_device_train_batch_size=4)
     run("dropped", max_steps=-1, per_device_train_batch_size=4, dataloader_drop_last=True)
     assert [trainer.state.global_step for trainer in observed] == [2, 1]
-    with pytest.raises(UsageError, match="6 samples are less than one batch of 7 .* make batches smaller"):
+    with pytest.raises(
+        UsageError, match="6 samples are less than one batch of 7 .* use a smaller per_device_train_batch_size"
+    ):
         run("none", per_device_train_batch_size=7, dataloader_drop_last=True)
 
 
