@@ -1,4 +1,4 @@
-"""The student's forward pass, for its hidden states alone: no logits but those that its LM head is checked with.
+"""The student's forward pass, which computes hidden states and no logits, except to check the LM head once.
 
 Shape legend: B samples of a micro-batch, T positions, d hidden size
 """
@@ -28,9 +28,11 @@ class HiddenStates:
     def __call__(
         self, model: Any, base: Any, inputs: dict[str, torch.Tensor], samples: Sequence[StudentSample]
     ) -> tuple[torch.Tensor, torch.Tensor | float]:
-        """([B, T, d], a 0 that ties the loss to trainable parameters that have no part in them).
+        """Return (hidden states [B, T, d], a scalar 0 to add to the loss).
 
-        model: what is called (it may be wrapped for data parallelism);  base: the model itself
+        The 0 ties the loss to the trainable parameters in case the hidden states depend on none of them.
+
+        model: the model to call, which may be wrapped for data parallelism;  base: the model itself
 
         Raises ModelError for a model whose logits are not those of a plain LM head on its hidden states, or whose
         attention is not causal (vlm/checks.py).
@@ -57,17 +59,17 @@ class HiddenStates:
 
 @contextmanager
 def _some_gradient(base: Any) -> Iterator[None]:
-    """While open, logits that no learning parameter has a part in depend on all of them, with gradients of 0.
+    """While open, make logits that depend on no trainable parameter depend on all of them, with gradients of 0.
 
-    Where the language model is frozen, a micro-batch without images is such a case: backward would refuse it, and
-    other ranks would wait for ever for this one's gradients. It is done inside of the model's forward, because data
-    parallelism looks there for the parameters that take part.
+    This happens if the language model is frozen and a micro-batch has no images: backward would raise an error, and
+    the other ranks would wait forever for this rank's gradients. A forward hook does it, because data parallelism
+    looks for the parameters that take part inside of the model's forward.
     """
 
     def add_nothing(module: Any, _: Any, out: Any) -> None:
         if not out.logits.requires_grad and torch.is_grad_enabled():
-            learning = [parameter for parameter in module.parameters() if parameter.requires_grad]
-            out.logits = out.logits + sum(parameter.flatten()[:1].sum() for parameter in learning) * 0
+            trainable = [parameter for parameter in module.parameters() if parameter.requires_grad]
+            out.logits = out.logits + sum(parameter.flatten()[:1].sum() for parameter in trainable) * 0
 
     handle = base.register_forward_hook(add_nothing)
     try:

@@ -2,13 +2,15 @@
 
     total = α·Sup + (1 - α)·RLD + β·VSD + γ·VLAD            (EM-KD, arXiv 2511.21106)
 
-Sup and RLD are sums over answer tokens divided by their number, VSD a sum over matched pairs divided by theirs,
-VLAD the mean over samples that have vision tokens: each over the optimizer step, so that neither accumulation
-nor the number of ranks nor a text-only row changes the gradient.
+Sup and RLD are sums over answer tokens, divided by the number of answer tokens; VSD is a sum over matched pairs,
+divided by the number of pairs; VLAD is the mean over samples that have pairs. All of them are taken over the whole
+optimizer step, so that gradient accumulation, the number of ranks and text-only rows do not change the gradient.
 
 The model is called for its hidden states alone:
 
-    hidden states --match--> pairs;  answers and pairs --Part--> through the LM head, chunk by chunk;  VLAD by itself
+    hidden states --match--> pairs
+    hidden states of answer tokens and pairs --Part--> Sup, RLD, VSD through the LM head, chunk by chunk
+    hidden states of text and pairs --> VLAD, which needs no logits
 """
 
 from collections.abc import Sequence
@@ -36,11 +38,12 @@ REVERSE_KL = Divergence()
 class Losses:
     """Losses of a micro-batch, already divided by their counts over the optimizer step.
 
-    total:         the weighted sum, a scalar that goes backward once
-    sup, rld, vsd, vlad: each loss without its weight, for the log alone: they have no gradients, and are 0 where they
-                   have no weight
-    retained_mass, lacking_mass: [teacher's vision tokens of the micro-batch], for the log alone (see `TruncatedLogits`)
-    answer_lacking_mass: [answer tokens], where RLD has a weight
+    total: the weighted sum, a scalar; call backward on it once
+
+    All others are for the log and have no gradients:
+    sup, rld, vsd, vlad:         scalars, each loss without its weight; 0 for a loss whose weight is 0
+    retained_mass, lacking_mass: [teacher's vision tokens of the micro-batch] (see `TruncatedLogits`)
+    answer_lacking_mass:         [answer tokens]; empty if RLD has no weight
     """
 
     total: torch.Tensor
@@ -56,11 +59,11 @@ class Losses:
 class Objective:
     """Computes the losses of micro-batches of `StudentSample`s.
 
-    n_tokens: V, ids that student and teacher share; the student's padding rows are cut
-    seed:     decides random matching, nothing else
-    solver:   of assignments (assignment.py); each finds one of least total cost
+    n_tokens: V, the ids that student and teacher share; padding rows of the student's LM head are cut
+    seed:     of random matching; not used otherwise
+    solver:   of the assignments (see matching/assignment.py); each solver finds a least total cost
 
-    `stopwatch` runs while assignments are solved.
+    The attribute `stopwatch` runs while assignments are solved.
     """
 
     def __init__(
@@ -78,7 +81,7 @@ class Objective:
         self._hidden_states = HiddenStates(n_tokens)
 
     def count(self, samples: Sequence[StudentSample]) -> Counts:
-        """Counts of a micro-batch, known before its forward pass."""
+        """Return the counts of a micro-batch, which are known before its forward pass."""
         pairs = [self._n_pairs(sample) for sample in samples]
         return Counts(
             answers=sum(len(sample.encoded.answer_positions) for sample in samples),
@@ -94,13 +97,14 @@ class Objective:
     def __call__(
         self, model: Any, base: Any, inputs: dict[str, torch.Tensor], samples: Sequence[StudentSample], counts: Counts
     ) -> Losses:
-        """Losses of one micro-batch; `counts` are those of the whole optimizer step.
+        """Return the losses of one micro-batch.
 
-        model: what is called (it may be wrapped for data parallelism);  base: the model itself
+        model:  the model to call, which may be wrapped for data parallelism;  base: the model itself
+        counts: of the whole optimizer step
 
-        Without samples (see `Collator`) all losses are 0, with gradients of 0. Models may run under autocast: logits
-        and hidden states come in its dtype, all that is computed from them is float32. Raises ModelError for a family
-        that is not supported (vlm/checks.py), in the first batch.
+        Without samples (see `Collator`) all losses are 0, with gradients of 0. Under autocast, hidden states have its
+        dtype; losses are computed in float32. Raises ModelError in the first batch for a model that is not supported
+        (vlm/checks.py).
         """
         hidden, connection = self._hidden_states(model, base, inputs, samples)
         batch = [StudentStates.of(sample, states) for sample, states in zip(samples, hidden, strict=False)]
@@ -130,7 +134,7 @@ class Objective:
         counts: Counts,
         none: torch.Tensor,
     ) -> list[Part]:
-        """What goes through the LM head. none: [0, d] hidden states"""
+        """Return what goes through the LM head. none: [0, d] hidden states"""
         divisors = {"sup": counts.answers, "rld": counts.answers, "vsd": counts.pairs}
         weights = {name: self.weights.named.get(name, 0) / max(1, n) for name, n in divisors.items()}
         answers = {name: weights[name] for name in ("sup", "rld") if weights[name]}
@@ -140,6 +144,6 @@ class Objective:
         return parts
 
     def match(self, head: LMHead, seen: Sequence[StudentStates]) -> list[Pairs]:
-        """Pairs of each sample that has any, from its hidden states."""
+        """Return the pairs of each sample in `seen`, which all have some."""
         tokens = [one.vision_tokens(self.seed) for one in seen]
         return match(self.matching, tokens, head, self.solver, self.stopwatch)

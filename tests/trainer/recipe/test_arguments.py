@@ -160,7 +160,7 @@ def test_evaluation_on_the_way_is_that_of_the_weights_then(run, data_path):
 
 def test_evaluation_without_data_is_refused(run):
     for training in ({"eval_strategy": "steps"}, {"load_best_model_at_end": True}):
-        with pytest.raises(UsageError, match="need data to evaluate on: name them with --eval-data"):
+        with pytest.raises(UsageError, match="need data to evaluate on: set --eval-data"):
             run(**training)
 
 
@@ -366,7 +366,7 @@ def test_what_is_not_there_is_said_before_anything_begins(run, training, message
 
 def test_a_metric_that_does_not_exist_is_said_at_once(run, data_path):
     best = {"eval_strategy": "steps", "load_best_model_at_end": True, "metric_for_best_model": "acuracy"}
-    with pytest.raises(UsageError, match="there is no metric 'acuracy'; did you mean 'accuracy'"):
+    with pytest.raises(UsageError, match="unknown metric 'acuracy'; did you mean 'accuracy'"):
         run(eval_data=data_path, eval_steps=2, save_steps=2, **best)
 
 

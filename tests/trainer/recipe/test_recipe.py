@@ -35,7 +35,7 @@ def test_a_file_and_flags_over_it(tmp_path):
         ({"loses": {}}, r"unknown key 'loses'; did you mean 'losses'"),
         ({"training": {"learnig_rate": 1}}, r"training.learnig_rate is no field .*did you mean 'learning_rate'"),
         ({"training": {"output_dir": "x"}}, r"training.output_dir cannot be set: use --output"),
-        ({"training": {"auto_find_batch_size": True}}, "its size is fixed"),
+        ({"training": {"auto_find_batch_size": True}}, "the size of steps is fixed"),
         ({"losses": {"alpha": 2}}, "losses.alpha: .*less than or equal to 1, got 2"),
         ({"losses": {"tail": "fat"}}, "losses.tail: .*'bucket' or 'uniform', got 'fat'"),
         ({"losses": {"divergence": "tv"}}, "losses.divergence: .*'reverse_kl', 'forward_kl' or 'jsd', got 'tv'"),
@@ -43,14 +43,14 @@ def test_a_file_and_flags_over_it(tmp_path):
         ({"losses": {"temperature": 0}}, "losses.temperature: .*greater than 0, got 0"),
         (
             {"losses": {"temperature": 2, "tail": "bucket"}},
-            "temperature 2 needs the tail uniform: a cache has the mass",
+            "temperature 2 needs the tail uniform: a cache has the tail's total mass",
         ),
         ([1], "the recipe: must be a mapping of names to values"),
-        ({"training": {"label_smoothing_factor": 0.1}}, "smoothing is none of them"),
+        ({"training": {"label_smoothing_factor": 0.1}}, "no label smoothing"),
         ({"training": {"group_by_length": True}}, "samples come shard by shard"),
         ({"training": {"train_sampling_strategy": "group_by_length"}}, "samples come shard by shard"),
-        ({"training": {"ignore_data_skip": True}}, "goes on with the exact next sample"),
-        ({"training": {"fsdp": "full_shard"}}, "its weights are not whole"),
+        ({"training": {"ignore_data_skip": True}}, "continues with the exact next sample"),
+        ({"training": {"fsdp": "full_shard"}}, "only a part of its weights"),
         ({"student": {"learning_rates": {"model": 0}}}, "student.learning_rates.model: .*greater than 0, got 0"),
         ({"student": {"lora": {"rank": 8}}}, r"unknown key 'student.lora.rank'; did you mean 'r'|known: r, alpha"),
     ],
@@ -92,7 +92,7 @@ def test_values_of_training_are_checked(field, value, message):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ({"learning_rate": 1e-3}, "unknown key 'learning_rate'; it is one of `training`: put it there"),
+        ({"learning_rate": 1e-3}, "unknown key 'learning_rate'; it belongs into the section `training`"),
         ({"student": {"freeze": "model.vision_tower"}}, "student.freeze: must be a list, got 'model.vision_tower'"),
         ({"student": {"freeze": [""]}}, "student.freeze.0: .*at least 1 character"),
         ({"losses": [1]}, "losses: must be a mapping of names to values"),
@@ -114,7 +114,7 @@ def test_empty_sections_and_words_for_yes_and_no(tmp_path):
 def test_a_key_that_is_there_twice_is_refused(tmp_path):
     path = tmp_path / "recipe.yaml"
     path.write_text("training: {max_steps: 1}\nlosses: {alpha: 1}\ntraining: {max_steps: 2}\n")
-    with pytest.raises(UsageError, match="the key 'training' is there twice"):
+    with pytest.raises(UsageError, match="the key 'training' occurs twice"):
         load_recipe(path)
 
 
@@ -159,7 +159,7 @@ def test_numbers_are_converted_only_where_a_number_is_meant():
 
 
 def test_files(tmp_path):
-    with pytest.raises(InputNotFoundError, match="is not there; name a YAML file"):
+    with pytest.raises(InputNotFoundError, match="does not exist; expected a YAML file"):
         load_recipe(tmp_path / "none.yaml")
     with pytest.raises(InputNotFoundError, match="is a folder; name a YAML file"):
         load_recipe(tmp_path)
