@@ -72,7 +72,7 @@ def test_missing_files(call, teacher_path, student_path, data_path, cache_path, 
         (train(student_path, data_path, tmp_path / "o"), "--cache is missing"),
         (train(student_path, data_path, tmp_path / "o", "--cache", cache_path, "--tail", "fat"), "losses.tail: .*'bucket' or 'uniform'"),
         (train(student_path, data_path, tmp_path / "o", "--cache", cache_path, "--vision-pool", "3"), "--vision-pool 3 does not divide"),
-        (train(student_path, data_path, tmp_path / "o", "--cache", cache_path, "--address", "1.2.3.4:6379"), "say how many with --workers"),
+        (train(student_path, data_path, tmp_path / "o", "--cache", cache_path, "--address", "1.2.3.4:6379"), "set their number with --workers"),
     ]  # fmt: skip
     for arguments, message in cases:
         code, out, err = call(*arguments)

@@ -28,7 +28,7 @@ RESERVED = {
     "label_smoothing_factor": "the losses are those of docs/method.md, which have no label smoothing",
     "label_names": "batches hold cached records and no labels",
     "average_tokens_across_devices": "losses are always divided by the counts of all workers",
-    "auto_find_batch_size": "a step's losses are divided by its counts, and a run resumes at a step, so the size of steps is fixed",
+    "auto_find_batch_size": "losses are divided by a step's counts, and runs resume at a step: its size is fixed",
     "neftune_noise_alpha": "noise on embeddings would change the hidden states that affinities are computed from",
     "fsdp": "the LM head is called outside of the model's forward, where FSDP has only a part of its weights",
     "fsdp_config": "see fsdp",

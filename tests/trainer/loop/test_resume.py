@@ -250,7 +250,7 @@ def test_a_damaged_checkpoint_is_refused(inputs, undisturbed, tmp_path):
         train_student(settings(inputs, output, resume=True))
 
 
-def test_weights_alone_cannot_be_gone_on_from(inputs, tmp_path):
+def test_weights_alone_cannot_be_resumed_from(inputs, tmp_path):
     output = tmp_path / "out"
     train_student(settings(inputs, output, max_steps=2, save_only_model=True))
     with pytest.raises(UsageError, match="has no optimizer state .*save_only_model"):

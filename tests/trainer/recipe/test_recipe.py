@@ -33,9 +33,9 @@ def test_a_file_and_flags_over_it(tmp_path):
     [
         ({"losses": {"alfa": 1}}, r"unknown key 'losses.alfa'; did you mean 'alpha'"),
         ({"loses": {}}, r"unknown key 'loses'; did you mean 'losses'"),
-        ({"training": {"learnig_rate": 1}}, r"training.learnig_rate is no field .*did you mean 'learning_rate'"),
+        ({"training": {"learnig_rate": 1}}, r"training.learnig_rate is not a field .*did you mean 'learning_rate'"),
         ({"training": {"output_dir": "x"}}, r"training.output_dir cannot be set: use --output"),
-        ({"training": {"auto_find_batch_size": True}}, "the size of steps is fixed"),
+        ({"training": {"auto_find_batch_size": True}}, "its size is fixed"),
         ({"losses": {"alpha": 2}}, "losses.alpha: .*less than or equal to 1, got 2"),
         ({"losses": {"tail": "fat"}}, "losses.tail: .*'bucket' or 'uniform', got 'fat'"),
         ({"losses": {"divergence": "tv"}}, "losses.divergence: .*'reverse_kl', 'forward_kl' or 'jsd', got 'tv'"),
@@ -47,8 +47,8 @@ def test_a_file_and_flags_over_it(tmp_path):
         ),
         ([1], "the recipe: must be a mapping of names to values"),
         ({"training": {"label_smoothing_factor": 0.1}}, "no label smoothing"),
-        ({"training": {"group_by_length": True}}, "samples come shard by shard"),
-        ({"training": {"train_sampling_strategy": "group_by_length"}}, "samples come shard by shard"),
+        ({"training": {"group_by_length": True}}, "samples are read shard by shard"),
+        ({"training": {"train_sampling_strategy": "group_by_length"}}, "samples are read shard by shard"),
         ({"training": {"ignore_data_skip": True}}, "continues with the exact next sample"),
         ({"training": {"fsdp": "full_shard"}}, "only a part of its weights"),
         ({"student": {"learning_rates": {"model": 0}}}, "student.learning_rates.model: .*greater than 0, got 0"),
@@ -80,8 +80,8 @@ def test_what_is_wrong_is_named(content, message):
         ("save_steps", 0, "must be more than 0, got 0"),
         ("save_total_limit", -3, "must be at least 1, got -3"),
         ("bf16", "perhaps", "training.bf16: .*valid boolean.*, got 'perhaps'"),
-        ("batch_size", 4, "no field of .*did you mean 'per_device_train_batch_size'"),
-        ("epochs", 4, "no field of .*did you mean 'num_train_epochs'"),
+        ("batch_size", 4, "not a field of .*did you mean 'per_device_train_batch_size'"),
+        ("epochs", 4, "not a field of .*did you mean 'num_train_epochs'"),
     ],
 )
 def test_values_of_training_are_checked(field, value, message):
@@ -161,7 +161,7 @@ def test_numbers_are_converted_only_where_a_number_is_meant():
 def test_files(tmp_path):
     with pytest.raises(InputNotFoundError, match="does not exist; expected a YAML file"):
         load_recipe(tmp_path / "none.yaml")
-    with pytest.raises(InputNotFoundError, match="is a folder; name a YAML file"):
+    with pytest.raises(InputNotFoundError, match="is a folder; expected a YAML file"):
         load_recipe(tmp_path)
     (tmp_path / "bad.yaml").write_text("a: [")
     with pytest.raises(UsageError, match="not valid YAML"):

@@ -202,12 +202,12 @@ def test_gradient_checkpointing_changes_no_gradient(model):
 def test_modules_that_cannot_have_any(model):
     with pytest.raises(
         UsageError,
-        match=r"student.lora.modules 'model.visual': no parameter's name begins so; there are .*model.vision_tower",
+        match=r"student.lora.modules 'model.visual': no parameter's name starts with it; expected one of .*model.vision_tower",
     ):
         with_lora(model, modules=("model.language_model", "model.visual"))
     with pytest.raises(
         UsageError,
-        match=r"student.lora.modules lm_head: there is no linear layer below them but the LM head; name modules that have some, of .*model.language_model",
+        match=r"student.lora.modules lm_head: they have no linear layer except the LM head; name modules that have some, out of .*model.language_model",
     ):
         with_lora(model, modules=("lm_head",))
     assert not any(".lora_" in name for name, _ in model.named_parameters())
@@ -216,6 +216,6 @@ def test_modules_that_cannot_have_any(model):
 def test_without_peft_the_way_to_it_is_said(model, monkeypatch):
     monkeypatch.setitem(sys.modules, "peft", None)
     with pytest.raises(
-        UsageError, match=r"student.lora needs peft.*pip install 'emkd\[lora\]', or leave student.lora out"
+        UsageError, match=r"student.lora needs peft.*pip install 'emkd\[lora\]', or remove student.lora"
     ):
         with_lora(model)
