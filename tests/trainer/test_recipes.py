@@ -46,7 +46,7 @@ def test_each_is_valid_and_says_when_to_use_it(name, tmp_path):
     assert arguments.learning_rate == recipe_of(name).training["learning_rate"]
     opening = (RECIPES / f"{name}.yaml").read_text().split("\n\n")[0]
     assert all(line.startswith("#") for line in opening.splitlines())
-    assert "\n# Use it" in opening or "where the GPU's memory is too small" in opening
+    assert "\n# Use it" in opening or "for GPUs with too little memory" in opening
 
 
 def test_the_demonstrations_is_the_demonstrations():
