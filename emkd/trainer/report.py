@@ -38,8 +38,10 @@ def log(text: str) -> None:
 
 
 class LogLines(TrainerCallback):
-    """Prints one line for each of Trainer's logs: the step, then each number with its name. The last step is always
-    logged, whatever logging_steps is."""
+    """Prints one line for each of Trainer's logs: the step, then each number with its name.
+
+    The last step is always logged, whatever logging_steps is.
+    """
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if state.global_step >= state.max_steps:

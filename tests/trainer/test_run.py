@@ -134,7 +134,7 @@ def test_evaluation_data(settings, data_path):
 
 
 def test_a_step_of_nothing_but_warm_up_is_refused(settings, tmp_path):
-    """It would begin, and end, at a learning rate of 0."""
+    """All of its steps would have a learning rate of 0."""
     one, two = (with_flags(BASE, {"training.warmup_steps": 1, "training.max_steps": n}) for n in (1, 2))
     with pytest.raises(UsageError, match=r"the run has 1 step, .* Set training.warmup_steps 0"):
         train_student(settings(one))
@@ -181,7 +181,7 @@ def test_the_teachers_chat_template_decides_the_text(settings, student_path, tmp
 
 
 def test_a_row_whose_tokens_differ_is_refused_with_the_first_one(settings, tmp_path):
-    """The student's tokenizer lacks the last word, "no", which is no conflict of ids, and begins the answer of row 2."""
+    """The student's tokenizer lacks the last word, "no". That is no conflict of ids, but row 2 answers with it."""
     student = tiny.save_model(tmp_path / "student", seed=3, hidden=24, words=tiny.VOCABULARY[:-1])
     with pytest.raises(
         TokenizerMismatchError,
@@ -237,7 +237,7 @@ def test_the_same_rows_in_another_file_and_order_are_the_same_data(settings, tmp
 
 
 def test_a_part_of_the_cached_rows(settings, tmp_path, capsys):
-    """Rows of both shards, in another order, walked twice: each is met with its own record."""
+    """Rows of both shards, in another order, over two epochs: each is paired with its own record."""
     part = tiny.write_data(tmp_path / "part.parquet", [tiny.rows()[n] for n in (4, 1, 3)])
     recipe = with_flags(BASE, {"training.max_steps": None, "training.num_train_epochs": 2})
     train_student(settings(recipe, data=str(part)))
@@ -298,7 +298,7 @@ def test_accumulation_does_not_change_the_step(settings, tmp_path):
 
 
 def test_each_row_is_checked_by_its_key_when_it_is_read(student_path, cache_path, tmp_path):
-    """The files look the same and a picture is another one, which the few rows looked at before may miss."""
+    """The texts are the same and one picture differs, which the check of a few rows at the start may miss."""
     rows = tiny.rows()
     rows[3]["images"] = [tiny.png(99)]
     cache, dataset = Cache.open(cache_path), Dataset(str(tiny.write_data(tmp_path / "rows.parquet", rows)))
@@ -340,7 +340,9 @@ def test_a_student_that_sees_another_part_of_the_pictures_is_refused(settings, s
         train_student(settings(student=str(tmp_path / "student")))
     assert not (tmp_path / "out").exists()
     sft = with_flags(BASE, {"losses.alpha": 1.0, "losses.beta": 0.0, "losses.gamma": 0.0})
-    train_student(settings(sft, student=str(tmp_path / "student")))  # learns from labels alone: sees what it likes
+    train_student(
+        settings(sft, student=str(tmp_path / "student"))
+    )  # trains on labels alone, so it may see another part
     card = (tmp_path / "out" / "README.md").read_text()
     assert "without a teacher or a cache" in card
 

@@ -219,10 +219,8 @@ class DistillationTrainer(Trainer):
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         folder = self.output / f"checkpoint-{self.state.global_step}"
-        limit, self.args.save_total_limit = (
-            self.args.save_total_limit,
-            None,
-        )  # delete nothing before this one is complete
+        # Trainer must not delete older checkpoints before this one is complete.
+        limit, self.args.save_total_limit = self.args.save_total_limit, None
         with self.meter.paused():
             if self.args.should_save and folder.is_dir():  # left by a run that was killed while it saved
                 shutil.rmtree(folder)

@@ -1,4 +1,4 @@
-"""Which samples of a cache a run trains on: those that its data name, found by place, by text or by key."""
+"""Which samples of a cache a run trains on: those of its data, found by the plan, by text or by key."""
 
 import hashlib
 import json
@@ -143,7 +143,7 @@ def test_an_unsealed_cache_does_not_know_all_rows(teacher_path, folder, tmp_path
 
 
 def test_what_is_repeated_is_trained_on_as_often_as_the_data_have_it(teacher_path, tmp_path):
-    """Found by place, by key or through an extension: it is all the same."""
+    """Rows found by the plan, by key and through an extension give the same selection."""
     first, second, third = rows(0, 3)
     data = tiny.write_data(tmp_path / "data.parquet", [first, second, first])
     tiny.make_cache(teacher_path, data, tmp_path / "cache", rows_per_shard=2)
@@ -193,7 +193,7 @@ def test_the_hash_tells_selections_apart(cache, folder, tmp_path):
 
 
 def test_the_hash_is_of_one_json_text_however_it_is_cut(cache, folder, monkeypatch):
-    """A run that was begun by an earlier version goes on: the hash is in its run.json."""
+    """A run that an earlier version started can be resumed: the hash is in its run.json."""
     chosen = select(cache, Dataset(str(folder / "first.parquet")), lambda text: None)
     keys = [cache.sample_keys[number] for number in chosen.numbers]
     listing = json.dumps([keys, chosen.rows.tolist(), chosen.shard_sizes(cache)])

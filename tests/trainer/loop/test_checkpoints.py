@@ -58,7 +58,7 @@ def test_damage_is_an_error_that_names_the_file(tmp_path, name, harm):
 
 
 def test_completing_twice_and_after_a_kill(tmp_path):
-    """A kill while complete.json was written leaves its partial file, which is nobody's file."""
+    """A kill while complete.json was written leaves its partial file, which is not part of the checkpoint."""
     folder = make(tmp_path, 4, whole=False)
     (folder / f".{COMPLETE_NAME}.partial").write_text("half")
     complete(folder)

@@ -1,4 +1,4 @@
-"""A run that is killed and resumed ends with the weights of one that nobody disturbed, bit for bit.
+"""A run that is killed and resumed ends with the weights of an undisturbed run, bit for bit.
 
 The student has dropout, so that a random state that is not restored shows; steps accumulate two micro-batches, and
 epochs end in the middle of the run.
@@ -26,7 +26,7 @@ from tests import tiny
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600), pytest.mark.xdist_group("resume")]
 
-STEPS = 13  # an epoch has three, so that the last one is begun and not finished
+STEPS = 13  # an epoch has three, so that the last epoch is not finished
 RECIPE = {
     "student": {"vision_pool": 2},
     "window": 1,
@@ -78,7 +78,7 @@ def assert_same(folder, expected):
 
 
 class Run:
-    """`emkd train-student` as a process of its own."""
+    """`emkd train-student` in its own process."""
 
     def __init__(self, inputs, output, *, resume=False, loader_workers=0):
         recipe = output.with_suffix(f".{loader_workers}.yaml")
@@ -129,7 +129,7 @@ def test_killed_at_a_random_step(inputs, undisturbed, tmp_path, loader_workers):
     done = len(first.steps())
     second = Run(inputs, output, resume=True, loader_workers=loader_workers[1])
     second.finish()
-    assert int(second.steps()[0]) <= done + 2, "it goes on where it was"
+    assert int(second.steps()[0]) <= done + 2, "it resumes where it was"
     if done > 4:
         assert int(second.steps()[0]) > 1
     assert_same(output, undisturbed)
@@ -200,7 +200,7 @@ def test_an_older_checkpoint_goes_only_once_a_newer_one_is_complete(inputs, undi
 
 
 def test_nothing_was_complete_yet(inputs, undisturbed, tmp_path, capsys):
-    """Killed before the first checkpoint, or in it: --resume begins with the first step, and says so."""
+    """Killed before or during the first checkpoint: --resume starts at the first step, and logs it."""
     output = tmp_path / "out"
     shutil.copytree(undisturbed, output)
     for path in output.iterdir():

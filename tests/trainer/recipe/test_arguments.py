@@ -304,7 +304,7 @@ def test_rows_that_cannot_be_used_are_told_and_limited(run, observed, tmp_path, 
 
 
 def test_a_checkpoint_folder_is_a_model_with_a_card(run, data_path):
-    """As is, without the trainer: its card says what it was made from, and it answers."""
+    """It loads without the trainer and generates, and its card names what it was trained from."""
     output, _ = run(save_steps=2)
     for folder in (output, output / "checkpoint-2"):
         model, report = AutoModelForImageTextToText.from_pretrained(folder, output_loading_info=True)

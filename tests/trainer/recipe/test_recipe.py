@@ -132,7 +132,7 @@ def test_what_is_reserved_is_refused_each_for_its_reason():
 
 
 def test_the_command_line_and_recipes_agree():
-    """Each flag stands for a place in the recipe, and its help names the default that holds there."""
+    """Each flag sets one key of the recipe, and its help names the default of that key."""
     command = typer.main.get_command(app).commands["train-student"]
     options = {option.name: option for option in command.params}
     arguments = training_arguments(Path("nowhere"), {})
@@ -181,7 +181,7 @@ def test_numbers_as_people_write_them(tmp_path):
 
 
 def test_a_divergence_reaches_the_objective(student_path, data_path, cache_path, tmp_path, capsys):
-    """Each with another loss after the same first step, said in the first line and on the card."""
+    """Each has another loss after the same first step, and is named in the first log line and on the card."""
     from emkd.trainer import TrainSettings, train_student
 
     losses = {}

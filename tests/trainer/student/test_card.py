@@ -1,4 +1,4 @@
-"""The model card says what a student was made from, and nothing that was not measured."""
+"""The model card says what a student was trained from, and claims nothing that was not measured."""
 
 import os
 import subprocess

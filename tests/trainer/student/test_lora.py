@@ -1,4 +1,4 @@
-"""LoRA: what learns, what does not, what it computes, and the sums that are saved."""
+"""LoRA: what is trained, what is frozen, what it computes, and the merged weights that are saved."""
 
 import sys
 
@@ -54,7 +54,7 @@ def with_lora(model, seed=0, **chosen):
 
 
 def test_what_learns(model):
-    """Below the modules only the additions; elsewhere what learnt before."""
+    """Below the modules only the additions are trained; elsewhere nothing changes."""
     freeze(model, ["model.vision_tower"])
     plain = {name for name, _ in model.named_parameters()}
     with_lora(model)
@@ -77,7 +77,7 @@ def test_modules_are_chosen_and_the_head_is_not_one(model):
 
 
 def test_the_model_stays_what_it_was(model):
-    """Its class, its parts and, until something is learnt, all of its numbers."""
+    """Its class, its modules and, before training, all of its outputs."""
     before, kind = logits(model), type(model)
     with_lora(model)
     assert type(model) is kind

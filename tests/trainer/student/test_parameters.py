@@ -1,4 +1,4 @@
-"""What learns and how fast: every learning parameter in exactly one group, with its rate and its decay."""
+"""Which parameters are trained: each trainable one is in exactly one group, with its learning rate and decay."""
 
 import pytest
 import torch

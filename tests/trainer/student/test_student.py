@@ -1,4 +1,4 @@
-"""A student is loaded as its recipe says, saved as an ordinary checkpoint, and put back bit for bit."""
+"""A student is loaded as its recipe says, saved as an ordinary checkpoint, and restored bit for bit."""
 
 import json
 import shutil
@@ -75,7 +75,7 @@ def test_a_student_of_which_nothing_learns(student_path):
 @pytest.mark.parametrize("lora", [None, LORA])
 @pytest.mark.parametrize("where", ["student_path", "tied_path"])
 def test_saved_and_restored_bit_for_bit(request, tmp_path, where, lora, dtype):
-    """Into a student that has learnt on, and into one of a new process, which drew other additions."""
+    """Into a student that was trained further, and into one of a new process, with other initial additions."""
     path = request.getfixturevalue(where)
     student = student_of(path, vision_pool=2, lora=lora, dtype=dtype)
     if dtype == "float32":
@@ -139,7 +139,7 @@ def test_what_lora_leaves_needs_no_peft(student_path, tmp_path):
 
 
 def test_a_second_phase_on_what_lora_left(student_path, tmp_path):
-    """trainable.safetensors beside the weights is in nobody's way, and is left out where it has no use."""
+    """trainable.safetensors next to the weights does not disturb loading, and is left out of the final folder."""
     student = student_of(student_path, lora=LORA)
     learn(student.model)
     student.save(tmp_path / "one")
