@@ -65,7 +65,7 @@ def train_one_process(settings: TrainSettings) -> dict[str, float]:
 def _trainer(
     settings: TrainSettings, run_data: RunData, student: Student, arguments: TrainingArguments
 ) -> DistillationTrainer:
-    """Raises UsageError if a package, an optimizer or a logger that the recipe asks for is not available."""
+    """Make the trainer. Raises UsageError if a package, optimizer or logger of the recipe is not available."""
     recipe = settings.recipe
     given: dict[str, Any] = dict(
         student=student,

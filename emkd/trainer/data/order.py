@@ -71,6 +71,7 @@ class ShardBatchSampler(Sampler[list[int]]):
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch whose order the next iteration follows, from 0."""
         self.epoch = epoch
 
     def __len__(self) -> int:

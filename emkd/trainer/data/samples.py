@@ -67,6 +67,7 @@ class Skipped:
 
     @classmethod
     def of(cls, row: int, error: SampleError) -> "Skipped":
+        """Make it of the error that reading or encoding the row raised."""
         return cls(row=row, reason=error.reason, detail=error.detail)
 
 
@@ -84,6 +85,7 @@ class TeacherLimits:
     top_k: int | None = None
 
     def __call__(self, record: Record) -> TeacherSample:
+        """Return the part of a record that the student uses."""
         vision = TruncatedLogits.of(record.vision, self.vocabulary)
         answer = TruncatedLogits.of(record.answer, self.vocabulary)
         if self.top_k is not None:
@@ -180,6 +182,7 @@ class Collator:
         self.pad_token_id = pad_token_id
 
     def __call__(self, samples: Sequence[StudentSample | Skipped]) -> dict[str, Any]:
+        """Return the micro-batch of some samples."""
         usable = [sample for sample in samples if isinstance(sample, StudentSample)]
         if usable:
             inputs = collate([sample.encoded for sample in usable], self.pad_token_id)

@@ -63,7 +63,7 @@ def last_complete(output: Path, log: Callable[[str], None], *, verify: bool = Tr
 
 
 def check(checkpoint: Path) -> None:
-    """Raises DamagedCheckpointError unless every file is as it was saved."""
+    """Raise DamagedCheckpointError unless every file is as it was saved."""
     where = checkpoint / COMPLETE_NAME
     try:
         expected = open_envelope(str(where), where.read_bytes())["files"]

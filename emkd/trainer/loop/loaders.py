@@ -17,6 +17,7 @@ class EpochLoader(DataLoader[Any]):
     batch_sampler: ShardBatchSampler
 
     def set_epoch(self, epoch: int) -> None:
+        """Set the epoch, from 0; Trainer calls this."""
         self.batch_sampler.set_epoch(epoch)
 
 

@@ -54,6 +54,7 @@ class Divergence:
             )
 
     def __call__(self, student_logits: torch.Tensor, teacher: TruncatedLogits) -> torch.Tensor:
+        """Return the divergence of each token, [n] float32, from student logits [n, V]."""
         if self.temperature != 1:
             student_logits, teacher = student_logits / self.temperature, teacher.at_temperature(self.temperature)
         if self.kind == "reverse_kl":

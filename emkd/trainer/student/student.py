@@ -40,10 +40,12 @@ class Student:
 
     @property
     def model(self) -> Any:
+        """The transformers model."""
         return self.vlm.model
 
     @property
     def processor(self) -> Any:
+        """Its processor."""
         return self.vlm.processor
 
     @property
