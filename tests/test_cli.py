@@ -68,11 +68,11 @@ def test_missing_files(call, teacher_path, student_path, data_path, cache_path, 
         (["cache-teacher", "--teacher", teacher_path, "--data", data_path, "--cache", tmp_path / "c", "--dry-run", "--extend"], "no cache at"),
         (train(student_path, data_path, tmp_path / "o", "--cache", tmp_path / "no"), "no cache at"),
         (train(tmp_path / "no", data_path, tmp_path / "o", "--cache", cache_path), "no model"),
-        (train(student_path, data_path, tmp_path / "o", "--cache", cache_path, "--recipe", tmp_path / "no"), "is not there; name a YAML file"),
+        (train(student_path, data_path, tmp_path / "o", "--cache", cache_path, "--recipe", tmp_path / "no"), "does not exist; expected a YAML file"),
         (train(student_path, data_path, tmp_path / "o"), "--cache is missing"),
         (train(student_path, data_path, tmp_path / "o", "--cache", cache_path, "--tail", "fat"), "losses.tail: .*'bucket' or 'uniform'"),
         (train(student_path, data_path, tmp_path / "o", "--cache", cache_path, "--vision-pool", "3"), "--vision-pool 3 does not divide"),
-        (train(student_path, data_path, tmp_path / "o", "--cache", cache_path, "--address", "1.2.3.4:6379"), "say how many with --workers"),
+        (train(student_path, data_path, tmp_path / "o", "--cache", cache_path, "--address", "1.2.3.4:6379"), "set their number with --workers"),
     ]  # fmt: skip
     for arguments, message in cases:
         code, out, err = call(*arguments)

@@ -1,17 +1,18 @@
-"""The student's way from the cache; no teacher and, on one worker, no Ray.
+"""Trains a student from a cache: no teacher and, on one worker, no Ray.
 
-The rooms, in reading order; each imports only what stands below it:
+The rooms, in reading order; each imports only those below it:
 
-    train       one process, or several that Ray Train starts (workers)
-    run         one process from its first check to the saved student
-    loop/       transformers.Trainer with our losses: resume, checkpoints, log lines, evaluation
+    train       one process, or several that Ray Train starts
+    workers     those several
+    run         one process, from its first check to the saved student
+    loop/       transformers.Trainer with the losses of EM-KD: resume, checkpoints, log lines, evaluation
     objective/  what a step minimizes
     data/       what a run trains on, and in which order
-    student/    the model that learns: loading, parameters, LoRA, model card
-    recipe/     what a user chooses
-    matching/   which vision token of the student learns from which of the teacher's
-    losses/     the mathematics: truncated logits, divergences, the LM head in chunks
-    report      what a run prints
+    student/    the model that is trained: loading, parameters, LoRA, model card
+    recipe/     what the user chooses
+    matching/   which vision token of the student is paired with which of the teacher's
+    losses/     the mathematics: divergences, the LM head in chunks, weights
+    report      what a run logs
 """
 
 from emkd.trainer.recipe.recipe import Recipe, load_recipe, make_recipe, with_flags

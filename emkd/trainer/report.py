@@ -1,4 +1,4 @@
-"""What a training run tells on stderr: plain lines, and one for each of Trainer's logs. Of several ranks the first."""
+"""What a training run logs to stderr: plain lines, and one for each of Trainer's logs. Only the first rank logs."""
 
 import os
 import sys
@@ -16,29 +16,32 @@ _tell: Callable[[str], object] = _to_stderr
 
 
 def rank() -> int:
-    """This process's, as torchrun and Ray Train say it; 0 where it trains alone."""
+    """Return this process's rank, from the environment that torchrun and Ray Train set; 0 for a single process."""
     return int(os.environ.get("RANK", "0"))
 
 
 def send_to(tell: Callable[[str], object]) -> None:
-    """Lines of this process go there from now on: a worker's to its driver."""
+    """Send all further lines of this process to `tell`, as a worker does to its driver."""
     global _tell
     _tell = tell
 
 
 def tell(text: str) -> None:
-    """A line, from whichever rank says it."""
+    """Print a line, on any rank."""
     _tell(text)
 
 
 def log(text: str) -> None:
-    """A line from the first rank alone."""
+    """Print a line on the first rank; the other ranks print nothing."""
     if rank() == 0:
         _tell(text)
 
 
 class LogLines(TrainerCallback):
-    """One line for each log: step, then each number by its name. The last step has one, whatever logging_steps is."""
+    """Prints one line for each of Trainer's logs: the step, then each number with its name.
+
+    The last step is always logged, whatever logging_steps is.
+    """
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if state.global_step >= state.max_steps:

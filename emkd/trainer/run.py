@@ -1,8 +1,8 @@
-"""One process of a training run: checks that the student can use the cache, then trains it. No teacher anywhere.
+"""One process of a training run: checks that the student can use the cache, then trains it. No teacher is loaded.
 
-    check the call -> tokenizers and data against the cache -> load the student -> DistillationTrainer -> save
+    check the call -> compare tokenizer and data with the cache -> load the student -> DistillationTrainer -> save
 
-Under torchrun or Ray Train each rank runs this; alone, it is the whole run.
+A run of one process is this and nothing else; under torchrun or Ray Train every rank runs it.
 """
 
 from pathlib import Path
@@ -17,7 +17,9 @@ from emkd.samples.dataset import Dataset
 from emkd.trainer.data.run_data import RunData, encoder, evaluation_samples, open_run_data
 from emkd.trainer.data.samples import Collator, EvaluationSamples
 from emkd.trainer.loop.evaluation import evaluate_answers
-from emkd.trainer.loop.resume import agree_about_pictures_and_text, agree_with_first_run, check_output
+from emkd.trainer.loop.first_run import agree_with_first_run
+from emkd.trainer.loop.output import check_output
+from emkd.trainer.loop.resume import agree_about_pictures_and_text
 from emkd.trainer.loop.trainer import DistillationTrainer
 from emkd.trainer.matching.assignment import check_solver
 from emkd.trainer.objective.objective import Objective
@@ -32,44 +34,45 @@ from emkd.vlm.loading import load
 
 
 def train_one_process(settings: TrainSettings) -> dict[str, float]:
-    """Trains and saves a student to `settings.output`; returns the metrics of the run.
+    """Train a student as one rank, save it to `settings.output`, and return the metrics of the run.
 
-    Raises UsageError and its kin (TokenizerMismatchError, DataMismatchError, OutputExistsError, ...) before
-    anything is trained, CacheError where the cache is damaged or not sealed.
+    Raises UsageError and its subclasses (TokenizerMismatchError, DataMismatchError, OutputExistsError, ...) before
+    training starts, CacheError if the cache is damaged or not sealed, DataFormatError if too many rows are skipped,
+    TrainingDivergedError if weights or logits are not finite.
     """
     checkpoint = check_output(settings)
     arguments = training_arguments(settings.output, settings.recipe.training, settings.eval_data is not None)
     check_solver(settings.recipe.losses.solver, arguments.device)
-    source = open_run_data(settings)
+    run_data = open_run_data(settings)
     set_seed(arguments.seed)
     student = load_student(settings)
-    agree_about_pictures_and_text(source.cache, student.vlm, distils=settings.recipe.losses.weights.needs_cache)
-    agree_with_first_run(settings, source.cache, source.selection, source.dataset, arguments.world_size)
-    student.card = model_card(_facts(settings, source, student))
-    trainer = _trainer(settings, source, student, arguments)
-    log(_first_line(settings, student, arguments, source.n_samples))
+    agree_about_pictures_and_text(run_data.cache, student.vlm, distils=settings.recipe.losses.weights.needs_cache)
+    agree_with_first_run(settings, run_data.cache, run_data.selection, run_data.dataset, arguments.world_size)
+    student.card = model_card(_facts(settings, run_data, student))
+    trainer = _trainer(settings, run_data, student, arguments)
+    log(_first_line(settings, student, arguments, run_data.n_samples))
     resumed = None if checkpoint is None else str(checkpoint)
     metrics: dict[str, float] = trainer.train(resume_from_checkpoint=resumed).metrics
     _save(settings, trainer)
-    metrics.pop("total_flos", None)  # Trainer counts those of texts alone
-    if trainer.n_skipped:
-        metrics["skipped_rows"] = trainer.n_skipped
+    metrics.pop("total_flos", None)  # Trainer counts only the operations on text
+    if trainer.skipped:
+        metrics["skipped_rows"] = len(trainer.skipped)
     if trainer.eval_dataset is not None:
         metrics |= trainer.evaluate()
     return metrics
 
 
 def _trainer(
-    settings: TrainSettings, source: RunData, student: Student, arguments: TrainingArguments
+    settings: TrainSettings, run_data: RunData, student: Student, arguments: TrainingArguments
 ) -> DistillationTrainer:
-    """Raises UsageError for what the recipe asks for and is not there."""
+    """Make the trainer. Raises UsageError if a package, optimizer or logger of the recipe is not available."""
     recipe = settings.recipe
     given: dict[str, Any] = dict(
         student=student,
         args=arguments,
-        objective=_objective(recipe.losses, source.n_tokens(student.vlm), arguments),
-        train_dataset=source.samples(student.vlm, recipe.losses.top_k),
-        shard_sizes=source.shard_sizes,
+        objective=_objective(recipe.losses, run_data.n_tokens(student.vlm), arguments),
+        train_dataset=run_data.samples(student.vlm, recipe.losses.top_k),
+        shard_sizes=run_data.shard_sizes,
         window=recipe.window,
         learning_rates=recipe.student.learning_rates,
         max_skipped=recipe.max_skipped,
@@ -79,9 +82,13 @@ def _trainer(
         trainer = DistillationTrainer(**given)
     except EmkdError:
         raise
-    except (ValueError, ImportError, RuntimeError) as error:  # report_to names something that is not installed
+    except (
+        ValueError,
+        ImportError,
+        RuntimeError,
+    ) as error:  # for example, report_to names a package that is not installed
         raise UsageError(f"the recipe's training section: {error}") from error
-    trainer.create_optimizer()  # now, so that what is wrong with it is said before anything begins
+    trainer.create_optimizer()  # now, so that an error in its settings appears before training starts
     return trainer
 
 
@@ -89,9 +96,9 @@ def _objective(losses: LossRecipe, n_tokens: int, arguments: TrainingArguments) 
     return Objective(losses.weights, n_tokens, losses.distance, losses.matching, arguments.seed, losses.solver)
 
 
-def _facts(settings: TrainSettings, source: RunData, student: Student) -> CardFacts:
-    """What the model card says. Where no loss needs the cache, it had no part in the student."""
-    cache = source.cache if settings.recipe.losses.weights.needs_cache else None
+def _facts(settings: TrainSettings, run_data: RunData, student: Student) -> CardFacts:
+    """Return the facts of the model card. If no loss needs the cache, the card does not mention it."""
+    cache = run_data.cache if settings.recipe.losses.weights.needs_cache else None
     return CardFacts(
         student=f"./{Path(settings.student).name}" if Path(settings.student).is_dir() else settings.student,
         data=Path(settings.data).name,
@@ -100,8 +107,8 @@ def _facts(settings: TrainSettings, source: RunData, student: Student) -> CardFa
         model_type=student.model.config.model_type,
         vision_pool=getattr(student.model.config, "vision_pool", 1),
         n_parameters=student.n_saved,
-        n_learning=student.n_learning,
-        n_samples=source.n_samples,
+        n_trainable=student.n_trainable,
+        n_samples=run_data.n_samples,
         recipe=settings.recipe,
         cache=settings.cache if cache is not None else None,
         manifest=None if cache is None else cache.manifest,
@@ -110,7 +117,7 @@ def _facts(settings: TrainSettings, source: RunData, student: Student) -> CardFa
 
 
 def _first_line(settings: TrainSettings, student: Student, arguments: TrainingArguments, n_samples: int) -> str:
-    """What will be trained with what."""
+    """Return the log line that says what is trained, on what and how."""
     losses = settings.recipe.losses
     weights = f"alpha {losses.alpha:g}, beta {losses.beta:g}, gamma {losses.gamma:g}"
     distils = losses.weights.needs_cache
@@ -124,8 +131,8 @@ def _first_line(settings: TrainSettings, student: Student, arguments: TrainingAr
     rates = "".join(f", {rate:g} below {name}" for name, rate in settings.recipe.student.learning_rates.items())
     teacher = f"teacher from {settings.cache}" if distils else "no teacher"
     return (
-        f"training {settings.student} ({student.model.config.model_type}, {student.n_learning:,} of "
-        f"{student.n_parameters:,} parameters learn, {computed}{averaged}) on {n_samples} samples of "
+        f"training {settings.student} ({student.model.config.model_type}, {student.n_trainable:,} of "
+        f"{student.n_parameters:,} parameters trainable, {computed}{averaged}) on {n_samples} samples of "
         f"{settings.data}, {teacher}; {weights}{reading}; learning rate {arguments.learning_rate:g}{rates}; "
         f"{length} of "
         f"{arguments.per_device_train_batch_size} samples x {arguments.gradient_accumulation_steps} micro-batches x "
@@ -134,7 +141,7 @@ def _first_line(settings: TrainSettings, student: Student, arguments: TrainingAr
 
 
 def _save(settings: TrainSettings, trainer: DistillationTrainer) -> None:
-    """Weights, processor, model card and the recipe that made them, in one folder."""
+    """Save weights, processor, model card and recipe to the output folder."""
     trainer.save_model(str(settings.output))
     if trainer.is_world_process_zero():
         recipe = yaml.safe_dump(settings.recipe.model_dump(mode="json"), sort_keys=False)
@@ -143,7 +150,10 @@ def _save(settings: TrainSettings, trainer: DistillationTrainer) -> None:
 
 
 def evaluate_checkpoint(path: str, data: str, image_root: Path | None = None, batch_size: int = 32) -> dict[str, float]:
-    """Accuracy and loss of a saved model on the answers of a dataset, as `evaluate_answers` defines them."""
+    """Return `evaluate_answers` of a saved model (folder or name on the hub) on a dataset.
+
+    data: as for --data;  image_root: folder of its image paths;  batch_size: samples of a forward pass
+    """
     vlm = load(path)
     dataset = Dataset(data, image_root)
     samples = EvaluationSamples(dataset, encoder(vlm))

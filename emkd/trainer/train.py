@@ -6,15 +6,15 @@ from emkd.trainer.run import train_one_process
 
 
 def train_student(settings: TrainSettings) -> dict[str, float]:
-    """Trains and saves a student to `settings.output`; returns the metrics of the run.
+    """Train a student, save it to `settings.output`, and return the metrics of the run.
 
-    Raises UsageError and its kin (TokenizerMismatchError, DataMismatchError, OutputExistsError, ...) before
-    anything is trained, CacheError where the cache is damaged or not sealed, JobFailedError where workers keep dying.
+    Raises UsageError and its subclasses (TokenizerMismatchError, DataMismatchError, OutputExistsError, ...) before
+    training starts, CacheError if the cache is damaged or not sealed, JobFailedError if workers keep dying.
     """
     if settings.address is not None and settings.workers == 1:
-        raise UsageError("--address names a cluster for several workers; say how many with --workers")
+        raise UsageError("--address is the Ray cluster of several workers; set their number with --workers")
     if settings.workers > 1:
-        from emkd.trainer.workers import train_on_workers  # Ray is needed for this alone
+        from emkd.trainer.workers import train_on_workers  # imports Ray, which one process does not need
 
         return train_on_workers(settings)
     return train_one_process(settings)

@@ -1,10 +1,10 @@
 """Training on several processes through Ray Train: `emkd train-student --workers N`.
 
-Each worker runs `train_student` as one rank of a torch process group (NCCL between GPUs, gloo between CPUs); data
-parallelism is transformers' and accelerate's own. Checkpoints are those of `--output`, which all workers have to see.
+Each worker runs `train_one_process` as one rank of a torch process group (NCCL between GPUs, gloo between CPUs);
+transformers and accelerate do the data parallelism. Checkpoints are in `--output`, which all workers have to share.
 
-When a worker dies, all are started again and go on from the last complete checkpoint, as long as there is a newer one
-than at the failure before; errors that emkd raises on purpose are not tried again.
+If a worker dies, all workers restart and resume from the last complete checkpoint, as long as it is newer than the one
+at the previous failure. Errors that emkd raises itself end the run at once.
 """
 
 import threading
@@ -24,27 +24,28 @@ from emkd.errors import EmkdError, JobFailedError
 from emkd.ray_session import check_resources, session
 from emkd.trainer import report
 from emkd.trainer.loop.checkpoints import last_complete
-from emkd.trainer.loop.resume import RUN_NAME, check_output
+from emkd.trainer.loop.first_run import RUN_NAME
+from emkd.trainer.loop.output import check_output
 from emkd.trainer.recipe.settings import TrainSettings
 
-# Ray Train's controller needs a CPU of its own, whatever the workers have.
+# Ray Train's controller needs a CPU besides those of the workers.
 CONTROLLER_CPUS = 1
 
 
 def train_on_workers(settings: TrainSettings) -> dict[str, float]:
-    """`train_student` on `settings.workers` ranks; the metrics of the first one.
+    """Train on `settings.workers` ranks, and return the metrics of the first rank.
 
-    Raises what a rank raised, where that is an error of ours, UsageError where the machine has too little for them,
-    JobFailedError where workers died twice without a new checkpoint in between.
+    Raises the EmkdError that a rank raised, UsageError if there are too few CPUs or GPUs, and JobFailedError if workers
+    died twice without a new checkpoint in between.
     """
-    check_output(settings)  # before anything is started
-    if not settings.resume:  # of a run that failed before its first step: not this one's
+    check_output(settings)  # before any process starts
+    if not settings.resume:  # left by a run that failed before its first step
         (settings.output / RUN_NAME).unlink(missing_ok=True)
     settings = _with_absolute_paths(settings)
     with session(
         settings.address, workers=settings.workers, gpus_per_worker=0, cpus=settings.workers + CONTROLLER_CPUS
     ):
-        # Of the cluster: the machine that calls may have none.
+        # GPUs of the cluster; the machine that runs this may have none.
         use_gpu = ray.cluster_resources().get("GPU", 0) > 0 and not settings.recipe.training.get("use_cpu", False)
         check_resources(settings.workers, int(use_gpu), on_cpu="training.use_cpu: true in the recipe")
         with _relayed() as lines:
@@ -65,16 +66,18 @@ def _until_done(settings: TrainSettings, use_gpu: bool, lines: Queue) -> dict[st
             failed_after.append(last_complete(settings.output, lambda _: None, verify=False))
             if failed_after[-2:] == failed_after[-1:] * 2:
                 raise JobFailedError(
-                    f"workers died twice without a new checkpoint in between: {what}. What was saved stays; run the "
-                    "same command again with --resume"
+                    f"workers died twice without a new checkpoint in between: {what}. Saved checkpoints are kept; run "
+                    "the same command again with --resume"
                 ) from error
-            report.log(f"a worker died ({what}); starting again from the last complete checkpoint")
+            report.log(f"a worker died ({what}); restarting from the last complete checkpoint")
             settings = replace(settings, resume=(settings.output / RUN_NAME).is_file())
 
 
 def _fit(settings: TrainSettings, use_gpu: bool, lines: Queue) -> dict[str, float]:
-    run: Any = _train_one_rank  # annotated as returning nothing, but what it returns is in the result
-    with TemporaryDirectory(prefix="emkd-ray-train-") as folder:  # for Ray Train's own notes; checkpoints are ours
+    run: Any = _train_one_rank  # Ray annotates it as returning None, but its result has what it returns
+    with TemporaryDirectory(
+        prefix="emkd-ray-train-"
+    ) as folder:  # for Ray Train's own files; checkpoints are in settings.output
         trainer = TorchTrainer(
             run,
             train_loop_config={"settings": settings, "lines": lines},
@@ -109,11 +112,11 @@ def _interruptible(call: Callable[[], Any]) -> Any:
 
 
 def _train_one_rank(config: dict[str, Any]) -> dict[str, float]:
-    """What each worker runs; its lines go to the driver."""
+    """Run one worker; its log lines go to the driver."""
     from emkd.trainer.run import train_one_process
 
     report.send_to(config["lines"].put)
-    return train_one_process(replace(config["settings"], workers=1, address=None))  # this process is one of the workers
+    return train_one_process(replace(config["settings"], workers=1, address=None))  # a worker starts no others
 
 
 @contextmanager
@@ -142,7 +145,7 @@ def _relayed() -> Iterator[Queue]:
 
 
 def _with_absolute_paths(settings: TrainSettings) -> TrainSettings:
-    """Workers run in a folder of Ray's. Names that are no paths (models on the hub, URIs) stay as they are."""
+    """Make paths absolute, because workers run in another folder. Names on the hub and URIs stay as they are."""
 
     def absolute(name: str) -> str:
         return name if "://" in name else str(Path(name).absolute())

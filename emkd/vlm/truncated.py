@@ -1,9 +1,9 @@
-"""The teacher's distributions, cut to their largest logits, as tensors: what capture makes and losses compare with.
+"""The teacher's distributions, cut to their k largest logits, as tensors: capture makes them, losses compare with them.
 
-The torch twin of `emkd.storage.record.TopLogits`, with what else a loss has to know: the size of the vocabulary, and
-which of the ids a student has.
+The torch twin of `emkd.storage.record.TopLogits`, with two more facts that a loss needs: the size of the vocabulary,
+and which of the ids the student has.
 
-Shape legend: n tokens, k stored logits, V ids that teacher and student share (the tail is the rest of them)
+Shape legend: n tokens, k stored logits, V ids that teacher and student share (those that are not stored are the tail)
 """
 
 from collections.abc import Callable, Sequence
@@ -16,13 +16,13 @@ from emkd.storage.record import TopLogits
 
 @dataclass(frozen=True, kw_only=True)
 class TruncatedLogits:
-    """t̂: the k largest logits of n tokens, and what is known of the others.
+    """t̂: the k largest logits of n tokens, and what is known of their tails.
 
-    ids:            [n, k] int64, by descending logit, equal logits by ascending id
+    ids:            [n, k] int64, by descending logit, equal logits by ascending id; 0 for ids that the student lacks
     logits:         [n, k] float32
     tail_logsumexp: [n] float32 of the V - k logits that are not stored; -inf for an empty tail
-    tail_mean:      [n] float32 mean of those logits, 0 for an empty tail; None where it is not stored (answers)
-    known:          [n, k] bool; False where the student has no such id, whose mass is in the tail
+    tail_mean:      [n] float32 mean of those logits, 0 for an empty tail; None if it is not stored (answers)
+    known:          [n, k] bool; False for ids that the student lacks, whose mass is in the tail
     vocabulary:     V
     """
 
@@ -35,7 +35,7 @@ class TruncatedLogits:
 
     @classmethod
     def of(cls, top: TopLogits, vocabulary: int) -> "TruncatedLogits":
-        """A record's logits of all `vocabulary` ids of the teacher, float32 on the CPU."""
+        """Return a record's logits as float32 tensors on the CPU. vocabulary: V of the teacher"""
         return truncated(
             torch.from_numpy(top.ids),
             torch.from_numpy(top.logits),
@@ -45,7 +45,7 @@ class TruncatedLogits:
         )
 
     def top_logits(self, *, mean: bool = True) -> TopLogits:
-        """As a record has them, on the CPU. mean: with the tail's mean"""
+        """Return them as a record has them, on the CPU. mean: whether to keep tail_mean"""
         return TopLogits(
             ids=self.ids.to(torch.int32).cpu().numpy(),
             logits=self.logits.float().cpu().numpy(),
@@ -55,47 +55,53 @@ class TruncatedLogits:
 
     @property
     def k(self) -> int:
+        """Stored logits of a token."""
         return int(self.ids.shape[1])
 
     @property
     def whole(self) -> bool:
-        """True where nothing is cut: every logit of the vocabulary is stored."""
+        """Whether nothing is cut: every logit of the vocabulary is stored, and the student has every id."""
         return self.k == self.vocabulary and bool(self.known.all())
 
     @property
     def is_finite(self) -> bool:
-        """Whether the logits were, before and after rounding: one that is not leaves something that is not in its row's
-        logits or tail_mean. Waits for the device."""
+        """Whether all V logits of all tokens were finite, before and after rounding. Waits for the device.
+
+        An infinite or NaN logit always shows in its token's stored logits or tail_mean. Without tail_mean, only the
+        stored logits are checked.
+        """
         finite = self.logits.isfinite().all()
         return bool(finite if self.tail_mean is None else finite & self.tail_mean.isfinite().all())
 
     @property
     def n_tail(self) -> torch.Tensor:
-        """[n] ids outside of the stored ones."""
+        """[n] number of ids in the tail."""
         return self.vocabulary - self.known.sum(dim=1)
 
     def stored_mask(self) -> torch.Tensor:
-        """[n, V] bool, True at the stored ids."""
+        """Return [n, V] bool, True at the stored ids that the student has."""
         counts = torch.zeros(len(self.ids), self.vocabulary, dtype=torch.uint8, device=self.ids.device)
         return counts.scatter_add_(1, self.ids, self.known.to(torch.uint8)) > 0
 
     def retained_mass(self) -> torch.Tensor:
-        """[n] share of the teacher's probability that the stored logits (of ids that the student has) hold."""
+        """Return [n], the share of the teacher's probability that the stored logits of the student's ids hold."""
         return torch.sigmoid(self._logsumexp(self.known) - self.tail_logsumexp)
 
     def lacking_mass(self) -> torch.Tensor:
-        """[n] share of the teacher's probability that stored logits hold of ids that the student lacks (the tail has
-        it)."""
+        """Return [n], the share of the teacher's probability that stored logits give to ids that the student lacks.
+
+        The tail contains this mass.
+        """
         return torch.exp(
             self._logsumexp(~self.known) - torch.logaddexp(self._logsumexp(self.known), self.tail_logsumexp)
         )
 
     def _logsumexp(self, chosen: torch.Tensor) -> torch.Tensor:
-        """[n] of the stored logits where `chosen` [n, k]."""
+        """Return [n], the logsumexp of the stored logits that `chosen` [n, k] selects."""
         return self.logits.masked_fill(~chosen, -torch.inf).logsumexp(dim=1)
 
     def map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> "TruncatedLogits":
-        """The same with each tensor changed; all of them have the tokens along their first axis."""
+        """Return a copy with `change` applied to each tensor; the first axis of every tensor is the tokens."""
         return replace(
             self,
             ids=change(self.ids),
@@ -106,15 +112,15 @@ class TruncatedLogits:
         )
 
     def rows(self, chosen: torch.Tensor | slice) -> "TruncatedLogits":
-        """The same for some of the tokens."""
+        """Return some of the tokens."""
         return self.map(lambda tensor: tensor[chosen])
 
     def to(self, device: torch.device | str) -> "TruncatedLogits":
-        """The same on another device."""
+        """Return a copy on another device."""
         return self.map(lambda tensor: tensor.to(device))
 
     def smaller(self, k: int) -> "TruncatedLogits":
-        """The first k logits of each token, the dropped ones folded into the tail."""
+        """Return the first k logits of each token, with the other stored logits moved into the tail."""
         if k >= self.k:
             return self
         known, dropped = self.known[:, :k], self.known[:, k:]
@@ -134,7 +140,7 @@ class TruncatedLogits:
         )
 
     def at_temperature(self, temperature: float) -> "TruncatedLogits":
-        """The same of logits divided by `temperature`, if all logits of a tail are equal (their mass evenly spread)."""
+        """Return the logits divided by `temperature`, assuming that a tail's mass is spread evenly over its ids."""
         size = self.n_tail.clamp(min=1).log()
         return replace(
             self,
@@ -144,7 +150,7 @@ class TruncatedLogits:
         )
 
     def for_student(self, n_tokens: int) -> "TruncatedLogits":
-        """The same for a student with `n_tokens` ids: mass of ids that it lacks goes into the tail."""
+        """Return the logits for a student with the ids 0 to n_tokens - 1: the mass of larger ids moves to the tail."""
         if n_tokens >= self.vocabulary:
             return self
         lacking = self.known & (self.ids >= n_tokens)
@@ -164,7 +170,7 @@ def truncated(
     vocabulary: int,
     tail_mean: torch.Tensor | None = None,
 ) -> TruncatedLogits:
-    """TruncatedLogits in which the student lacks none of the ids; shapes as in the class, any type of numbers."""
+    """Return TruncatedLogits in which the student lacks no id; shapes as in the class, any dtype."""
     return TruncatedLogits(
         ids=ids.long(),
         logits=logits.float(),
@@ -176,8 +182,10 @@ def truncated(
 
 
 def joined(parts: Sequence[TruncatedLogits]) -> TruncatedLogits:
-    """The tokens of all parts, one after the other: at least one part, with the same k and vocabulary, all with a
-    tail_mean or none. Raises ValueError."""
+    """Return the tokens of all parts (at least one), one part after the other.
+
+    Raises ValueError if parts differ in k or vocabulary, or if only some of them have a tail_mean.
+    """
     first = parts[0]
     means = [part.tail_mean for part in parts if part.tail_mean is not None]
     if len(means) not in (0, len(parts)):

@@ -22,7 +22,7 @@ EIGHT = [(1, 8, 1), (1, 4, 2), (1, 2, 4), (2, 4, 1), (2, 2, 2), (2, 1, 4)]
 SEVEN = [(1, 7, 1), (1, 2, 4), (2, 3, 2), (2, 1, 4)]
 CHECKPOINTED = {"training.activation_checkpointing": True}
 LORA = {"student.lora": {"r": 4}, "student.freeze": ["model.vision_tower", "model.multi_modal_projector"]}
-# One of six rows cannot be used, and one may be: by both ranks it is met, in many epochs, and counts once.
+# One of six rows is unusable, and one may be skipped: both ranks meet it, in many epochs, and it counts once.
 SFT = {"losses.alpha": 1.0, "losses.beta": 0.0, "losses.gamma": 0.0, "max_skipped": 0.2}
 # Rows without an image have no gradient here at all, and a rank may hold nothing but such rows.
 PROJECTOR = {"student.freeze": ["model.vision_tower", "model.language_model", "lm_head"]}

@@ -1,4 +1,4 @@
-"""The recipes of recipes/: each can be used as it lies there, and does what its comments say."""
+"""The recipes of recipes/: each can be used as it is, and does what its comments say."""
 
 from pathlib import Path
 
@@ -29,7 +29,7 @@ def recipe_of(name):
 
 
 def learning(recipe, path):
-    """Beginnings of the names of what learns, on a student in `path`."""
+    """Prefixes of the names of trainable parameters, for a student in `path`."""
     settings = TrainSettings(student=str(path), data="none", output=path / "none", recipe=recipe)
     student = load_student(settings)
     names = [name for name, p in student.model.named_parameters() if p.requires_grad]
@@ -46,7 +46,7 @@ def test_each_is_valid_and_says_when_to_use_it(name, tmp_path):
     assert arguments.learning_rate == recipe_of(name).training["learning_rate"]
     opening = (RECIPES / f"{name}.yaml").read_text().split("\n\n")[0]
     assert all(line.startswith("#") for line in opening.splitlines())
-    assert "\n# Use it" in opening or "where the GPU's memory is too small" in opening
+    assert "\n# Use it" in opening or "for GPUs with too little memory" in opening
 
 
 def test_the_demonstrations_is_the_demonstrations():
@@ -87,7 +87,7 @@ def test_recipes_of_a_phase_2_differ_in_what_learns_alone():
 @pytest.mark.slow
 @pytest.mark.parametrize("second", ["phase2-emkd", "phase2-lora"])
 def test_the_two_phases_one_after_the_other(second, student_path, data_path, cache_path, tmp_path):
-    """Phase 1 has no cache and leaves all but the projector as it was; phase 2 begins with what phase 1 left."""
+    """Phase 1 has no cache and changes the projector alone; phase 2 starts from the student of phase 1."""
     common = {"data": str(data_path)}
     one, two = tmp_path / "phase1", tmp_path / "phase2"
     train_student(

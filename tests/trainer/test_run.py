@@ -134,7 +134,7 @@ def test_evaluation_data(settings, data_path):
 
 
 def test_a_step_of_nothing_but_warm_up_is_refused(settings, tmp_path):
-    """It would begin, and end, at a learning rate of 0."""
+    """All of its steps would have a learning rate of 0."""
     one, two = (with_flags(BASE, {"training.warmup_steps": 1, "training.max_steps": n}) for n in (1, 2))
     with pytest.raises(UsageError, match=r"the run has 1 step, .* Set training.warmup_steps 0"):
         train_student(settings(one))
@@ -146,7 +146,7 @@ def test_an_output_folder_in_use_is_refused(settings, tmp_path):
     (tmp_path / "out" / "notes.txt").write_text("mine")
     with pytest.raises(OutputExistsError, match="exists and is not empty; name another folder"):
         train_student(settings())
-    with pytest.raises(InputNotFoundError, match="has no run.json, so that what its run was begun with is not known"):
+    with pytest.raises(InputNotFoundError, match="has no run.json, which says what its run was started with"):
         train_student(settings(resume=True))
     assert (tmp_path / "out" / "notes.txt").read_text() == "mine"
 
@@ -181,7 +181,7 @@ def test_the_teachers_chat_template_decides_the_text(settings, student_path, tmp
 
 
 def test_a_row_whose_tokens_differ_is_refused_with_the_first_one(settings, tmp_path):
-    """The student's tokenizer lacks the last word, "no", which is no conflict of ids, and begins the answer of row 2."""
+    """The student's tokenizer lacks the last word, "no". That is no conflict of ids, but row 2 answers with it."""
     student = tiny.save_model(tmp_path / "student", seed=3, hidden=24, words=tiny.VOCABULARY[:-1])
     with pytest.raises(
         TokenizerMismatchError,
@@ -201,8 +201,8 @@ def test_ids_that_the_student_lacks_are_the_tails_and_their_mass_is_told(setting
     records = [opened.record(n) for n in range(3)]
     said = capsys.readouterr().err
     for kind, name in (("vision", r" lacking_mass"), ("answer", "answer_lacking_mass")):
-        fields = [(getattr(record, f"{kind}_ids"), getattr(record, f"{kind}_logits")) for record in records]
-        mass = [torch.from_numpy(logits).double().softmax(1)[torch.from_numpy(ids) == 25] for ids, logits in fields]
+        tops = [getattr(record, kind) for record in records]
+        mass = [torch.from_numpy(top.logits).double().softmax(1)[torch.from_numpy(top.ids) == 25] for top in tops]
         (told,) = re.findall(rf"{name} ([0-9.e-]+)", said)
         assert float(told) == pytest.approx(float(torch.cat(mass).mean()), rel=1e-3)
     train_student(
@@ -216,7 +216,7 @@ def test_a_cache_of_other_data_is_refused_with_counts(settings, tmp_path):
     rows[3]["messages"][1] = tiny.turn("assistant", "dog")
     other = tiny.write_data(tmp_path / "other.parquet", rows)
     with pytest.raises(
-        DataMismatchError, match=r"not the data of this cache: 1 of its 6 rows are not in it, the first is row 3"
+        DataMismatchError, match=r"not the data of this cache: 1 of its 6 rows are not in it; the first is row 3"
     ):
         train_student(settings(data=str(other)))
     rows = tiny.rows()
@@ -237,7 +237,7 @@ def test_the_same_rows_in_another_file_and_order_are_the_same_data(settings, tmp
 
 
 def test_a_part_of_the_cached_rows(settings, tmp_path, capsys):
-    """Rows of both shards, in another order, walked twice: each is met with its own record."""
+    """Rows of both shards, in another order, over two epochs: each is paired with its own record."""
     part = tiny.write_data(tmp_path / "part.parquet", [tiny.rows()[n] for n in (4, 1, 3)])
     recipe = with_flags(BASE, {"training.max_steps": None, "training.num_train_epochs": 2})
     train_student(settings(recipe, data=str(part)))
@@ -255,7 +255,7 @@ def test_a_resumed_run_has_the_same_samples(settings, cache_path, data_path, tmp
     recipe = with_flags(BASE, {"training.max_steps": 2, "training.save_strategy": "steps", "training.save_steps": 1})
     train_student(settings(recipe, cache=str(tmp_path / "cache"), partial=True))
     with pytest.raises(
-        UsageError, match="--resume: this call is not what .* was begun with .*: samples is another one"
+        UsageError, match="--resume: this call differs from the one that .* was started with .*: samples changed"
     ):
         train_student(settings(recipe, resume=True))
 
@@ -267,7 +267,7 @@ def test_an_unsealed_cache_trains_only_when_asked(settings, cache_path, tmp_path
     with pytest.raises(CacheIncompleteError, match="not sealed, 1 of 2 shards"):
         train_student(settings(cache=str(tmp_path / "cache")))
     train_student(settings(cache=str(tmp_path / "cache"), partial=True))
-    assert "training on the 4 samples that are committed" in capsys.readouterr().err
+    assert "training on the 4 samples committed so far" in capsys.readouterr().err
 
 
 def test_a_smaller_k_than_stored_and_not_a_larger_one(settings, tmp_path):
@@ -298,7 +298,7 @@ def test_accumulation_does_not_change_the_step(settings, tmp_path):
 
 
 def test_each_row_is_checked_by_its_key_when_it_is_read(student_path, cache_path, tmp_path):
-    """The files look the same and a picture is another one, which the few rows looked at before may miss."""
+    """The texts are the same and one picture differs, which the check of a few rows at the start may miss."""
     rows = tiny.rows()
     rows[3]["images"] = [tiny.png(99)]
     cache, dataset = Cache.open(cache_path), Dataset(str(tiny.write_data(tmp_path / "rows.parquet", rows)))
@@ -340,9 +340,11 @@ def test_a_student_that_sees_another_part_of_the_pictures_is_refused(settings, s
         train_student(settings(student=str(tmp_path / "student")))
     assert not (tmp_path / "out").exists()
     sft = with_flags(BASE, {"losses.alpha": 1.0, "losses.beta": 0.0, "losses.gamma": 0.0})
-    train_student(settings(sft, student=str(tmp_path / "student")))  # learns from labels alone: sees what it likes
+    train_student(
+        settings(sft, student=str(tmp_path / "student"))
+    )  # trains on labels alone, so it may see another part
     card = (tmp_path / "out" / "README.md").read_text()
-    assert "No teacher had a part in it" in card
+    assert "without a teacher or a cache" in card
 
 
 def test_images_at_other_places_of_the_text_are_refused(cache_path):
@@ -378,7 +380,7 @@ def test_resuming_another_run_is_refused(settings, tmp_path):
         ({"losses.temperature": 2.0}, "recipe.losses.temperature was 1.0 and is 2.0"),
         ({"training.seed": 7}, "recipe.training.seed was None and is 7"),
     ):
-        with pytest.raises(UsageError, match=f"--resume: this call is not what .*: {differing}. Give the same"):
+        with pytest.raises(UsageError, match=f"--resume: this call differs .*: {differing}. Use the same settings"):
             train_student(settings(with_flags(recipe, flags), resume=True))
 
 
@@ -392,7 +394,7 @@ def test_settings_that_are_newer_than_a_run_do_not_end_it(settings, tmp_path, ca
     del before["recipe"]["losses"]["divergence"], before["recipe"]["losses"]["temperature"]
     path.write_text(json.dumps(before))
     train_student(settings(recipe, resume=True))
-    assert f"going on from {tmp_path / 'out' / 'checkpoint-4'}" in capsys.readouterr().err
+    assert f"resuming from {tmp_path / 'out' / 'checkpoint-4'}" in capsys.readouterr().err
     with pytest.raises(UsageError, match="--resume: .*recipe.losses.divergence was reverse_kl and is jsd"):
         train_student(settings(with_flags(recipe, {"losses.divergence": "jsd"}), resume=True))
     if not torch.cuda.is_available():
@@ -407,7 +409,7 @@ def test_bad_rows_to_evaluate_on_are_counted_and_cost_nothing(settings, tmp_path
     assert metrics["eval_skipped_rows"] == 1
     assert metrics["eval_answer_tokens"] == 24
     none = tiny.write_data(tmp_path / "none.parquet", rows[1:2])
-    with pytest.raises(DataFormatError, match="nothing to evaluate on: 1 rows"):
+    with pytest.raises(DataFormatError, match="nothing to evaluate on: none of the 1 rows"):
         train_student(settings(eval_data=str(none), output=tmp_path / "other"))
     assert (tmp_path / "other" / "model.safetensors").is_file(), "the trained student is saved before it is evaluated"
 

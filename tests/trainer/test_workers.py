@@ -117,7 +117,7 @@ def test_errors_of_ours_come_through_and_are_not_tried_again(settings, tmp_path,
 
 
 def test_no_progress_ends_it(settings, monkeypatch):
-    """Each time the ranks tell of their fourth step, before there is any checkpoint, one of them is killed."""
+    """Each time the ranks log their fourth step, before there is any checkpoint, one of them is killed."""
     killed = []
 
     def tell(text):

@@ -3,7 +3,7 @@
 In reading order:
 
     run_data   the dataset, the cache, and the samples that both have
-    selection  which of the cache's samples the data hold
-    samples    a row and its record become a StudentSample; samples become a batch
+    selection  which of the cache's samples are in the data
+    samples    from a row and its record to a StudentSample, and from samples to a batch
     order      which sample comes next, on which rank
 """

@@ -1,14 +1,14 @@
 """The order of samples in an epoch, and which rank reads which: pure functions of (shard sizes, window, seed, epoch).
 
-Shards come in a shuffled order, and samples are shuffled within a window of consecutive shards, so that a reader
-holds `window` decoded shards and reads each one once.
+Shards are shuffled, and samples are shuffled within a window of consecutive shards of that order, so that a reader
+holds `window` decoded shards and reads each shard once.
 
     epoch_order -> all samples, in order -> rank_batches -> the micro-batches of one rank
 
-Every sample comes once an epoch, whatever the number of ranks and loader workers. The number of micro-batches is
-that which Trainer users know, ceil(samples / (batch size * ranks)), the same on every rank; the last ones share what
-is left as evenly as can be (a rank that gets nothing has an empty batch), where Trainer's own sampler would repeat
-samples of the epoch's beginning. `dataloader_drop_last` leaves the remainder out.
+Every sample comes once an epoch, for any number of ranks and loader workers. Every rank has the same number of
+micro-batches, and it is Trainer's: ceil(samples / (batch size * ranks)). The last micro-batches of all ranks divide
+the remaining samples as evenly as possible (a rank may get an empty batch); Trainer's own sampler would repeat the
+first samples of the epoch instead. `dataloader_drop_last` leaves the remainder out.
 """
 
 from collections.abc import Iterator, Sequence
@@ -19,7 +19,7 @@ from torch.utils.data import Sampler
 
 
 def epoch_order(shard_sizes: Sequence[int], window: int, seed: int, epoch: int) -> NDArray[np.int64]:
-    """[samples] sample numbers in reading order; samples are numbered shard after shard."""
+    """Return the positions [samples] of all samples in reading order; samples are counted from 0, shard after shard."""
     generator = np.random.default_rng([seed, epoch])
     starts = np.concatenate([[0], np.cumsum(shard_sizes)]).astype(np.int64)
     shards = generator.permutation(len(shard_sizes))
@@ -31,7 +31,7 @@ def epoch_order(shard_sizes: Sequence[int], window: int, seed: int, epoch: int) 
 
 
 def n_batches(n_samples: int, batch_size: int, n_ranks: int = 1, drop_last: bool = False) -> int:
-    """Micro-batches of each rank in an epoch."""
+    """Return the number of micro-batches that each rank has in an epoch."""
     together = batch_size * n_ranks
     return n_samples // together if drop_last else -(-n_samples // together)
 
@@ -39,8 +39,11 @@ def n_batches(n_samples: int, batch_size: int, n_ranks: int = 1, drop_last: bool
 def rank_batches(
     order: NDArray[np.int64], batch_size: int, n_ranks: int = 1, rank: int = 0, drop_last: bool = False
 ) -> Iterator[NDArray[np.int64]]:
-    """The micro-batches of one rank: at each step the ranks read `batch_size * n_ranks` samples that follow each other
-    in the order, each of them a run of it; what is left at the end in runs whose lengths differ by at most one."""
+    """Yield the micro-batches of one rank, each [up to batch_size].
+
+    At each step the ranks together read the next `batch_size * n_ranks` samples of the order, each rank a contiguous
+    part of them; the remainder is divided into parts whose lengths differ by at most one.
+    """
     together = batch_size * n_ranks
     whole = len(order) // together * together
     for start in range(rank * batch_size, whole, together):
@@ -50,7 +53,7 @@ def rank_batches(
 
 
 class ShardBatchSampler(Sampler[list[int]]):
-    """`rank_batches` of the epoch that was set last, for a DataLoader's `batch_sampler`."""
+    """A DataLoader's `batch_sampler`: the `rank_batches` of the epoch given to `set_epoch` (0 before that)."""
 
     def __init__(
         self,
@@ -68,6 +71,7 @@ class ShardBatchSampler(Sampler[list[int]]):
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch whose order the next iteration follows, from 0."""
         self.epoch = epoch
 
     def __len__(self) -> int:

@@ -1,4 +1,4 @@
-"""What a run trains on: a dataset, the cache of its teacher's answers, and which samples both have."""
+"""What a run trains on: a dataset, the teacher's cache, and the samples that both have."""
 
 from dataclasses import dataclass
 
@@ -14,13 +14,16 @@ from emkd.vlm.identity import check_shared_tokenizer, describe_lacking, lacking_
 from emkd.vlm.loading import VisionLanguageModel, resolve
 from emkd.vlm.pooling import family_of
 
-# Without a cache there are no shards; rows are walked as if they came from one with this many a shard.
+# Without a cache there are no shards; rows are read in the order of a cache with this many rows a shard.
 ROWS_PER_SHARD = 256
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunData:
-    """cache, selection: None for plain fine-tuning, which needs none and trains on all rows"""
+    """The dataset of a run, with its cache and the samples selected from it.
+
+    cache, selection: None for plain fine-tuning, which needs no cache and trains on all rows
+    """
 
     dataset: Dataset
     cache: Cache | None = None
@@ -28,21 +31,23 @@ class RunData:
 
     @property
     def n_samples(self) -> int:
+        """Samples of an epoch."""
         return self.dataset.n_rows if self.selection is None else len(self.selection.rows)
 
     @property
     def shard_sizes(self) -> list[int]:
+        """Selected samples of each shard; without a cache, of runs of ROWS_PER_SHARD rows."""
         if self.cache is not None and self.selection is not None:
             return self.selection.shard_sizes(self.cache)
         n_rows = self.dataset.n_rows
         return [min(ROWS_PER_SHARD, n_rows - start) for start in range(0, n_rows, ROWS_PER_SHARD)]
 
     def n_tokens(self, student: VisionLanguageModel) -> int:
-        """V: the ids that student and teacher share."""
+        """Return V, the number of ids that student and teacher share."""
         return student.n_tokens if self.cache is None else min(student.n_tokens, self.cache.manifest.vocabulary_size)
 
     def samples(self, student: VisionLanguageModel, top_k: int | None) -> StudentSamples:
-        """In the student's tokens, with `top_k` of the teacher's logits (None for all that are stored)."""
+        """Return the samples in the student's tokens, with `top_k` of the teacher's vision logits (None: all)."""
         if self.cache is None or self.selection is None:
             return StudentSamples(self.dataset, encoder(student), range(self.dataset.n_rows))
         limits = TeacherLimits(
@@ -55,8 +60,10 @@ class RunData:
 
 
 def open_run_data(settings: TrainSettings) -> RunData:
-    """Opens and compares cache, data and the student's tokenizer, without the student's weights. Raises UsageError
-    and its kin (TokenizerMismatchError, DataMismatchError, ...), CacheError, DataFormatError."""
+    """Open cache and data, and compare them and the student's tokenizer; the student's weights are not loaded.
+
+    Raises UsageError and its subclasses (TokenizerMismatchError, DataMismatchError, ...), CacheError, DataFormatError.
+    """
     cache = open_cache(settings)
     dataset = Dataset(settings.data, settings.image_root)
     if cache is None:
@@ -70,30 +77,34 @@ def open_run_data(settings: TrainSettings) -> RunData:
 
 
 def open_cache(settings: TrainSettings) -> Cache | None:
-    """The cache, None where the losses need none. Raises UsageError, CacheError."""
+    """Open the cache; return None if no loss needs one and none is given. Raises UsageError, CacheError."""
     weights = settings.recipe.losses.weights
     if settings.cache is None:
         if weights.needs_cache:
             raise UsageError(
-                f"--cache is missing: only plain fine-tuning (--alpha 1 --beta 0 --gamma 0) works without one, and the "
-                f"weights are alpha {weights.alpha}, beta {weights.beta}, gamma {weights.gamma}"
+                f"--cache is missing: only plain fine-tuning (--alpha 1 --beta 0 --gamma 0) works without a cache, got "
+                f"alpha {weights.alpha}, beta {weights.beta}, gamma {weights.gamma}"
             )
         return None
     cache = Cache.open(settings.cache, partial=settings.partial, window=settings.recipe.window)
     stored = cache.manifest.top_k
     if settings.recipe.losses.top_k is not None and settings.recipe.losses.top_k > stored:
-        raise UsageError(f"losses.top_k {settings.recipe.losses.top_k}: the cache stores {stored}")
+        raise UsageError(
+            f"losses.top_k {settings.recipe.losses.top_k}: the cache stores {stored} logits of a vision token; use at "
+            "most that many"
+        )
     if not cache.sealed:
-        log(f"{settings.cache} is not sealed: training on the {cache.n_samples} samples that are committed")
+        log(f"{settings.cache} is not sealed: training on the {cache.n_samples} samples committed so far")
     return cache
 
 
 def evaluation_samples(settings: TrainSettings, student: VisionLanguageModel) -> EvaluationSamples | None:
-    """The rows of --eval-data, None without them."""
+    """Return the rows of --eval-data, or None without that flag."""
     if settings.eval_data is None:
         return None
     return EvaluationSamples(Dataset(settings.eval_data, settings.image_root), encoder(student))
 
 
 def encoder(student: VisionLanguageModel) -> Encoder:
+    """Return the encoder of samples into the student's tokens and pixels."""
     return Encoder(student.processor, student.image_token_id, student.max_positions)

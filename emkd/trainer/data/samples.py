@@ -3,8 +3,8 @@
     sample number --cache--> row, key, record      --dataset--> Sample (its key is checked)
                   --Encoder--> the student's tokens --checked against the record--> StudentSample
 
-The student's processor makes its own tokens and pixels; the record holds what the teacher answered. Both
-must be about the same text, or nothing is trained on.
+The student's processor makes tokens and pixels; the record holds the teacher's outputs. If the two are not about the
+same text, the run stops with an error.
 """
 
 from collections.abc import Sequence
@@ -26,10 +26,12 @@ from emkd.vlm.truncated import TruncatedLogits
 
 @dataclass(frozen=True, kw_only=True)
 class TeacherSample:
-    """What the cache says of one sample.
+    """The teacher's record of one sample, as tensors.
 
-    vision: t̂ of the Nt vision tokens;  answer: t̂ of the A predictions of answer tokens
-    affinity: [L, Nt] float32;  images: spans into the Nt tokens
+    vision:   t̂ of the Nt vision tokens
+    answer:   t̂ of the A logits that predict answer tokens
+    affinity: [L, Nt] float32
+    images:   spans into the Nt tokens
     """
 
     vision: TruncatedLogits
@@ -38,6 +40,7 @@ class TeacherSample:
     images: tuple[ImageSpan, ...]
 
     def to(self, device: torch.device | str) -> "TeacherSample":
+        """Return the sample on another device."""
         return TeacherSample(
             vision=self.vision.to(device),
             answer=self.answer.to(device),
@@ -48,7 +51,7 @@ class TeacherSample:
 
 @dataclass(frozen=True, kw_only=True)
 class StudentSample:
-    """One sample: the student's tokens, and the teacher's record where there is a cache."""
+    """One sample: the student's tokens, and the teacher's record (None without a cache)."""
 
     encoded: Encoded
     teacher: TeacherSample | None
@@ -56,7 +59,7 @@ class StudentSample:
 
 @dataclass(frozen=True, kw_only=True)
 class Skipped:
-    """A row that cannot be trained on or evaluated on, and why (see `SampleError`)."""
+    """A row that can be neither trained on nor evaluated on, with the reason (see `SampleError`)."""
 
     row: int
     reason: str
@@ -64,18 +67,25 @@ class Skipped:
 
     @classmethod
     def of(cls, row: int, error: SampleError) -> "Skipped":
+        """Make it of the error that reading or encoding the row raised."""
         return cls(row=row, reason=error.reason, detail=error.detail)
 
 
 @dataclass(frozen=True, kw_only=True)
 class TeacherLimits:
-    """How much of a record is used. V, ids of the student's tokenizer, and a smaller k where asked for."""
+    """The part of a record that a student uses: `limits(record)` returns it as a TeacherSample.
+
+    vocabulary:       V of the teacher
+    n_student_tokens: ids of the student's tokenizer; the mass of larger ids moves to the tail
+    top_k:            logits of a vision token to use; None uses all that are stored
+    """
 
     vocabulary: int
     n_student_tokens: int
     top_k: int | None = None
 
     def __call__(self, record: Record) -> TeacherSample:
+        """Return the part of a record that the student uses."""
         vision = TruncatedLogits.of(record.vision, self.vocabulary)
         answer = TruncatedLogits.of(record.answer, self.vocabulary)
         if self.top_k is not None:
@@ -89,14 +99,15 @@ class TeacherLimits:
 
 
 class StudentSamples(TorchDataset[StudentSample | Skipped]):
-    """Map-style dataset of the selected samples of a cache (or of the dataset's rows, where there is no cache).
+    """Map-style dataset of the selected samples of a cache, or of the dataset's rows if there is no cache.
 
-    rows:     dataset row of each element
-    numbers:  sample number of each element in the cache; None for all of its samples
-    other_family: the teacher's is not the student's: what they write around images may differ (see `shared_text`)
+    rows:         dataset row of each element
+    numbers:      sample number of each element in the cache; None if the elements are all of its samples, in order
+    other_family: whether teacher and student are of different families, which may write different tokens around
+                  images (see `shared_text`)
 
-    A row that the student cannot use is `Skipped`: one bad row costs no other. One that is not what the teacher saw
-    is an error: DataMismatchError, TokenizerMismatchError.
+    A row that the student cannot use is returned as `Skipped`, so that the run can continue without it. A row that
+    differs from what the teacher saw raises DataMismatchError or TokenizerMismatchError.
     """
 
     def __init__(
@@ -131,7 +142,8 @@ class StudentSamples(TorchDataset[StudentSample | Skipped]):
         if sample.key != key:
             raise DataMismatchError(
                 f"row {row} (id {sample.id!r}) of {self.dataset.data} is not what the teacher saw: its key is "
-                f"{sample.key[:12]}, the cache has {key[:12]}. The data changed after they were cached"
+                f"{sample.key[:12]}, the cache has {key[:12]}. The data changed after the cache was made: restore "
+                "them, or make the cache again"
             )
         record = self.cache.record(number)
         shared = shared_text(encoded, record, row, other_family=self.other_family, words=self.encoder.words)
@@ -143,7 +155,7 @@ class StudentSamples(TorchDataset[StudentSample | Skipped]):
 
 
 class EvaluationSamples(TorchDataset[StudentSample | Skipped]):
-    """Rows to evaluate on, without a cache."""
+    """Map-style dataset of rows to evaluate on, without a cache; unusable rows are returned as `Skipped`."""
 
     def __init__(self, dataset: Dataset, encoder: Encoder) -> None:
         self.dataset, self.encoder = dataset, encoder
@@ -159,17 +171,18 @@ class EvaluationSamples(TorchDataset[StudentSample | Skipped]):
 
 
 class Collator:
-    """Samples of a micro-batch: padded model inputs, and the ragged rest left alone.
+    """Makes a micro-batch of samples: model inputs are padded, ragged records stay as they are.
 
-    {"inputs": tensors, "samples": those that can be used, "skipped": the others}. Where there are none to use (a rank
-    without a share of the epoch's last samples, or nothing but bad rows) the inputs are one padding token, because
-    every rank has to take part in every step.
+    Returns {"inputs": tensors, "samples": list of StudentSample, "skipped": list of Skipped}. If no sample is usable
+    (the rank got no share of the epoch's last samples, or only skipped rows), the inputs are one padding token,
+    because every rank has to take part in every step.
     """
 
     def __init__(self, pad_token_id: int) -> None:
         self.pad_token_id = pad_token_id
 
     def __call__(self, samples: Sequence[StudentSample | Skipped]) -> dict[str, Any]:
+        """Return the micro-batch of some samples."""
         usable = [sample for sample in samples if isinstance(sample, StudentSample)]
         if usable:
             inputs = collate([sample.encoded for sample in usable], self.pad_token_id)

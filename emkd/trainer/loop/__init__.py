@@ -1,10 +1,13 @@
-"""The training loop: transformers.Trainer with our losses, and what it saves and logs.
+"""The training loop: transformers.Trainer with the losses of EM-KD, and what it saves and logs.
 
 In reading order:
 
     trainer      the Trainer subclass
-    resume       what a resumed run has to agree on with its beginning
-    checkpoints  complete checkpoints, and which one is the last
+    loaders      its DataLoaders
+    skipped      rows that cannot be trained on
+    output       the output folder, and the checkpoint in it that a run resumes from
+    first_run    run.json: what a resumed run has to agree with
+    checkpoints  complete checkpoints, and which of them is the last
     meter        the numbers of a log line
     evaluation   answers of a dataset, scored
 """

@@ -1,10 +1,10 @@
-"""Checkpoints that are whole or do not count.
+"""Complete checkpoints: a checkpoint counts once all of it is on the disk.
 
     checkpoint-<step>/      what transformers.Trainer saves: weights, optimizer, scheduler, random states, its own state
         complete.json       size and SHA-256 of every other file; written last
 
-A run that is killed while it saves leaves a folder without complete.json: it is passed over, and an older checkpoint,
-which is only removed once a newer one is complete, is gone on from. A checkpoint that is complete and was changed
+A run that is killed while it saves leaves a folder without complete.json. That folder is ignored, and the run resumes
+from an older checkpoint, which is deleted only once a newer one is complete. A complete checkpoint that was changed
 afterwards is an error.
 """
 
@@ -22,17 +22,18 @@ COMPLETE_NAME = "complete.json"
 
 
 def checkpoints(output: Path) -> list[Path]:
-    """Folders of checkpoints, complete or not, by their step."""
+    """Return the checkpoint folders of an output folder, complete or not, by ascending step."""
     found = [path for path in output.glob("checkpoint-*") if path.name.removeprefix("checkpoint-").isdigit()]
     return sorted(found, key=step_of)
 
 
 def step_of(checkpoint: Path) -> int:
+    """Return the step at which a checkpoint was saved."""
     return int(checkpoint.name.removeprefix("checkpoint-"))
 
 
 def complete(checkpoint: Path) -> None:
-    """Vouch for all files of a checkpoint, once they are on the disk."""
+    """Write complete.json, after syncing all files of a checkpoint to the disk."""
     digests = {}
     for file in _files(checkpoint):
         sync(file)
@@ -46,34 +47,34 @@ def complete(checkpoint: Path) -> None:
 
 
 def last_complete(output: Path, log: Callable[[str], None], *, verify: bool = True) -> Path | None:
-    """The newest complete checkpoint; None where there is none. Those that a killed run left half are told.
+    """Return the newest complete checkpoint, or None; log the incomplete checkpoints that are newer.
 
-    verify: whether every byte is read and checked; one of several ranks is enough for it
+    verify: whether to read and check every byte; it is enough if one of several ranks does
 
-    DamagedCheckpointError where a file of it is missing or not as it was saved.
+    Raises DamagedCheckpointError if a file is missing or not as it was saved.
     """
     for checkpoint in reversed(checkpoints(output)):
         if (checkpoint / COMPLETE_NAME).is_file():
             if verify:
                 check(checkpoint)
             return checkpoint
-        log(f"{checkpoint} is not complete: the run ended while it was saved; passed over")
+        log(f"{checkpoint} is incomplete, because the run ended while it was saved: ignoring it")
     return None
 
 
 def check(checkpoint: Path) -> None:
-    """Raises DamagedCheckpointError unless every file is as it was saved."""
+    """Raise DamagedCheckpointError unless every file is as it was saved."""
     where = checkpoint / COMPLETE_NAME
     try:
         expected = open_envelope(str(where), where.read_bytes())["files"]
     except OSError as error:
-        raise DamagedCheckpointError(f"{where}: cannot be read as it was written. {_next_step(checkpoint)}") from error
+        raise DamagedCheckpointError(f"{where} is damaged or cannot be read. {_next_step(checkpoint)}") from error
     for name, digest in expected.items():
         file = checkpoint / name
         found = _digest(file) if file.is_file() else None
         if found != digest:
             raise DamagedCheckpointError(
-                f"{file} is not as it was saved: expected {_shown(digest)}, {_shown(found)} found. "
+                f"{file} is not as it was saved: expected {_shown(digest)}, found {_shown(found)}. "
                 + _next_step(checkpoint)
             )
 
@@ -83,7 +84,7 @@ def _shown(digest: dict[str, Any] | None) -> str:
 
 
 def _next_step(checkpoint: Path) -> str:
-    return f"Remove {checkpoint} to go on from the checkpoint before it, or from the beginning"
+    return f"Remove {checkpoint} to resume from the checkpoint before it, or from the first step"
 
 
 def _files(checkpoint: Path) -> Iterator[Path]:

@@ -1,4 +1,4 @@
-"""How many answers a model gets right."""
+"""Accuracy and loss of a model on the answers of a dataset."""
 
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -18,11 +18,14 @@ def evaluate_answers(
     n_tokens: int,
     add_up: Callable[[torch.Tensor], torch.Tensor] = lambda sums: sums,
 ) -> dict[str, float]:
-    """Teacher-forced: the share of answer tokens that are the most likely ones given everything before them.
+    """Score a model with teacher forcing: an answer token is right if it is the most likely one after all before it.
 
-    Returns accuracy (0 to 1), loss (mean cross-entropy in nats), answer_tokens and skipped_rows, those that cannot be
-    used. Ids beyond the tokenizer's are no candidates. `add_up` sums a vector over ranks that have a part of the
-    batches each. Raises DataFormatError where no row can be used.
+    batches:  as `Collator` makes them
+    n_tokens: V; larger ids are no candidates
+    add_up:   sums a vector over the ranks, each of which has a part of the batches
+
+    Returns accuracy (0 to 1), loss (mean cross-entropy in nats), answer_tokens and skipped_rows (unusable rows).
+    Raises DataFormatError if no row is usable.
     """
     right, total, loss, skipped = 0, 0, 0.0, 0
     with evaluating(model):
@@ -41,13 +44,15 @@ def evaluate_answers(
     counts = add_up(torch.tensor([right, total, skipped], device=model.device))
     right, total, skipped = (int(count) for count in counts)
     if total == 0:
-        raise DataFormatError(f"nothing to evaluate on: {skipped} rows, and none of them can be used")
+        raise DataFormatError(
+            f"nothing to evaluate on: none of the {skipped} rows of the evaluation data is usable; check --eval-data"
+        )
     mean = float(add_up(torch.tensor([loss / total], dtype=torch.float32, device=model.device)))
     return {"accuracy": right / total, "loss": mean, "answer_tokens": total, "skipped_rows": skipped}
 
 
 def predicting_mask(inputs: dict[str, torch.Tensor], samples: Sequence[StudentSample]) -> torch.Tensor:
-    """[B, T] bool, True at the positions whose logits predict answer tokens: row by row, in order."""
+    """Return [B, T] bool, True at the positions whose logits predict answer tokens: row by row, in order."""
     mask = torch.zeros_like(inputs["input_ids"], dtype=torch.bool)
     for row, sample in enumerate(samples):
         mask[row, sample.encoded.predicting_positions.to(mask.device)] = True

@@ -1,14 +1,14 @@
-"""What the log lines of a training run say: sums since the last line, added up over all ranks.
+"""The numbers of a training run's log lines: sums since the last line, over all ranks.
 
-loss by name          as the step's total has it (see objective.py), mean over steps
-matched_pairs         vision tokens that learnt from one of the teacher's, a step
+sup, rld, vsd, vlad   each loss as it enters the step's total (see objective.py), mean over steps
+matched_pairs         pairs of student and teacher vision tokens, per step
 retained_mass         share of the teacher's probability that the cached top-k holds, mean over its vision tokens
-lacking_mass          share that it holds of ids which the student lacks, only where there are any
+lacking_mass          share that the top-k gives to ids that the student lacks; left out if it is 0
 answer_lacking_mass   the same for answer tokens
-waiting_share         of the time: waiting for data
-assignment_share      of the time: solving assignments
-samples_per_second    over all ranks, without evaluations and checkpoints
-skipped_rows          rows of these steps that could not be used, only where there were any
+waiting_share         share of the time spent waiting for data
+assignment_share      share of the time spent solving assignments
+samples_per_second    over all ranks; evaluations and checkpoints do not count as time
+skipped_rows          rows of these steps that were skipped; left out if there were none
 """
 
 import time
@@ -23,7 +23,10 @@ from emkd.trainer.matching.stopwatch import Stopwatch
 
 @dataclass
 class Meter:
-    """Of one rank, since the last log line. Losses stay on the device until they are read: no step waits for them."""
+    """Sums of one rank since the last log line.
+
+    Losses stay on the device until they are read, so that no step waits for them.
+    """
 
     losses: dict[str, torch.Tensor] = field(default_factory=dict)
     retained_mass: torch.Tensor | float = 0.0
@@ -40,7 +43,7 @@ class Meter:
     _started: float | None = None
 
     def begin_step(self) -> None:
-        """Time passes from the first step on."""
+        """Count a step; the clock starts with the first one."""
         self.steps += 1
         self._started = self._started or time.perf_counter()
 
@@ -51,7 +54,11 @@ class Meter:
         lacking_mass: torch.Tensor,
         answer_lacking_mass: torch.Tensor,
     ) -> None:
-        """Of a micro-batch: scalars by name, twice [teacher's vision tokens], and [answer tokens]."""
+        """Add a micro-batch.
+
+        losses: scalars by name;  retained_mass, lacking_mass: [teacher's vision tokens]
+        answer_lacking_mass: [answer tokens]
+        """
         for name, value in losses.items():
             self.losses[name] = self.losses.get(name, 0) + value.detach()
         self.retained_mass = self.retained_mass + retained_mass.sum()
@@ -62,7 +69,7 @@ class Meter:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """While open, time does not pass: evaluations and checkpoints are no part of a step."""
+        """Stop the clock while open: evaluations and checkpoints are not part of a step."""
         began = time.perf_counter()
         try:
             yield
@@ -71,7 +78,7 @@ class Meter:
                 self._started += time.perf_counter() - began
 
     def readings(self, add_up: Callable[[torch.Tensor], torch.Tensor], device: torch.device) -> dict[str, float]:
-        """The numbers of a log line. `add_up` sums a float32 vector over ranks; all of them have to call this."""
+        """Return the numbers of a log line. `add_up` sums a float32 vector over ranks; all ranks have to call this."""
         seconds = time.perf_counter() - (self._started or time.perf_counter())
         masses = [float(mass) for mass in (self.retained_mass, self.lacking_mass, self.answer_lacking_mass)]
         shared = [self.samples, self.pairs, self.skipped, self.vision_tokens, self.answer_tokens, *masses]

@@ -1,20 +1,25 @@
 """transformers.Trainer with the objective of EM-KD: its arguments, logs and checkpoints work as usual.
 
-What is overridden, and why:
-    get_train_dataloader   shard by shard and rank by rank (order.py), every sample once
+Tested with transformers 5.23. Private methods (with an underscore) may change in any minor version, so a test compares
+the signatures of all overridden methods with the installed transformers (tests/trainer/loop/test_overrides.py).
+
+Overridden, and what for:
+
+    get_train_dataloader   samples shard by shard and rank by rank (data/order.py), each once an epoch
     get_batch_samples      counts answers, pairs and samples of the whole optimizer step, over all ranks
     compute_loss           the objective, divided by those counts
     create_optimizer       learning rates by module
-    log                    adds each loss by its name and what meter.py measures
-    evaluate               answers right on the evaluation data, over all ranks
-    _init_training_state   arguments of this call count, not those that a checkpoint was written with
-    _run_epoch             a run that has done its steps does no other one when it is resumed
-    _save_checkpoint       only a complete checkpoint counts, and is there before an older one goes (checkpoints.py)
-    _save                  what a student's folder has is decided in one place (student.py), without pickle
-    _load_from_checkpoint  transformers' own leaves most weights of a LLaVA at their initial values, silently
+    create_scheduler       refuses a run whose only step has a learning rate of 0
+    log                    adds each loss by its name, and what meter.py measures
+    evaluate               accuracy on the answers of the evaluation data, over all ranks
+    _init_training_state   arguments of this call override those that a checkpoint was written with
+    _run_epoch             a resumed run that has done all its steps does not take another one
+    _save_checkpoint       writes complete.json last, and deletes older checkpoints only after that (checkpoints.py)
+    _save                  student.py alone decides what a student's folder holds; no pickle
+    _load_from_checkpoint  transformers' own leaves most weights of a LLaVA at their initial values, without a warning
+    _load_best_model       the same, for the best checkpoint, after checking its files
 """
 
-import json
 import shutil
 from collections.abc import Iterator, Mapping
 from itertools import islice
@@ -22,41 +27,31 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import gather_object
-from torch.utils.data import DataLoader, Subset
+from torch.utils.data import Subset
 from transformers import PrinterCallback, ProgressCallback, Trainer, TrainingArguments
 from transformers.trainer_utils import rotate_checkpoints
 
-from emkd.errors import DataFormatError, EmkdError, UsageError
-from emkd.trainer.data.order import ShardBatchSampler
-from emkd.trainer.data.samples import Collator, EvaluationSamples, Skipped, StudentSamples
+from emkd.errors import EmkdError, UsageError
+from emkd.trainer.data.samples import Collator, EvaluationSamples, StudentSamples
 from emkd.trainer.loop.checkpoints import check, complete
 from emkd.trainer.loop.evaluation import evaluate_answers
+from emkd.trainer.loop.loaders import EpochLoader, evaluation_loader, train_loader
 from emkd.trainer.loop.meter import Meter
+from emkd.trainer.loop.skipped import SkippedRows
 from emkd.trainer.objective.counts import Counts
 from emkd.trainer.objective.objective import Objective
-from emkd.trainer.report import LogLines, log
+from emkd.trainer.report import LogLines
 from emkd.trainer.student.parameters import parameter_groups
 from emkd.trainer.student.student import Student
 
-# In a checkpoint: the rows that were skipped until then.
-SKIPPED_NAME = "skipped.json"
-
-
-class EpochLoader(DataLoader[Any]):
-    """A DataLoader whose batch sampler follows the epoch that Trainer announces."""
-
-    batch_sampler: ShardBatchSampler
-
-    def set_epoch(self, epoch: int) -> None:
-        self.batch_sampler.set_epoch(epoch)
-
 
 class DistillationTrainer(Trainer):
-    """Trains a student from a cache. `train_dataset` yields `StudentSample`s.
+    """Trains a student from a cache.
 
-    shard_sizes, window: decide the order of samples, with the seed (see order.py)
-    max_skipped:         share of the samples that may turn out to be of no use to the student
+    train_dataset:       yields StudentSample or Skipped
+    shard_sizes, window: decide the order of samples, together with args.seed (see data/order.py)
+    learning_rates:      peak learning rate by prefix of parameter names (see student/parameters.py)
+    max_skipped:         share of the samples that may be skipped because the student cannot use them
     """
 
     objective: Objective
@@ -83,54 +78,24 @@ class DistillationTrainer(Trainer):
             data_collator=Collator(student.processor.tokenizer.pad_token_id or 0),
             processing_class=student.processor,
         )
-        self.remove_callback(PrinterCallback)  # prints dictionaries to stdout, which belongs to results
+        self.remove_callback(PrinterCallback)  # prints dictionaries to stdout, which is for results alone
         self.remove_callback(ProgressCallback)
         self.add_callback(LogLines)
-        self.model_accepts_loss_kwargs = True  # losses are divided by the step's counts here, not by Trainer
+        self.model_accepts_loss_kwargs = True  # the objective divides losses by the step's counts, not Trainer
         self.student, self.objective, self.learning_rates = student, objective, learning_rates
-        self.shard_sizes, self.window, self.max_skipped = shard_sizes, window, max_skipped
-        self._skipped: set[int] = set()  # rows, of all ranks
+        self.shard_sizes, self.window = shard_sizes, window
+        self.skipped = SkippedRows(sum(shard_sizes), max_skipped)
         self._new_meter()
 
     def get_train_dataloader(self) -> EpochLoader:
-        """Not prepared by accelerate, which would split the batches a second time."""
-        batches = ShardBatchSampler(
-            self.shard_sizes,
-            window=self.window,
-            seed=self.args.seed,
-            batch_size=self.args.per_device_train_batch_size,
-            n_ranks=self.args.world_size,
-            rank=self.args.process_index,
-            drop_last=self.args.dataloader_drop_last,
-        )
-        if not len(batches):
-            raise UsageError(
-                f"{sum(self.shard_sizes)} samples are less than one batch of {batches.batch_size} on each of "
-                f"{batches.n_ranks} workers, and dataloader_drop_last drops them: make batches smaller"
-            )
+        """Return this rank's loader, not prepared by accelerate, which would split the batches a second time."""
         samples: Any = self.train_dataset
-        return EpochLoader(
-            samples,
-            batch_sampler=batches,
-            # Of its own: a loader draws a seed whenever it starts, and the model's random state is not for that.
-            generator=torch.Generator(),
-            **self._loader_options(),
-        )
-
-    def _loader_options(self) -> dict[str, Any]:
-        return {
-            "collate_fn": self.data_collator,
-            "num_workers": self.args.dataloader_num_workers,
-            "pin_memory": self.args.dataloader_pin_memory,
-            "persistent_workers": self.args.dataloader_persistent_workers,
-            "prefetch_factor": self.args.dataloader_prefetch_factor,
-            "multiprocessing_context": self.args.dataloader_multiprocessing_context,
-        }
+        return train_loader(samples, self.data_collator, self.args, shard_sizes=self.shard_sizes, window=self.window)
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
     ) -> tuple[list[Any], Any]:
-        """The micro-batches of one optimizer step, and the counts that its losses are divided by."""
+        """Return the micro-batches of one optimizer step, and the Counts that its losses are divided by."""
         self.meter.begin_step()
         with self.meter.waiting:
             micro_batches = list(islice(epoch_iterator, num_batches))
@@ -139,66 +104,51 @@ class DistillationTrainer(Trainer):
         self.meter.skipped += len(skipped)
         counts = Counts.total(self.objective.count(batch["samples"]) for batch in micro_batches)
         self.meter.pairs += counts.pairs
-        new = [row for row in skipped if row.row not in self._skipped]
+        new = self.skipped.new(skipped)
         own = torch.cat([counts.as_tensor(), torch.tensor([len(new)])])
         *total, n_new = self._add_up(own.to(device)).tolist()
         if n_new:
-            self._note_skipped(new)
+            self.skipped.add(new)
         return micro_batches, Counts.from_tensor(total)
 
     def _add_up(self, values: torch.Tensor) -> torch.Tensor:
-        """The sum over ranks; all of them have to call it."""
+        """Return the sum over ranks; all ranks have to call this."""
         total: torch.Tensor = self.accelerator.reduce(values, reduction="sum")
         return total
-
-    @property
-    def n_skipped(self) -> int:
-        """Rows that could not be used, of all ranks, up to now."""
-        return len(self._skipped)
-
-    def _note_skipped(self, new: list[Skipped]) -> None:
-        """Tells each row once, whichever ranks meet it. All of them call this together, so that all raise together:
-        DataFormatError above `max_skipped` of the samples."""
-        found: dict[int, Skipped] = {row.row: row for part in gather_object([new]) for row in part}
-        for row in found.values():
-            log(f"row {row.row} is skipped: {row.reason}: {row.detail}")
-        self._skipped |= found.keys()
-        n_samples = sum(self.shard_sizes)
-        if len(self._skipped) > self.max_skipped * n_samples:
-            some = "; ".join(f"row {row.row}: {row.reason}: {row.detail}" for row in list(found.values())[:3])
-            raise DataFormatError(
-                f"{len(self._skipped)} of {n_samples} rows cannot be trained on, and max_skipped {self.max_skipped:g} "
-                f"allows {int(self.max_skipped * n_samples)}: {some}. Mend or remove these rows, or allow more with "
-                "--max-skipped"
-            )
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> torch.Tensor:
-        """The micro-batch's share of the step's total loss, a scalar."""
+        """Return the micro-batch's share of the step's total loss, a scalar."""
         counts = num_items_in_batch or self.objective.count(inputs["samples"])
-        with self.accelerator.autocast():  # the LM head, too, which is outside of the model's forward
+        with self.accelerator.autocast():  # for the LM head, too, which is called outside of the model's forward
             losses = self.objective(model, self.student.model, inputs["inputs"], inputs["samples"], counts)
         named = {name: getattr(losses, name) for name in self.objective.weights.named}
         self.meter.add(named, losses.retained_mass, losses.lacking_mass, losses.answer_lacking_mass)
-        # Data parallelism averages gradients over ranks; the counts are already those of all ranks.
+        # Data parallelism averages gradients over ranks, but the counts are sums over all ranks already.
         return losses.total * self.accelerator.num_processes
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
-        """Trainer's own, or with learning rates by module. Raises UsageError where something does not fit."""
+        """Create Trainer's optimizer, with learning rates by module if the recipe has any.
+
+        Raises UsageError if the optimizer cannot be created, or takes no learning rates by module.
+        """
         try:
             return self._optimizer(model)
         except EmkdError:
             raise
         except (ValueError, ImportError, RuntimeError) as error:
-            raise UsageError(f"the optimizer (training.optim {self.args.optim!s}): {error}") from error
+            raise UsageError(f"the optimizer training.optim {self.args.optim!s} cannot be used: {error}") from error
 
     def _optimizer(self, model: Any) -> torch.optim.Optimizer:
         if not self.learning_rates or self.optimizer is not None:
             return super().create_optimizer(model)
         optimizer_class, options = self.get_optimizer_cls_and_kwargs(self.args, self.student.model)
         if {"params", "model", "optimizer_dict"} & options.keys():
-            raise UsageError(f"student.learning_rates do not go with training.optim {self.args.optim!s}")
+            raise UsageError(
+                f"training.optim {self.args.optim!s} takes no learning rates by module: remove student.learning_rates, "
+                "or choose another optimizer"
+            )
         decay = set(self.get_decay_parameter_names(self.student.model))
         groups = parameter_groups(self.student.model, self.learning_rates, decay, self.args.weight_decay)
         self.optimizer = optimizer_class(groups, **options)
@@ -207,18 +157,19 @@ class DistillationTrainer(Trainer):
     def create_scheduler(
         self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
     ) -> torch.optim.lr_scheduler.LRScheduler:
-        """Trainer's own. UsageError where its warm-up takes the only step, at a learning rate of 0."""
+        """Create Trainer's scheduler. Raises UsageError if the only step of the run has a learning rate of 0."""
         scheduler = super().create_scheduler(num_training_steps, optimizer)
         if num_training_steps == 1 and not any(scheduler.get_last_lr()):
             raise UsageError(
-                "the run has 1 step, and the warm-up begins with a learning rate of 0: nothing would be learned. Set "
-                "training.warmup_steps 0, or make steps smaller (per_device_train_batch_size, "
-                "gradient_accumulation_steps) so that there are more"
+                "the run has 1 step, and warm-up gives it a learning rate of 0: no weight would change. Set "
+                "training.warmup_steps 0, or have more steps by making them smaller (per_device_train_batch_size, "
+                "gradient_accumulation_steps)"
             )
         return scheduler
 
     @property
     def output(self) -> Path:
+        """The run's output folder."""
         return Path(str(self.args.output_dir))
 
     def _new_meter(self) -> None:
@@ -226,7 +177,7 @@ class DistillationTrainer(Trainer):
         self.objective.stopwatch = self.meter.assignment
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """To a line about training, adds what was measured since the last one."""
+        """Log a line; if it is about training, with what was measured since the last one."""
         if "loss" in logs:
             found = self.meter.readings(self._add_up, self.args.device)
             logs = {**logs, **{name: round(value, 6) for name, value in found.items()}}
@@ -236,14 +187,11 @@ class DistillationTrainer(Trainer):
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
-        """Share of answer tokens right and their mean cross-entropy, under the names that Trainer users expect."""
+        """Return `evaluate_answers` over all ranks, under the names that Trainer users expect (eval_accuracy, ...)."""
         chosen: Any = eval_dataset if eval_dataset is not None else self.eval_dataset
         own = Subset(chosen, range(self.args.process_index, len(chosen), self.args.world_size))
-        options = self._loader_options() | {"persistent_workers": False}
         with self.meter.paused():
-            loader: DataLoader[Any] = DataLoader(
-                own, batch_size=self.args.eval_batch_size, generator=torch.Generator(), **options
-            )
+            loader = evaluation_loader(own, self.data_collator, self.args)
             with self.autocast_smart_context_manager():
                 result = evaluate_answers(self.student.model, loader, self.objective.n_tokens, self._add_up)
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in result.items()}
@@ -252,13 +200,16 @@ class DistillationTrainer(Trainer):
         return metrics
 
     def _init_training_state(self, max_steps: int, *others: Any) -> tuple[int, int]:
-        """A checkpoint's state has the steps at which its run logged and saved, and where the best checkpoint lay."""
-        place = super()._init_training_state(max_steps, *others)
+        """Recompute what a checkpoint's state takes from the call that wrote it.
+
+        These are the steps at which to log and save, and the path of the best checkpoint (the folder may have moved).
+        """
+        position = super()._init_training_state(max_steps, *others)
         self.state.compute_steps(self.args, max_steps)
         if self.state.best_global_step and self.args.load_best_model_at_end:
             self.state.best_model_checkpoint = str(self.output / f"checkpoint-{self.state.best_global_step}")
             check(Path(self.state.best_model_checkpoint))
-        return place
+        return position
 
     def _run_epoch(self, *loop: Any, **more: Any) -> None:
         if self.state.global_step >= self.state.max_steps:
@@ -268,9 +219,10 @@ class DistillationTrainer(Trainer):
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         folder = self.output / f"checkpoint-{self.state.global_step}"
-        limit, self.args.save_total_limit = self.args.save_total_limit, None  # nothing goes before this one is whole
+        # Trainer must not delete older checkpoints before this one is complete.
+        limit, self.args.save_total_limit = self.args.save_total_limit, None
         with self.meter.paused():
-            if self.args.should_save and folder.is_dir():  # of a run that was killed while it saved
+            if self.args.should_save and folder.is_dir():  # left by a run that was killed while it saved
                 shutil.rmtree(folder)
             self.accelerator.wait_for_everyone()
             try:
@@ -279,20 +231,20 @@ class DistillationTrainer(Trainer):
                 self.args.save_total_limit = limit
             self.accelerator.wait_for_everyone()  # each rank saves its own random state
             if self.args.should_save:
-                (folder / SKIPPED_NAME).write_text(json.dumps(sorted(self._skipped)))
+                self.skipped.save(folder)
                 complete(folder)
                 best = self.state.best_model_checkpoint
                 rotate_checkpoints(str(self.output), limit, best, use_mtime=True)
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         folder = Path(output_dir) if output_dir else self.output
-        self.student.check_finite(folder)  # on all ranks, which have the same weights: none is left waiting
+        self.student.check_finite(folder)  # on all ranks, which have the same weights, so that none waits for another
         if self.args.should_save:
             self.student.save(folder, resumable=folder != self.output)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         self.student.restore(Path(resume_from_checkpoint))
-        self._skipped = set(json.loads((Path(resume_from_checkpoint) / SKIPPED_NAME).read_text()))
+        self.skipped.restore(Path(resume_from_checkpoint))
 
     def _load_best_model(self) -> None:
         if self.state.best_model_checkpoint is not None:

@@ -2,9 +2,10 @@
 
 In reading order:
 
-    truncated   the teacher's distributions, cut to their largest logits
-    divergence  distances between distributions; VLAD and Sup
+    divergence  what RLD and VSD are sums of, for a teacher cut to its largest logits; VLAD and Sup
     reverse_kl  the paper's divergence, with its gradient in closed form
     chunked     losses of logits through the LM head, some tokens at a time
-    weights     how much each loss counts
+    weights     the weight of each loss in the total
+
+The teacher's cut distributions themselves are in emkd/vlm/truncated.py.
 """

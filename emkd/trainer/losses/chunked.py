@@ -1,11 +1,11 @@
-"""Losses of logits that never exist whole: the LM head, a loss and its gradient, some tokens at a time.
+"""Losses of logits without ever holding all logits: the LM head, a loss and its gradient, chunk by chunk.
 
-    hidden states [n, d] --head--> logits of a chunk --loss--> values, gradient --> what hidden states and weight learn
+    hidden states [n, d] --head--> logits of a chunk --loss--> values, gradient --> gradients of states and weight
 
-The gradient of a sum of losses is known as soon as the chunk's logits are, so it is carried on to hidden states and
-weight at once, in the forward pass; backward only scales it. Nothing is computed twice: one product with the weight
-for the logits and two for the gradients, as if all logits were kept, and at any time there are the logits of one
-chunk (with what the loss needs of them), the gradient [n, d] and that of the weight [rows, d], float32.
+The gradient of a sum of losses is known as soon as the chunk's logits are, so the forward pass already propagates it to
+hidden states and weight; backward only scales it. Nothing is computed twice: there is one product with the weight for
+the logits and two for the gradients, as if all logits were kept. In memory are the logits of one chunk (with what the
+loss needs of them), the gradient of the hidden states [n, d] and the gradient of the weight [rows, d], in float32.
 
 Shape legend: n tokens, d hidden size, V ids, c tokens of a chunk
 """
@@ -20,12 +20,12 @@ from torch.nn import functional
 
 from emkd.vlm.head import LMHead
 
-# Logits of a chunk.
+# Logits of a chunk: 64 MiB in float32.
 CHUNK = 1 << 24
-# Numbers of the weight's gradient that a chunk adds at a time.
+# Entries of the weight's gradient that are added at a time.
 ADDED = 1 << 25
 
-# Sums of losses by name, from float32 logits [c, V] of the tokens `rows` of a part.
+# (float32 logits [c, V], rows of a part that they belong to) -> sum of each loss over these rows, by name.
 TokenLosses = Callable[[torch.Tensor, slice], dict[str, torch.Tensor]]
 
 
@@ -33,8 +33,9 @@ TokenLosses = Callable[[torch.Tensor, slice], dict[str, torch.Tensor]]
 class Part:
     """n tokens with the same losses.
 
-    hidden:  [n, d], what the LM head reads
-    weights: of each loss that `losses` gives, in the total
+    hidden:  [n, d], the input of the LM head
+    losses:  computes them from logits
+    weights: the weight in the total of each loss that `losses` returns
     """
 
     hidden: torch.Tensor
@@ -43,14 +44,16 @@ class Part:
 
 
 def head_losses(head: LMHead, parts: Sequence[Part]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    """(weighted total, sum of each loss by name) over the tokens of all parts.
+    """Return (weighted total, sum of each loss by name) over the tokens of all parts, all scalars.
 
-    The total has gradients to hidden states and head, and can go backward once; the sums have none. Products with the
-    weight are in autocast's dtype where it is on, all else is float32.
+    The total has gradients to hidden states and head; call backward on it at most once. The sums have no gradients.
+    Under autocast, products with the weight use its dtype; everything else is float32.
+
+    Raises ValueError if a part's losses and weights have different names, RuntimeError for a second backward.
     """
     hidden = torch.cat([part.hidden for part in parts])
     sums: dict[str, torch.Tensor] = {}
-    run = _Run(head=head, dtype=head.dtype, parts=parts, learns=torch.is_grad_enabled(), sums=sums)
+    run = _Run(head=head, dtype=head.dtype, parts=parts, with_gradients=torch.is_grad_enabled(), sums=sums)
     with torch.autocast(hidden.device.type, enabled=False):
         total: torch.Tensor = _HeadLosses.apply(hidden, head.weight, head.bias, run)
     return total, sums
@@ -58,16 +61,16 @@ def head_losses(head: LMHead, parts: Sequence[Part]) -> tuple[torch.Tensor, dict
 
 @dataclass(frozen=True, kw_only=True)
 class _Run:
-    """What one call is about; `sums` is filled by it."""
+    """The arguments of one call; `sums` is its second result."""
 
     head: LMHead
     dtype: torch.dtype
     parts: Sequence[Part]
-    learns: bool
+    with_gradients: bool
     sums: dict[str, torch.Tensor]
 
     def chunks(self) -> Iterator[tuple[Part, slice, slice]]:
-        """(part, rows within it, rows of all)."""
+        """Yield (part, rows within it, rows within all parts together)."""
         size, start = max(1, CHUNK // self.head.n_tokens), 0
         for part in self.parts:
             n = len(part.hidden)
@@ -84,18 +87,18 @@ class _HeadLosses(torch.autograd.Function):
     ) -> torch.Tensor:
         used = slice(0, run.head.n_tokens)
         products = weight[used].to(run.dtype), None if bias is None else bias[used].to(run.dtype)
-        gradients = _Gradients(ctx.needs_input_grad[:3] if run.learns else (False,) * 3, hidden, weight, bias)
+        gradients = _Gradients(ctx.needs_input_grad[:3] if run.with_gradients else (False,) * 3, hidden, weight, bias)
         total = torch.zeros((), device=hidden.device)
         for part in run.parts:
             run.sums.update({name: run.sums.get(name, total.clone()) for name in part.weights})
-        for part, rows, place in run.chunks():
-            states = hidden[place].to(run.dtype)
+        for part, rows, rows_of_all in run.chunks():
+            states = hidden[rows_of_all].to(run.dtype)
             logits = functional.linear(states, *products).float()
             value, gradient = _value_and_gradient(part, rows, logits, run.sums, gradients.wanted)
             total += value
             del logits
             if gradient is not None:
-                gradients.add(gradient, place, states, products[0])
+                gradients.add(gradient, rows_of_all, states, products[0])
         ctx.gradients = gradients
         return total
 
@@ -108,11 +111,11 @@ class _HeadLosses(torch.autograd.Function):
 def _value_and_gradient(
     part: Part, rows: slice, logits: torch.Tensor, sums: dict[str, torch.Tensor], wanted: bool
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """(weighted sum of the losses, its gradient [c, V]) of a chunk; adds each loss to `sums`."""
+    """Return (weighted sum of a chunk's losses, its gradient [c, V] if wanted), and add each loss to `sums`."""
     with torch.enable_grad():
         losses = part.losses(logits.requires_grad_(wanted), rows)
         if losses.keys() != part.weights.keys():
-            raise ValueError(f"losses {sorted(losses)} for weights of {sorted(part.weights)}")
+            raise ValueError(f"the part has losses {sorted(losses)} and weights for {sorted(part.weights)}")
         value = torch.stack([part.weights[name] * loss for name, loss in losses.items()]).sum()
         gradient = torch.autograd.grad(value, logits)[0] if wanted else None
     for name, loss in losses.items():
@@ -121,7 +124,7 @@ def _value_and_gradient(
 
 
 class _Gradients:
-    """Those of hidden states, weight and bias, summed up in float32; None for what does not learn."""
+    """The gradients of hidden states, weight and bias, summed in float32; None for those that need none."""
 
     def __init__(self, needed: Sequence[bool], *tensors: torch.Tensor | None) -> None:
         self.dtypes = [None if tensor is None else tensor.dtype for tensor in tensors]
@@ -132,17 +135,17 @@ class _Gradients:
         self.wanted = any(needed)
         self._taken = False
 
-    def add(self, gradient: torch.Tensor, place: slice, states: torch.Tensor, weight: torch.Tensor) -> None:
-        """What the logits' gradient [c, V] means for the hidden states at `place`, for weight and bias."""
+    def add(self, gradient: torch.Tensor, rows: slice, states: torch.Tensor, weight: torch.Tensor) -> None:
+        """Propagate the gradient of logits [c, V] to the hidden states `rows`, to weight and bias."""
         n_tokens = gradient.shape[1]
         if self.bias is not None:
             self.bias[:n_tokens] += gradient.sum(dim=0)
         scale: torch.Tensor | float = 1.0
-        if states.dtype == torch.float16:  # small gradients are nothing in it: the largest becomes 1
+        if states.dtype == torch.float16:  # small gradients would underflow: scale the largest to 1
             scale = gradient.abs().amax().clamp(min=torch.finfo(torch.float32).tiny)
         gradient = (gradient / scale if states.dtype == torch.float16 else gradient).to(states.dtype)
         if self.hidden is not None:
-            self.hidden[place] = (gradient @ weight).float() * scale
+            self.hidden[rows] = (gradient @ weight).float() * scale
         if self.weight is None:
             return
         if states.dtype == torch.float32:
@@ -154,9 +157,11 @@ class _Gradients:
             self.weight[ids] += (gradient[:, ids].T @ states).float() * scale
 
     def take(self, scale: torch.Tensor) -> list[torch.Tensor | None]:
-        """All of them times `scale`, in the tensors' own dtypes. Once: they are scaled in place."""
+        """Return all gradients times `scale`, in the tensors' own dtypes; only once, as they are scaled in place."""
         if self._taken:
-            raise RuntimeError("these losses went backward before; compute them again to do so twice")
+            raise RuntimeError(
+                "backward was called twice on these losses; compute the losses again before the second call"
+            )
         self._taken = True
         found = (self.hidden, self.weight, self.bias)
         self.hidden = self.weight = self.bias = None

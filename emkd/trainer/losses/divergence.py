@@ -1,6 +1,6 @@
-"""The losses of EM-KD (arXiv 2511.21106) on what a cache gives. Pure functions, float32, gradients to the student.
+"""The losses of EM-KD (arXiv 2511.21106) for a cached teacher: pure functions, float32, with gradients to the student.
 
-Each returns a sum or a per-item value; `objective.py` divides by the counts of the whole optimizer step.
+Each returns a sum or a value per item; `objective.py` divides by the counts of the whole optimizer step.
 
 Shape legend: n tokens, V ids of the vocabulary, k stored logits, L text tokens, P matched pairs, A answer tokens
 """
@@ -21,19 +21,19 @@ KINDS: tuple[str, ...] = get_args(Kind)
 
 @dataclass(frozen=True, kw_only=True)
 class Divergence:
-    """What VSD and RLD are sums of: a distance between softmax s and t̂, [n] from student logits [n, V].
+    """The divergence that VSD and RLD sum up: called with student logits [n, V] and a teacher t̂, returns [n] nats.
 
-    kind: reverse_kl  KL(s ‖ t̂), the paper's
-          forward_kl  KL(t̂ ‖ s)
-          jsd         ½ KL(s ‖ m) + ½ KL(t̂ ‖ m), m = ½ (s + t̂): Jensen-Shannon, at most log 2
-    tail: the teacher's logits beyond the stored ones are known by their total mass alone, so t̂ needs an assumption:
-          bucket takes them as one class on both sides, uniform spreads their mass evenly. Where nothing is cut both
+    kind: reverse_kl  KL(softmax s ‖ t̂), the paper's
+          forward_kl  KL(t̂ ‖ softmax s)
+          jsd         ½ KL(p ‖ m) + ½ KL(t̂ ‖ m), p = softmax s, m = ½ (p + t̂): Jensen-Shannon, at most log 2
+    tail: the cache has only the total mass of the teacher's logits that are not stored, so t̂ needs an assumption:
+          bucket treats them as one class on both sides, uniform spreads their mass evenly. If nothing is cut, both
           are the true divergence.
     temperature: T divides all logits, and T² multiplies the result, so that gradients keep their size (Hinton et al.,
-          arXiv 1503.02531). The stored mass of the tail is that at T = 1; evenly spread it is known at any other, as
-          one class it is not, which is refused.
+          arXiv 1503.02531). The mass of the tail is stored at T = 1. For an evenly spread tail it follows at any other
+          T; for a bucket it does not, so that T ≠ 1 needs the tail uniform.
 
-    Raises ValueError.
+    Raises ValueError for an unknown kind or tail, and for a temperature that is not allowed.
     """
 
     kind: Kind = "reverse_kl"
@@ -42,14 +42,19 @@ class Divergence:
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS or self.tail not in TAILS or not 0 < self.temperature < math.inf:
-            raise ValueError(f"divergence {self.kind!r}, tail {self.tail!r}, temperature {self.temperature}")
+            raise ValueError(
+                f"divergence {self.kind!r}, tail {self.tail!r}, temperature {self.temperature}: expected one of "
+                f"{', '.join(KINDS)}, one of {', '.join(TAILS)}, and a finite temperature above 0"
+            )
         if self.tail == "bucket" and self.temperature != 1:
             raise ValueError(
-                f"temperature {self.temperature:g} needs the tail uniform: a cache has the mass of all logits that are "
-                "not stored together at temperature 1, and what that is at another one depends on how it is spread"
+                f"temperature {self.temperature:g} needs the tail uniform: a cache has the tail's total mass at "
+                "temperature 1, and its mass at another temperature depends on how it is spread. Set tail: uniform, or "
+                "temperature: 1"
             )
 
     def __call__(self, student_logits: torch.Tensor, teacher: TruncatedLogits) -> torch.Tensor:
+        """Return the divergence of each token, [n] float32, from student logits [n, V]."""
         if self.temperature != 1:
             student_logits, teacher = student_logits / self.temperature, teacher.at_temperature(self.temperature)
         if self.kind == "reverse_kl":
@@ -62,7 +67,7 @@ class Divergence:
 
 
 def forward_kl(student_logits: torch.Tensor, teacher: TruncatedLogits, tail: Tail) -> torch.Tensor:
-    """KL(t̂ ‖ softmax s) of each token, [n], from student logits [n, V].
+    """Return KL(t̂ ‖ softmax s) of each token, [n], from student logits [n, V].
 
     Σ_S t log(t / p) + m_t log(m_t / m) (bucket), or + Σ_{not S} u log(u / p) with u = m_t / n (uniform), for stored
     ids S and tail masses m_t of the teacher and m of the student over n ids.
@@ -85,8 +90,11 @@ def forward_kl(student_logits: torch.Tensor, teacher: TruncatedLogits, tail: Tai
 
 
 def jsd(student_logits: torch.Tensor, teacher: TruncatedLogits, tail: Tail) -> torch.Tensor:
-    """Jensen-Shannon divergence of each token, [n], from student logits [n, V]: the sum over classes (stored ids, and
-    the tail as one class or as n) of ½ t log(t / m) + ½ p log(p / m), m = ½ (t + p)."""
+    """Return the Jensen-Shannon divergence of each token, [n], from student logits [n, V].
+
+    It is the sum over classes (stored ids, and the tail as one class or as n) of ½ t log(t / m) + ½ p log(p / m),
+    m = ½ (t + p).
+    """
     log_t, log_t_tail = log_probabilities(teacher)
     log_s = student_logits.float().log_softmax(dim=1)
     total = _jsd_terms(log_s.gather(1, teacher.ids), log_t).masked_fill(~teacher.known, 0).sum(dim=1)
@@ -108,16 +116,16 @@ def _jsd_terms(log_p: torch.Tensor, log_t: torch.Tensor) -> torch.Tensor:
 
 
 def _tail_logsumexp(log_s: torch.Tensor, teacher: TruncatedLogits) -> torch.Tensor:
-    """[n] log of the student's mass outside of the stored ids; 0 where there are none, so that nothing is NaN."""
+    """Return [n], the log of the student's mass outside of the stored ids; 0 for an empty tail, to avoid NaN."""
     inside = teacher.stored_mask() & (teacher.n_tail > 0)[:, None]
     return log_s.masked_fill(inside, -torch.inf).logsumexp(dim=1)
 
 
 def vlad(student_affinity: torch.Tensor, teacher_affinity: torch.Tensor) -> torch.Tensor:
-    """Vision-language affinity distillation of one sample: mean smooth L1 (β = 1) over entries [L, P]."""
+    """Return VLAD of one sample, a scalar: the mean smooth L1 (β = 1) of two affinities [L, P]."""
     return torch.nn.functional.smooth_l1_loss(student_affinity.float(), teacher_affinity.float(), beta=1.0)
 
 
 def supervised(student_logits: torch.Tensor, answer_ids: torch.Tensor) -> torch.Tensor:
-    """Sum of the cross-entropy over answer tokens: logits [A, V] that predict `answer_ids` [A]."""
+    """Return the sum of the cross-entropy in nats over answer tokens: logits [A, V] predict `answer_ids` [A]."""
     return torch.nn.functional.cross_entropy(student_logits, answer_ids, reduction="sum")

@@ -1,4 +1,4 @@
-"""KL(softmax s ‖ t̂) with its gradient in closed form, at two copies of the logits instead of ten.
+"""KL(softmax s ‖ t̂) with its gradient in closed form, which takes two copies of the logits instead of ten.
 
 With p = softmax(s), stored ids S, tail mass m = Σ_{v not in S} p_v of the student and m_t of the teacher, n ids in
 the tail,
@@ -7,7 +7,7 @@ the tail,
                             { Σ_{not S} p log(p / (m_t / n))      uniform: m_t is spread evenly over its ids
     dKL/ds_v = p_v (r_v - KL),   r_v = log(p_v / t_v) for stored ids, log(m / m_t) or log(p_v n / m_t) in the tail.
 
-m is a sum of its own terms, never 1 - Σ_S p, which cancels for confident tokens.
+m is summed over its own terms. 1 - Σ_S p would cancel for confident tokens.
 
 Shape legend: n tokens, V ids, k stored logits
 """
@@ -21,18 +21,20 @@ from emkd.vlm.truncated import TruncatedLogits
 
 Tail = Literal["bucket", "uniform"]
 
-# Ids whose products exist at a time.
+# Ids whose products are in memory at a time.
 BLOCK = 2048
 
 
 def reverse_kl(student_logits: torch.Tensor, teacher: TruncatedLogits, tail: Tail) -> torch.Tensor:
-    """KL(softmax s ‖ t̂) of each token, [n] float32, from student logits [n, V]; goes backward once.
+    """Return KL(softmax s ‖ t̂) of each token, [n] float32 nats, from student logits [n, V]; call backward at most once.
 
-    bucket is a lower bound of the true KL, exact where both tails have the same shape. Where nothing is cut (an empty
-    tail) both are the true KL.
+    bucket is a lower bound of the true KL, exact if both tails have the same shape. If nothing is cut, bucket and
+    uniform are both the true KL. Raises ValueError if student and teacher differ in n.
     """
     if len(student_logits) != len(teacher.ids):
-        raise ValueError(f"{len(student_logits)} student tokens for {len(teacher.ids)} teacher tokens")
+        raise ValueError(
+            f"logits of {len(student_logits)} student tokens, {len(teacher.ids)} teacher tokens: expected as many"
+        )
     found: torch.Tensor = _ReverseKL.apply(student_logits.float(), teacher, tail)
     return found
 
@@ -61,7 +63,7 @@ class _ReverseKL(torch.autograd.Function):
         elif tail == "uniform":
             ctx.gradient = p.mul_(log_p.sub_((level + kl)[:, None]))
         else:
-            # r - KL, written so that nothing cancels where nearly all of the student's mass is in the tail.
+            # r - KL, written so that it does not cancel if nearly all of the student's mass is in the tail.
             ratio_tail = mass.clamp(min=torch.finfo(mass.dtype).tiny).log() - level
             ctx.gradient = p.mul_((p_stored.sum(dim=1) * ratio_tail - (p_stored * ratio).sum(dim=1))[:, None])
         ctx.gradient.scatter_add_(1, teacher.ids, p_stored * (ratio - kl[:, None]))
@@ -75,10 +77,10 @@ class _ReverseKL(torch.autograd.Function):
 
 
 def log_probabilities(teacher: TruncatedLogits) -> tuple[torch.Tensor, torch.Tensor]:
-    """(log t [n, k], log m_t [n]) of the teacher, as its logits are (at temperature 1, unless they were divided).
+    """Return (log t [n, k], log m_t [n]) of the teacher, at the temperature of its logits.
 
-    Where all ids of the student are stored, mass of ids that it lacks has no place among them: t̂ is the teacher's
-    distribution over those that there are.
+    If all ids of the student are stored, the tail is empty and cannot hold the mass of ids that the student lacks: t̂
+    is then the teacher's distribution over the student's ids, normalized.
     """
     stored = teacher.logits.masked_fill(~teacher.known, -torch.inf).logsumexp(dim=1)
     tail = teacher.tail_logsumexp.masked_fill(teacher.n_tail == 0, -torch.inf)
@@ -87,13 +89,15 @@ def log_probabilities(teacher: TruncatedLogits) -> tuple[torch.Tensor, torch.Ten
 
 
 def _row_products(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """[n] sums of a · b over V, a few ids at a time. A matrix product adds 150 thousand float32 numbers up one after
-    the other, and is off by 1e-4; `sum` adds pairwise."""
+    """Return [n], the sums of a · b over V, a few ids at a time.
+
+    A matrix product adds 150 thousand float32 numbers sequentially, with an error of 1e-4; `sum` adds pairwise.
+    """
     blocks = zip(a.split(BLOCK, dim=1), b.split(BLOCK, dim=1), strict=True)
     return torch.stack([(left * right).sum(dim=1) for left, right in blocks]).sum(dim=0)
 
 
 def _zero_stored(p: torch.Tensor, teacher: TruncatedLogits) -> None:
-    """Sets p [n, V] to 0 at the stored ids. Those that the student lacks stand as id 0, which may be stored, too."""
+    """Set p [n, V] to 0 at the stored ids. Ids that the student lacks are given as id 0, which may itself be stored."""
     zero = torch.zeros_like(teacher.logits).masked_fill(~teacher.known, torch.inf)
     p.scatter_reduce_(1, teacher.ids, zero, reduce="amin")

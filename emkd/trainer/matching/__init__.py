@@ -1,9 +1,9 @@
-"""Which vision token of the student learns from which of the teacher's.
+"""Which vision token of the student is paired with which of the teacher's.
 
 In reading order:
 
     match       the pairs of each sample, by one of three methods
     cost        Manhattan distances of vision logits
     assignment  one-to-one assignments of least total cost
-    stopwatch   the seconds that assignments take
+    stopwatch   measures the time that assignments take
 """

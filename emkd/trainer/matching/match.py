@@ -1,8 +1,8 @@
-"""Which student token learns from which teacher token. No gradients.
+"""Which student vision token is paired with which teacher vision token. No gradients.
 
 EM-KD (arXiv 2511.21106): image by image, a one-to-one assignment of least total Manhattan distance between raw
-vision logits (Hungarian algorithm). What a distance is when the cache holds k of V logits: cost.py. How assignments
-are solved: assignment.py.
+vision logits (Hungarian algorithm). cost.py defines the distance if the cache holds k of V logits; assignment.py
+solves the assignments.
 
 Shape legend: Ns, Nt vision tokens in student and teacher, d hidden size, P matched pairs
 """
@@ -32,9 +32,11 @@ MATCHINGS: tuple[str, ...] = get_args(Matching)
 class VisionTokens:
     """All vision tokens of one sample, in both models.
 
-    hidden:  the student's [Ns, d];  teacher: t̂ of the Nt that the teacher has
-    images:  of the student, spans into Ns;  teacher_images: spans into Nt
-    seed:    decides random matching, nothing else
+    hidden:         [Ns, d] of the student
+    teacher:        t̂ of the teacher's Nt tokens
+    images:         spans into the student's Ns tokens
+    teacher_images: spans into the teacher's Nt tokens
+    seed:           of random matching; not used otherwise
     """
 
     hidden: torch.Tensor
@@ -44,10 +46,11 @@ class VisionTokens:
     seed: str
 
     def by_image(self) -> Iterator[tuple[ImageSpan, ImageSpan]]:
-        """Raises DataMismatchError where there are not as many images."""
+        """Return pairs of (student, teacher) spans. Raises DataMismatchError if the numbers of images differ."""
         if len(self.images) != len(self.teacher_images):
             raise DataMismatchError(
-                f"a sample has {len(self.images)} images for the student and {len(self.teacher_images)} in the cache"
+                f"a sample has {len(self.images)} images for the student and {len(self.teacher_images)} in the cache; "
+                "expected as many"
             )
         return zip(self.images, self.teacher_images, strict=True)
 
@@ -60,15 +63,18 @@ def match(
     solver: Solver = "scipy",
     stopwatch: Stopwatch | None = None,
 ) -> list[Pairs]:
-    """Pairs of each sample as indices [P] into its student and its teacher vision tokens, image by image.
+    """Return the pairs of each sample: indices [P] into its student and its teacher vision tokens, image by image.
 
-    logits: the assignment of least cost; all images of all samples are solved side by side
-    pooled: every teacher token with the student token whose cell it lies in. Since
-            Σ_j KL(s ‖ t_j) = n·KL(s ‖ normalised geometric mean of t_j) + const, this is distillation from
-            average-pooled logits.
-    random: a random one-to-one assignment, a function of the sample's seed: the control of an ablation
-
+    method: logits  the assignment of least cost; all images of all samples are solved in parallel
+            pooled  every teacher token with the student token in whose cell of the grid it lies. As
+                    Σ_j KL(s ‖ t_j) = n·KL(s ‖ normalized geometric mean of t_j) + const, this is distillation from
+                    average-pooled logits.
+            random  a random one-to-one assignment, a function of the sample's seed: the control of an ablation
+    head:   of the student;  solver: of the assignments
     stopwatch: runs while assignments are solved, not while costs are computed
+
+    Raises DataMismatchError if a sample has not as many images as in the cache, UsageError if grids do not allow
+    pooled matching, TrainingDivergedError if a cost is not finite.
     """
     images = [(sample, n, *spans) for sample in samples for n, spans in enumerate(sample.by_image())]
     if method == "logits":
@@ -87,7 +93,7 @@ def _cost(sample: VisionTokens, own: ImageSpan, theirs: ImageSpan, head: LMHead)
 
 
 def _whole_sample(sample: VisionTokens, pairs: Iterator[Pairs]) -> Pairs:
-    """The next images' pairs, as indices into the sample's tokens."""
+    """Return the next images' pairs, as indices into the sample's tokens."""
     device = sample.hidden.device
     own, theirs = [torch.zeros(0, dtype=torch.int64)], [torch.zeros(0, dtype=torch.int64)]
     for image, teacher_image in sample.by_image():
@@ -98,7 +104,7 @@ def _whole_sample(sample: VisionTokens, pairs: Iterator[Pairs]) -> Pairs:
 
 
 def count_pairs(method: Matching, student_images: Sequence[ImageSpan], teacher_images: Sequence[ImageSpan]) -> int:
-    """Pairs that `match` will find, known before the forward pass."""
+    """Return the number of pairs that `match` will find, which is known before the forward pass."""
     if method == "pooled":
         return sum(image.count for image in teacher_images)
     return sum(min(a.count, b.count) for a, b in zip(student_images, teacher_images, strict=False))
@@ -106,12 +112,12 @@ def count_pairs(method: Matching, student_images: Sequence[ImageSpan], teacher_i
 
 def _by_cell(own: ImageSpan, theirs: ImageSpan) -> Pairs:
     if len(own.grids) != 1 or len(theirs.grids) != 1:
-        raise UsageError("--matching pooled needs images of one tile whose grid is known; use --matching logits")
+        raise UsageError("--matching pooled needs images of one tile with a known grid; use --matching logits")
     (rows, columns), (teacher_rows, teacher_columns) = own.grids[0], theirs.grids[0]
     if teacher_rows % rows or teacher_columns % columns:
         raise UsageError(
-            f"--matching pooled needs a teacher grid that is a multiple of the student's, not {teacher_rows} x "
-            f"{teacher_columns} for {rows} x {columns}; use --matching logits"
+            f"--matching pooled needs a teacher grid that is a multiple of the student's {rows} x {columns}, got "
+            f"{teacher_rows} x {teacher_columns}; use --matching logits"
         )
     token = torch.arange(theirs.count)
     row = token // teacher_columns // (teacher_rows // rows)

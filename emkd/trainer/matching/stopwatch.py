@@ -1,4 +1,4 @@
-"""Adds up seconds, such as those that assignments take."""
+"""Measures the total time of several intervals, such as that spent on assignments."""
 
 import time
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 @dataclass
 class Stopwatch:
-    """Adds up the seconds for which it was open: `with stopwatch: ...`."""
+    """The total time spent in `with stopwatch: ...` blocks, in `seconds`."""
 
     seconds: float = 0.0
     _started: float = 0.0

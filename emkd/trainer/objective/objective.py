@@ -2,17 +2,18 @@
 
     total = α·Sup + (1 - α)·RLD + β·VSD + γ·VLAD            (EM-KD, arXiv 2511.21106)
 
-Sup and RLD are sums over answer tokens divided by their number, VSD a sum over matched pairs divided by theirs,
-VLAD the mean over samples that have vision tokens: each over the optimizer step, so that neither accumulation
-nor the number of ranks nor a text-only row changes the gradient.
+Sup and RLD are sums over answer tokens, divided by the number of answer tokens; VSD is a sum over matched pairs,
+divided by the number of pairs; VLAD is the mean over samples that have pairs. All of them are taken over the whole
+optimizer step, so that gradient accumulation, the number of ranks and text-only rows do not change the gradient.
 
 The model is called for its hidden states alone:
 
-    hidden states --match--> pairs;  answers and pairs --Part--> through the LM head, chunk by chunk;  VLAD by itself
+    hidden states --match--> pairs
+    hidden states of answer tokens and pairs --Part--> Sup, RLD, VSD through the LM head, chunk by chunk
+    hidden states of text and pairs --> VLAD, which needs no logits
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,9 +27,8 @@ from emkd.trainer.matching.assignment import Solver
 from emkd.trainer.matching.match import Matching, Pairs, count_pairs, match
 from emkd.trainer.matching.stopwatch import Stopwatch
 from emkd.trainer.objective.counts import Counts
+from emkd.trainer.objective.hidden_states import HiddenStates
 from emkd.trainer.objective.terms import StudentStates, answer_part, vision_part, vlad_sum
-from emkd.vlm.checks import check_causal, check_same_logits
-from emkd.vlm.forward import keep_last_hidden_state
 from emkd.vlm.head import LMHead
 
 REVERSE_KL = Divergence()
@@ -38,11 +38,12 @@ REVERSE_KL = Divergence()
 class Losses:
     """Losses of a micro-batch, already divided by their counts over the optimizer step.
 
-    total:         the weighted sum, a scalar that goes backward once
-    sup, rld, vsd, vlad: each loss without its weight, for the log alone: they have no gradients, and are 0 where they
-                   have no weight
-    retained_mass, lacking_mass: [teacher's vision tokens of the micro-batch], for the log alone (see `TruncatedLogits`)
-    answer_lacking_mass: [answer tokens], where RLD has a weight
+    total: the weighted sum, a scalar; call backward on it once
+
+    All others are for the log and have no gradients:
+    sup, rld, vsd, vlad:         scalars, each loss without its weight; 0 for a loss whose weight is 0
+    retained_mass, lacking_mass: [teacher's vision tokens of the micro-batch] (see `TruncatedLogits`)
+    answer_lacking_mass:         [answer tokens]; empty if RLD has no weight
     """
 
     total: torch.Tensor
@@ -58,11 +59,11 @@ class Losses:
 class Objective:
     """Computes the losses of micro-batches of `StudentSample`s.
 
-    n_tokens: V, ids that student and teacher share; the student's padding rows are cut
-    seed:     decides random matching, nothing else
-    solver:   of assignments (assignment.py); each finds one of least total cost
+    n_tokens: V, the ids that student and teacher share; padding rows of the student's LM head are cut
+    seed:     of random matching; not used otherwise
+    solver:   of the assignments (see matching/assignment.py); each solver finds a least total cost
 
-    `stopwatch` runs while assignments are solved.
+    The attribute `stopwatch` runs while assignments are solved.
     """
 
     def __init__(
@@ -77,10 +78,10 @@ class Objective:
         self.weights, self.n_tokens, self.divergence = weights, n_tokens, divergence
         self.matching, self.seed, self.solver = matching, seed, solver
         self.stopwatch = Stopwatch()
-        self._head_checked = self._causal_checked = False
+        self._hidden_states = HiddenStates(n_tokens)
 
     def count(self, samples: Sequence[StudentSample]) -> Counts:
-        """Counts of a micro-batch, known before its forward pass."""
+        """Return the counts of a micro-batch, which are known before its forward pass."""
         pairs = [self._n_pairs(sample) for sample in samples]
         return Counts(
             answers=sum(len(sample.encoded.answer_positions) for sample in samples),
@@ -96,25 +97,23 @@ class Objective:
     def __call__(
         self, model: Any, base: Any, inputs: dict[str, torch.Tensor], samples: Sequence[StudentSample], counts: Counts
     ) -> Losses:
-        """Losses of one micro-batch; `counts` are those of the whole optimizer step.
+        """Return the losses of one micro-batch.
 
-        model: what is called (it may be wrapped for data parallelism);  base: the model itself
+        model:  the model to call, which may be wrapped for data parallelism;  base: the model itself
+        counts: of the whole optimizer step
 
-        Without samples (see `Collator`) all losses are 0, with gradients of 0. Models may run under autocast: logits
-        and hidden states come in its dtype, all that is computed from them is float32. Raises ModelError for a family
-        that is not supported (vlm/checks.py), in the first batch.
+        Without samples (see `Collator`) all losses are 0, with gradients of 0. Under autocast, hidden states have its
+        dtype; losses are computed in float32. Raises ModelError in the first batch for a model that is not supported
+        (vlm/checks.py).
         """
-        if samples and not self._causal_checked:
-            check_causal(base, samples[0].encoded)
-            self._causal_checked = True
-        hidden, connection = self._hidden_states(model, base, inputs)
+        hidden, connection = self._hidden_states(model, base, inputs, samples)
         batch = [StudentStates.of(sample, states) for sample, states in zip(samples, hidden, strict=False)]
         seen = [one for one in batch if self._n_pairs(one.sample)]
         head = LMHead.of(base, self.n_tokens)
         pairs = self.match(head, seen)
         total, sums = head_losses(head, self._parts(batch, seen, pairs, counts, hidden[0, :0]))
         none = total.new_zeros(())
-        answered = [one for one in batch if one.record is not None and self.weights.named.get("rld")]
+        answered = batch if self.weights.named.get("rld") else []
         affinities = vlad_sum(seen, pairs) / counts.vision_samples if seen and self.weights.gamma else none
         return Losses(
             total=total + self.weights.gamma * affinities + connection,
@@ -127,29 +126,6 @@ class Objective:
             answer_lacking_mass=torch.cat([none[None][:0], *(s.teacher.answer.lacking_mass() for s in answered)]),
         )
 
-    def _hidden_states(
-        self, model: Any, base: Any, inputs: dict[str, torch.Tensor]
-    ) -> tuple[torch.Tensor, torch.Tensor | float]:
-        """([B, T, d], what ties the loss to parameters that have no part in them, 0).
-
-        The model computes no logits of its own, but for those that its head is checked with in the first batch.
-        """
-        keep = torch.zeros(0 if self._head_checked else 1, dtype=torch.int64, device=inputs["input_ids"].device)
-        with keep_last_hidden_state(base) as kept, _some_gradient(base):
-            logits = model(**inputs, use_cache=False, logits_to_keep=keep).logits
-        hidden = kept[0]
-        if not self._head_checked:
-            self._check_head(base, logits[:, 0].detach(), hidden[:, 0].detach())
-        return hidden, 0.0 if hidden.requires_grad else logits[:, :0].float().sum()
-
-    def _check_head(self, base: Any, logits: torch.Tensor, hidden: torch.Tensor) -> None:
-        """Logits [B, rows] of the model itself are those of its LM head on hidden states [B, d]. Raises ModelError."""
-        expected = logits[:, : self.n_tokens].float()
-        if bool(expected.isfinite().all()):  # else the training has diverged, and not this is what is wrong
-            (found,) = LMHead.of(base, self.n_tokens).blocks(hidden, self.n_tokens)
-            check_same_logits(base, expected, found)
-            self._head_checked = True
-
     def _parts(
         self,
         batch: Sequence[StudentStates],
@@ -158,7 +134,7 @@ class Objective:
         counts: Counts,
         none: torch.Tensor,
     ) -> list[Part]:
-        """What goes through the LM head. none: [0, d] hidden states"""
+        """Return what goes through the LM head. none: [0, d] hidden states"""
         divisors = {"sup": counts.answers, "rld": counts.answers, "vsd": counts.pairs}
         weights = {name: self.weights.named.get(name, 0) / max(1, n) for name, n in divisors.items()}
         answers = {name: weights[name] for name in ("sup", "rld") if weights[name]}
@@ -168,27 +144,6 @@ class Objective:
         return parts
 
     def match(self, head: LMHead, seen: Sequence[StudentStates]) -> list[Pairs]:
-        """Pairs of each sample that has any, from its hidden states."""
+        """Return the pairs of each sample in `seen`, which all have some."""
         tokens = [one.vision_tokens(self.seed) for one in seen]
         return match(self.matching, tokens, head, self.solver, self.stopwatch)
-
-
-@contextmanager
-def _some_gradient(base: Any) -> Iterator[None]:
-    """While open, logits that no learning parameter has a part in depend on all of them, with gradients of 0.
-
-    Where the language model is frozen, a micro-batch without images is such a case: backward would refuse it, and
-    other ranks would wait for ever for this one's gradients. It is done inside of the model's forward, because data
-    parallelism looks there for the parameters that take part.
-    """
-
-    def add_nothing(module: Any, _: Any, out: Any) -> None:
-        if not out.logits.requires_grad and torch.is_grad_enabled():
-            learning = [parameter for parameter in module.parameters() if parameter.requires_grad]
-            out.logits = out.logits + sum(parameter.flatten()[:1].sum() for parameter in learning) * 0
-
-    handle = base.register_forward_hook(add_nothing)
-    try:
-        yield
-    finally:
-        handle.remove()

@@ -1,4 +1,4 @@
-"""From hidden states of a micro-batch to its losses: which tokens have which loss, against what of the teacher's.
+"""From hidden states of a micro-batch to its losses: which tokens have which loss, and what it compares them with.
 
 Shape legend: T positions of a sample, d hidden size, L text tokens, Ns, Nt vision tokens in student and teacher,
 P matched pairs, A answer tokens, V ids, c tokens of a chunk
@@ -20,26 +20,27 @@ from emkd.vlm.truncated import joined
 
 @dataclass(frozen=True, kw_only=True)
 class StudentStates:
-    """The student's last hidden states of one sample, and the teacher's record on the same device."""
+    """The student's last hidden states of one sample, and the teacher's record (`teacher`) on the same device."""
 
     sample: StudentSample
     states: States
-    record: TeacherSample | None
+    _teacher: TeacherSample | None
 
     @classmethod
     def of(cls, sample: StudentSample, hidden: torch.Tensor) -> "StudentStates":
-        """hidden: [T, d] of the sample, padding included"""
-        record = None if sample.teacher is None else sample.teacher.to(hidden.device)
-        return cls(sample=sample, states=States.of(sample.encoded, hidden), record=record)
+        """Take apart the hidden states [T, d] of a sample, padding included."""
+        teacher = None if sample.teacher is None else sample.teacher.to(hidden.device)
+        return cls(sample=sample, states=States.of(sample.encoded, hidden), _teacher=teacher)
 
     @property
     def teacher(self) -> TeacherSample:
-        if self.record is None:
+        """The teacher's record. Raises ValueError if the sample has none, because the run has no cache."""
+        if self._teacher is None:
             raise ValueError("a distillation loss needs the teacher's record, and this sample has none")
-        return self.record
+        return self._teacher
 
     def vision_tokens(self, seed: int) -> VisionTokens:
-        """What they are matched by."""
+        """Return what the sample's vision tokens are matched by."""
         return VisionTokens(
             hidden=self.states.vision.detach(),
             teacher=self.teacher.vision,
@@ -52,9 +53,9 @@ class StudentStates:
 def answer_part(
     batch: Sequence[StudentStates], nothing: torch.Tensor, weights: dict[str, float], divergence: Divergence
 ) -> Part:
-    """Sup and RLD, whichever has a weight, of all answer tokens of a batch.
+    """Return the part of all answer tokens of a batch: Sup and RLD, if they have a weight.
 
-    nothing: [0, d] hidden states, what there is of a batch without answers
+    nothing: [0, d] hidden states, so that a batch without answers has the right shape, dtype and device
     """
     ids = [one.sample.encoded.text_ids[one.sample.encoded.answer_positions] for one in batch]
     targets = torch.cat([torch.zeros(0, dtype=torch.int64), *ids]).to(nothing.device)
@@ -73,7 +74,7 @@ def answer_part(
 def vision_part(
     seen: Sequence[StudentStates], pairs: Sequence[Pairs], weights: dict[str, float], divergence: Divergence
 ) -> Part:
-    """VSD of all matched pairs of the samples that have any (at least one)."""
+    """Return the part of all matched pairs: VSD. seen: the samples that have pairs, at least one"""
     teacher = joined([one.teacher.vision.rows(theirs) for one, (_, theirs) in zip(seen, pairs, strict=True)])
 
     def losses(logits: torch.Tensor, rows: slice) -> dict[str, torch.Tensor]:
@@ -84,7 +85,7 @@ def vision_part(
 
 
 def vlad_sum(seen: Sequence[StudentStates], pairs: Sequence[Pairs]) -> torch.Tensor:
-    """VLAD summed over the samples that have pairs (at least one), a scalar with gradients."""
+    """Return VLAD summed over the samples that have pairs (at least one), a scalar with gradients."""
     found = [
         vlad(affinity(one.states.text, one.states.vision[own]), one.teacher.affinity[:, theirs])
         for one, (own, theirs) in zip(seen, pairs, strict=True)

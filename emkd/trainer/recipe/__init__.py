@@ -1,4 +1,4 @@
-"""What a user chooses.
+"""What the user chooses.
 
 In reading order:
 

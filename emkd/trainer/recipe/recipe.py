@@ -1,10 +1,10 @@
-"""Recipes: everything that decides a training run but the paths, as a YAML file or from the command line.
+"""Recipes: everything that decides a training run except paths, from a YAML file and the command line.
 
     losses:    {alpha: 0.5, beta: 0.25, gamma: 25, divergence: reverse_kl, tail: uniform, matching: logits, ...}
     student:   {vision_pool: 2, freeze: [model.vision_tower]}
     training:  {learning_rate: 2.0e-3, max_steps: 150, ...}     any field of transformers.TrainingArguments
 
-Flags of the command line go over the file. An unknown key is refused with the nearest known one.
+Flags of the command line override the file. An unknown key is an error that names the nearest known one.
 """
 
 from pathlib import Path
@@ -27,23 +27,25 @@ class _Section(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _empty_sections(cls, given: Any) -> Any:
-        """A section all of whose keys are commented out is read as null."""
+        """Read null as an empty section: it is what YAML makes of a section whose keys are all commented out."""
         if not isinstance(given, dict):
             return given
         sections = [name for name in ("losses", "student", "training") if name in cls.model_fields]
         return {name: {} if value is None and name in sections else value for name, value in given.items()}
 
 
-# The beginning of parameters' names.
+# A prefix of parameter names.
 Prefix = Annotated[str, Field(min_length=1)]
 
 
 class LossRecipe(_Section):
-    """Weights of the paper (arXiv 2511.21106), and how a cut teacher is read.
+    """Weights of the paper (arXiv 2511.21106), and how a teacher's cut logits are used.
 
-    divergence, temperature: what VSD and RLD are sums of (see losses.py)
-    top_k:  logits of a vision token that are used; null is all that are stored
-    solver: of assignments (see assignment.py); each finds one of least total cost
+    alpha, beta, gamma:            weights of the losses (see losses/weights.py)
+    divergence, temperature, tail: what VSD and RLD sum up (see losses/divergence.py)
+    matching: how pairs are found (see matching/match.py)
+    top_k:    logits of a vision token to use; null uses all that are stored
+    solver:   of assignments (see matching/assignment.py); each finds a least total cost
     """
 
     alpha: float = Field(default=0.5, ge=0, le=1)
@@ -63,18 +65,20 @@ class LossRecipe(_Section):
 
     @property
     def weights(self) -> Weights:
+        """The weights of the losses."""
         return Weights(alpha=self.alpha, beta=self.beta, gamma=self.gamma)
 
     @property
     def distance(self) -> Divergence:
+        """The divergence that VSD and RLD sum up. Raises ValueError if tail and temperature do not fit together."""
         return Divergence(kind=self.divergence, tail=self.tail, temperature=self.temperature)
 
 
 class LoraRecipe(_Section):
-    """Low-rank additions to the linear layers below `modules`, whose own weights do not learn. Needs peft.
+    """LoRA (arXiv 2106.09685) in the linear layers below `modules`, whose own weights are frozen. Needs peft.
 
-    r, alpha: rank and scale of LoRA (arXiv 2106.09685);  dropout: of the additions' inputs
-    modules:  by the beginning of their parameters' names; embeddings and LM head among them are only frozen
+    r, alpha: rank and scale of the additions;  dropout: of the additions' inputs
+    modules:  prefixes of parameter names; embeddings and the LM head get no additions and are only frozen
     """
 
     r: int = Field(default=16, ge=1)
@@ -84,11 +88,15 @@ class LoraRecipe(_Section):
 
 
 class StudentRecipe(_Section):
-    """vision_pool: side of the window of vision tokens that become one; null leaves the student as it is.
-    freeze: modules that do not learn, by the beginning of their parameters' names.
-    learning_rates: peak learning rate by the beginning of parameters' names, the longest one deciding; all other
-    parameters have training.learning_rate.
-    dtype: of the weights; small updates are lost in bfloat16 weights, so use training.bf16 (autocast) for speed."""
+    """The student's model.
+
+    dtype:          of the weights. bfloat16 weights lose small updates: use training.bf16 (autocast) for speed
+    vision_pool:    side of the window of vision tokens that are averaged into one; null leaves the student unchanged
+    freeze:         modules that are not trained, as prefixes of parameter names
+    learning_rates: peak learning rate by prefix of parameter names; the longest prefix that matches decides, and all
+                    other parameters have training.learning_rate
+    lora:           null trains the weights themselves
+    """
 
     dtype: Literal["float32", "bfloat16", "auto"] = "float32"
     vision_pool: int | None = Field(default=None, ge=1)
@@ -100,8 +108,8 @@ class StudentRecipe(_Section):
 class Recipe(_Section):
     """The whole file.
 
-    window:      shards that are decoded at a time (by each loader worker)
-    max_skipped: share of the samples that may turn out to be of no use to the student
+    window:      shards that each loader worker decodes at a time, and whose samples are shuffled together
+    max_skipped: share of the samples that may be skipped because the student cannot use them
     """
 
     losses: LossRecipe = LossRecipe()
@@ -125,25 +133,26 @@ _SECTIONS: dict[tuple[str, ...], type[_Section]] = {
 
 
 class _EachKeyOnce(yaml.SafeLoader):
-    """YAML's last one of two equal keys would win without a word."""
+    """A YAML loader that refuses a key that occurs twice; SafeLoader would silently use the last one."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
         for key, _ in node.value:
             if key.value in seen:
                 raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key.value!r} is there twice", key.start_mark
+                    None, None, f"the key {key.value!r} occurs twice", key.start_mark
                 )
             seen.add(key.value)
         return super().construct_mapping(node, deep)
 
 
 def load_recipe(path: Path | None) -> Recipe:
-    """A recipe file, or the defaults. Raises InputNotFoundError, UsageError."""
+    """Return the recipe of a file, or the defaults without one. Raises InputNotFoundError, UsageError."""
     if path is None:
         return Recipe()
     if not path.is_file():
-        raise InputNotFoundError(f"--recipe {path} is {'a folder' if path.is_dir() else 'not there'}; name a YAML file")
+        what = "is a folder" if path.is_dir() else "does not exist"
+        raise InputNotFoundError(f"--recipe {path} {what}; expected a YAML file")
     try:
         content = yaml.load(path.read_text(encoding="utf-8"), _EachKeyOnce)  # noqa: S506  a safe loader
     except UnicodeDecodeError as error:
@@ -154,7 +163,7 @@ def load_recipe(path: Path | None) -> Recipe:
 
 
 def make_recipe(content: Any, where: str) -> Recipe:
-    """A recipe from a mapping; raises UsageError naming each wrong key and its nearest known one."""
+    """Return the recipe of a mapping read from `where`. Raises UsageError that lists every wrong key and value."""
     try:
         return Recipe.model_validate(content)
     except ValidationError as error:
@@ -162,18 +171,21 @@ def make_recipe(content: Any, where: str) -> Recipe:
 
 
 def with_flags(recipe: Recipe, flags: dict[str, Any]) -> Recipe:
-    """The recipe with the flags that were given (not None), by dotted name such as `losses.alpha`."""
+    """Return the recipe overridden by the flags that are not None, by dotted name such as `losses.alpha`.
+
+    Raises UsageError for a wrong value.
+    """
     content = recipe.model_dump()
     if flags.get("training.num_train_epochs") is not None:
-        content["training"].pop("max_steps", None)  # which would go over the epochs that are asked for
+        content["training"].pop("max_steps", None)  # which would override the number of epochs
     for name, value in flags.items():
         if value is None:
             continue
         *sections, last = name.split(".")
-        place = content
+        found = content
         for section in sections:
-            place = place[section]
-        place[last] = value
+            found = found[section]
+        found[last] = value
     return make_recipe(content, "command line")
 
 
@@ -185,14 +197,14 @@ _WANTED = {
 
 
 def _explain(error: dict[str, Any]) -> str:
-    place = ".".join(str(part) for part in error["loc"]) or "the recipe"
+    where = ".".join(str(part) for part in error["loc"]) or "the recipe"
     if error["type"] == "extra_forbidden":
         name, section = str(error["loc"][-1]), _SECTIONS[error["loc"][:-1]]
         if name in TYPES:
-            return f"unknown key {place!r}; it is one of `training`: put it there"
-        return f"unknown key {place!r}{nearest(name, list(section.model_fields))}"
+            return f"unknown key {where!r}; it belongs into the section `training`"
+        return f"unknown key {where!r}{nearest(name, list(section.model_fields))}"
     if error["type"] == "value_error":
         return str(error["ctx"]["error"])
     if error["type"] in _WANTED:
-        return f"{place}: must be {_WANTED[error['type']]}, got {error['input']!r}"
-    return f"{place}: {error['msg']}, got {error['input']!r}"
+        return f"{where}: must be {_WANTED[error['type']]}, got {error['input']!r}"
+    return f"{where}: {error['msg']}, got {error['input']!r}"

@@ -1,4 +1,4 @@
-"""What a user chooses for a student's run."""
+"""The arguments of `emkd train-student`."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,11 +8,17 @@ from emkd.trainer.recipe.recipe import Recipe
 
 @dataclass(frozen=True, kw_only=True)
 class TrainSettings:
-    """The arguments of `emkd train-student`; `recipe` has the command line's flags in it already.
+    """The arguments of `emkd train-student`; `recipe` already contains the flags that override it.
 
-    cache:   may be left out where all three distillation weights are off (α = 1, β = γ = 0)
-    workers: processes that train together, each with a GPU where there are any; more than one by Ray Train
-    address: of a Ray cluster for them; None starts one of our own
+    student:    name on the hub or folder;  revision: of that name
+    data:       the dataset (see docs/data.md);  image_root: folder of its image paths
+    output:     folder for checkpoints and the trained student
+    cache:      the teacher's cache; may be None if all distillation losses are off (α = 1, β = γ = 0)
+    partial:    whether a cache that is not sealed may be used
+    eval_data:  a dataset to evaluate on
+    resume:     whether to resume from the last complete checkpoint in `output`
+    workers:    processes that train together, each with a GPU if there are any; Ray Train starts more than one
+    address:    of a Ray cluster for the workers; None starts a local one
     """
 
     student: str

@@ -1,6 +1,6 @@
-"""The model card of a trained student: what it was made from and how, as a pure function of facts.
+"""The model card of a trained student: what it was trained from and how, as a pure function of facts.
 
-It says nothing of how good the student is: nothing here measures that. Names and paths stand as the user gave them.
+It does not say how good the student is, because nothing here measures that. Names and paths are as the user gave them.
 """
 
 import re
@@ -22,11 +22,11 @@ DIVERGENCES = {
     "jsd": "Jensen-Shannon divergence",
 }
 LOSSES = {
-    "sup": ("Sup", "cross-entropy on the answers' tokens"),
-    "rld": ("RLD", "response logit distillation: {} from the teacher's logits of the answers"),
+    "sup": ("Sup", "cross-entropy of the answer tokens"),
+    "rld": ("RLD", "response logit distillation: {} from the teacher's logits for the answer tokens"),
     "vsd": (
         "VSD",
-        "vision semantic distillation: {} between the LM head's logits on matched vision tokens",
+        "vision semantic distillation: {} between the LM head's logits for matched vision tokens",
     ),
     "vlad": (
         "VLAD",
@@ -37,16 +37,22 @@ LOSSES = {
 
 
 def installed() -> dict[str, str]:
-    """Versions of what decides the numbers."""
+    """Return the versions of the packages that results depend on."""
     return {"emkd": __version__} | {name: version(name) for name in ("transformers", "torch")}
 
 
 @dataclass(frozen=True, kw_only=True)
 class CardFacts:
-    """student, revision: as the user gave them; `licence` is the student's, where its own card names one
-    model_type:        of the saved model;  vision_pool: side of the window that it averages, 1 for none
-    data, n_samples:   its name, and how many samples of it there were to train on
-    manifest, cache, sealed: of the cache, its URI as given; None for labels alone
+    """What a model card states.
+
+    student, revision: as the user gave them
+    licence:           of the student's base model, if its own card names one
+    model_type:        of the saved model
+    vision_pool:       side of the window of vision tokens that it averages; 1 for none
+    n_parameters, n_trainable: of the saved model, and of the run
+    data, n_samples:   the name of the data, and the number of its samples that were trained on
+    cache, manifest, sealed: the URI of the cache as given, its manifest, and whether it was sealed; None and True if
+                       the student was trained on labels alone
     """
 
     student: str
@@ -56,7 +62,7 @@ class CardFacts:
     model_type: str
     vision_pool: int = 1
     n_parameters: int
-    n_learning: int
+    n_trainable: int
     n_samples: int
     recipe: Recipe
     cache: str | None = None
@@ -66,7 +72,7 @@ class CardFacts:
 
 
 def model_card(facts: CardFacts) -> str:
-    """A Hugging Face model card: Markdown with YAML front matter."""
+    """Return a Hugging Face model card: Markdown with YAML front matter."""
     sections = (
         _front_matter(facts),
         _opening(facts),
@@ -86,7 +92,7 @@ def _front_matter(facts: CardFacts) -> str:
         "pipeline_tag": "image-text-to-text",
         "tags": ["emkd", "knowledge-distillation"] if facts.manifest else ["emkd"],
     }
-    if _may_be_on_the_hub(facts.student):  # which refuses a card whose base_model cannot be there
+    if _may_be_on_the_hub(facts.student):  # the hub refuses a card with a base_model that it cannot have
         found["base_model"] = facts.student
     if facts.licence:
         found["license"] = facts.licence
@@ -98,33 +104,33 @@ def _may_be_on_the_hub(name: str) -> bool:
 
 
 def _opening(facts: CardFacts) -> str:
-    how = f"trained by {METHOD} from a cache of its teacher's outputs" if facts.manifest else "trained on labels alone"
+    how = f"distilled with {METHOD} from a teacher's cached outputs" if facts.manifest else "fine-tuned on labels alone"
     return (
-        f"# A student of {_code(facts.student)}\n\n"
-        f"A vision-language model, {how}, with emkd. This card is written by the training run and says what the "
-        "model was made from; how well it does has to be measured."
+        f"# A student trained from {_code(facts.student)}\n\n"
+        f"This vision-language model was {how}, using emkd. The training run wrote this card. It lists what the model "
+        "was trained from and how; the quality of the model has to be measured."
     )
 
 
 def _student(facts: CardFacts) -> str:
     student = facts.recipe.student
     lines = [
-        f"- began as {_code(facts.student)}" + _at(facts.revision),
-        f"- licence: {facts.licence or 'not known; see the model that it began as'}",
-        f"- {facts.n_parameters:,} parameters; {facts.n_learning:,} numbers learnt",
+        f"- base model: {_code(facts.student)}" + _at(facts.revision),
+        f"- licence: {facts.licence or 'unknown; see the base model'}",
+        f"- parameters: {facts.n_parameters:,}; trainable during the run: {facts.n_trainable:,}",
     ]
     if facts.vision_pool > 1:
         side = facts.vision_pool
-        place = "before" if own_code(facts.model_type) is None else "behind"
-        lines.append(f"- averages {side} x {side} vision tokens into one, {place} the projector")
+        where = "before" if own_code(facts.model_type) is None else "after"
+        lines.append(f"- vision tokens: averages windows of {side} x {side} into one, {where} the projector")
     if student.freeze:
-        lines.append(f"- frozen: {_listed(student.freeze)}")
+        lines.append(f"- frozen during training: {_listed(student.freeze)}")
     if student.lora is not None:
         lora = student.lora
         lines.append(
             f"- LoRA ([arXiv 2106.09685](https://arxiv.org/abs/2106.09685)) of rank {lora.r}, alpha {lora.alpha:g}, "
-            f"dropout {lora.dropout:g}, in the linear layers below {_listed(lora.modules)} but for the LM head; it is "
-            "merged into the weights here"
+            f"dropout {lora.dropout:g}, in the linear layers of {_listed(lora.modules)} except the LM head; merged "
+            "into these weights"
         )
     return "## The student\n\n" + "\n".join(lines)
 
@@ -132,21 +138,21 @@ def _student(facts: CardFacts) -> str:
 def _teacher(facts: CardFacts) -> str:
     if facts.manifest is None:
         return (
-            f"## The teacher\n\nNo cache: trained on labels alone, those of {_code(facts.data)} ({facts.n_samples:,} "
-            "rows). No teacher had a part in it."
+            f"## The teacher\n\nNone: the model was trained on the labels of {_code(facts.data)} alone "
+            f"({facts.n_samples:,} rows), without a teacher or a cache."
         )
     teacher, manifest = facts.manifest.teacher, facts.manifest
     uses = facts.recipe.losses.top_k
-    used = "" if uses is None or uses == manifest.top_k else f", of which {uses} are used"
+    used = "" if uses is None or uses == manifest.top_k else f" (training used {uses} of them)"
     lines = [
         f"- teacher: {_code(teacher.name)}{_at(teacher.revision)}, {teacher.architecture}, run in {teacher.dtype}",
-        f"- SHA-256 of its weights: {_code(teacher.weights_sha256)}",
-        f"- its licence: {teacher.licence or 'not known; see its own card'}",
+        f"- SHA-256 of the teacher's weights: {_code(teacher.weights_sha256)}",
+        f"- licence of the teacher: {teacher.licence or 'unknown; see its model card'}",
         f"- cache: {_code(_last_part(facts.cache or ''))}, "
-        f"{'sealed' if facts.sealed else 'not sealed when the run began'}",
-        f"- data: {_code(facts.data)}, {facts.n_samples:,} samples of which are in the cache",
-        f"- logits kept: {manifest.top_k} of {manifest.vocabulary_size:,} for a vision token{used}, "
-        f"{manifest.answer_top_k} for an answer token",
+        f"{'sealed' if facts.sealed else 'not sealed when the run started'}",
+        f"- data: {_code(facts.data)}, of which {facts.n_samples:,} samples are in the cache",
+        f"- logits stored, of {manifest.vocabulary_size:,}: {manifest.top_k} per vision token{used}, "
+        f"{manifest.answer_top_k} per answer token",
         f"- precision: logits {manifest.logits_precision}, affinities {manifest.affinity_precision}",
         f"- SHA-256 of the cache's plan: {_code(manifest.plan_sha256)}",
     ]
@@ -160,21 +166,23 @@ def _losses(facts: CardFacts) -> str:
         divergence += f" at temperature {losses.temperature:g}"
     named = [(*LOSSES[name], weight) for name, weight in losses.weights.named.items()]
     rows = [f"| {name} | {weight:g} | {what.format(divergence)} |" for name, what, weight in named]
-    table = "\n".join(["| loss | weight | what it is |", "|---|---|---|", *rows])
+    table = "\n".join(["| loss | weight | definition |", "|---|---|---|", *rows])
     read = ""
     if facts.manifest is not None:
-        read = f"\n\nTail of cut logits: {losses.tail}. Matching of vision tokens: {losses.matching}."
+        read = (
+            f"\n\nTail of the logits that are not stored: {losses.tail}. Matching of vision tokens: {losses.matching}."
+        )
     return f"## Losses\n\n{_definition(losses)}:\n\n{table}{read}"
 
 
 def _definition(losses: LossRecipe) -> str:
-    """Whose losses these are, without claiming for the method what it is not."""
+    """Say where the losses are defined; a divergence that the paper does not use is named as different."""
     if not losses.weights.needs_cache:
-        return "Of the labels alone"
+        return "On labels alone"
     papers = LossRecipe()
     divergence = (losses.divergence, losses.temperature) == (papers.divergence, papers.temperature)
-    other = "" if divergence else ", but for their divergence, which is the reverse KL at temperature 1 there"
-    return f"As {METHOD} (arXiv 2511.21106) defines them{other}"
+    other = "" if divergence else ", except for the divergence: the paper uses the reverse KL at temperature 1"
+    return f"As defined by {METHOD} (arXiv 2511.21106){other}"
 
 
 def _recipe(facts: CardFacts) -> str:
@@ -184,10 +192,13 @@ def _recipe(facts: CardFacts) -> str:
 
 def _loading(facts: CardFacts) -> str:
     file, code = own_code(facts.model_type), _LOADING
-    own = "" if file is None else f", and runs the code of [{file}]({file}), which lies there too"
+    own = "" if file is None else f", and runs the code of [{file}]({file}) in the same folder"
     if file is not None:
         code = code.replace("from_pretrained(folder)", "from_pretrained(folder, trust_remote_code=True)")
-    return f"## How to load it\n\nNeeds transformers{own}; `folder` is where this card lies.\n\n```python\n{code}```"
+    return (
+        f"## How to load it\n\nLoading needs transformers{own}. Set `folder` to the folder of this card.\n\n"
+        f"```python\n{code}```"
+    )
 
 
 _LOADING = """\
@@ -200,8 +211,8 @@ inputs = processor.apply_chat_template(
     [{"role": "user", "content": question}],
     add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt",
 )
-said = model.generate(**inputs, max_new_tokens=100)
-print(processor.decode(said[0, inputs["input_ids"].shape[1]:], skip_special_tokens=True))
+answer = model.generate(**inputs, max_new_tokens=100)
+print(processor.decode(answer[0, inputs["input_ids"].shape[1]:], skip_special_tokens=True))
 """
 
 
@@ -214,7 +225,7 @@ def _at(revision: str | None) -> str:
 
 
 def _last_part(uri: str) -> str:
-    """A cache's name without the place where it lies, which is nobody's business."""
+    """Return the name of a cache without its path, which may be private."""
     return uri.rstrip("/").rsplit("/", 1)[-1]
 
 

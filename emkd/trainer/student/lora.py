@@ -1,13 +1,12 @@
-"""LoRA (arXiv 2106.09685): low-rank additions to linear layers whose own weights do not learn. Needs peft.
+"""LoRA (arXiv 2106.09685): trainable low-rank additions to linear layers whose own weights are frozen. Needs peft.
 
-    y = W x + (alpha / r) · B A dropout(x)        A: [r, in], B: [out, r], both float32; B begins at 0
+    y = W x + (alpha / r) · B A dropout(x)        A: [r, in], B: [out, r], both float32; B starts at 0
 
-peft puts its layers into the model in place, so the model keeps its class, its parts and its forward; in memory the
-layer's own weight is `<layer>.base_layer.weight`. On disk there are two things, and neither needs peft to be read as
-a model:
+peft injects its layers into the model in place, so the model keeps its class, its modules and its forward; in memory,
+the layer's own weight is `<layer>.base_layer.weight`. Two files are written; the first loads as a model without peft:
 
     model.safetensors        W + (alpha / r) · B A under the plain names: an ordinary checkpoint
-    trainable.safetensors    the parameters that learn, under their names in memory, for exact resume
+    trainable.safetensors    the trainable parameters, under their names in memory, for exact resume
 """
 
 from collections.abc import Sequence
@@ -32,57 +31,59 @@ BASE_KEY = "base_weights_sha256"
 
 
 def add_lora(model: Any, recipe: LoraRecipe) -> None:
-    """Puts LoRA into the linear layers below `recipe.modules`, the LM head excepted; nothing else below them learns.
+    """Add LoRA to the linear layers below `recipe.modules` except the LM head, and freeze everything else below them.
 
-    What is not below them learns or not as before. The random state decides A. Raises UsageError where peft is
-    missing, a module names nothing, or there is no linear layer.
+    Parameters outside of these modules stay trainable or frozen as they were. A is initialized from torch's random
+    state. Raises UsageError if peft is missing, a prefix matches nothing, or there is no linear layer.
     """
     inject, config_class, cast = _peft()
     frozen = [p for prefix in recipe.modules for p in parameters_below(model, prefix, "student.lora.modules")]
     layers = linear_layers(model, recipe.modules)
     if not layers:
         raise UsageError(
-            f"student.lora.modules {', '.join(recipe.modules)}: there is no linear layer below them but the LM head; "
-            f"name modules that have some, of {', '.join(top_names(model))}"
+            f"student.lora.modules {', '.join(recipe.modules)}: they have no linear layer except the LM head; name "
+            f"modules that have some, out of {', '.join(top_names(model))}"
         )
-    learns = {id(p): p.requires_grad for p in model.parameters()} | {id(p): False for p in frozen}
+    trainable = {id(p): p.requires_grad for p in model.parameters()} | {id(p): False for p in frozen}
     config = config_class(r=recipe.r, lora_alpha=recipe.alpha, lora_dropout=recipe.dropout, target_modules=layers)
     training = model.training
     inject(config, model, adapter_name=ADAPTER)
-    cast(model, ADAPTER)  # small updates are lost in bfloat16, whatever the frozen weights are in
-    for parameter in model.parameters():  # peft has frozen all but its own
-        parameter.requires_grad_(learns.get(id(parameter), True))
+    cast(model, ADAPTER)  # to float32: bfloat16 loses small updates
+    for parameter in model.parameters():  # peft freezes all parameters but its own
+        parameter.requires_grad_(trainable.get(id(parameter), True))
     model.train(training)
 
 
 def linear_layers(model: Any, modules: Sequence[str]) -> list[str]:
-    """Names of the linear layers below `modules`, the LM head excepted."""
+    """Return the names of the linear layers below `modules`, except the LM head."""
     head = model.get_output_embeddings()
     return [
         name
         for name, module in model.named_modules()
         if isinstance(module, nn.Linear)
-        and not isinstance(module, NonDynamicallyQuantizableLinear)  # MultiheadAttention reads its weight past it
+        and not isinstance(
+            module, NonDynamicallyQuantizableLinear
+        )  # MultiheadAttention uses its weight without calling it
         and module is not head
         and any(f"{name}.weight".startswith(prefix) for prefix in modules)
     ]
 
 
 def _peft() -> tuple[Any, Any, Any]:
-    """(inject_adapter_in_model, LoraConfig, cast_adapter_dtype). Raises UsageError."""
+    """Import (inject_adapter_in_model, LoraConfig, cast_adapter_dtype). Raises UsageError."""
     try:
         from peft import LoraConfig, inject_adapter_in_model
         from peft.tuners.tuners_utils import cast_adapter_dtype
     except ImportError as error:
         raise UsageError(
-            f"student.lora needs peft, which cannot be imported ({error}): pip install 'emkd[lora]', or leave "
-            "student.lora out of the recipe"
+            f"student.lora needs peft, which cannot be imported ({error}): pip install 'emkd[lora]', or remove "
+            "student.lora from the recipe"
         ) from error
     return inject_adapter_in_model, LoraConfig, cast_adapter_dtype
 
 
 def _lora_layers(model: nn.Module) -> dict[str, Any]:
-    """Layers that have got LoRA, by name; told by their parts, so that a plain model needs no peft here."""
+    """Return the layers with LoRA, by name. They are recognized by their attributes, without importing peft."""
     return {
         name: module
         for name, module in model.named_modules()
@@ -92,9 +93,9 @@ def _lora_layers(model: nn.Module) -> dict[str, Any]:
 
 @torch.no_grad()
 def merged_weights(model: nn.Module) -> dict[str, torch.Tensor]:
-    """The state dict of the plain model with the additions in it; the model itself is not touched.
+    """Return the state dict of the plain model with the additions merged; the model itself is not changed.
 
-    Sums are made in float32, one layer at a time, and wait in main memory; all other tensors are the model's own.
+    Sums are computed in float32, one layer at a time, and kept in main memory; all other tensors are the model's own.
     """
     layers = _lora_layers(model)
     merged: dict[str, torch.Tensor] = {}
@@ -110,7 +111,7 @@ def merged_weights(model: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def _split(name: str, layers: dict[str, Any]) -> tuple[str | None, str]:
-    """`a.b.base_layer.weight` -> (`a.b`, `base_layer.weight`) where `a.b` has LoRA, else (None, name)."""
+    """Split `a.b.base_layer.weight` into (`a.b`, `base_layer.weight`) if `a.b` has LoRA, else return (None, name)."""
     for mark in (f".{BASE}.", ".lora_"):
         layer, found, rest = name.partition(mark)
         if found and layer in layers:
@@ -119,47 +120,47 @@ def _split(name: str, layers: dict[str, Any]) -> tuple[str | None, str]:
 
 
 def _sum(layer: Any, weight: torch.Tensor) -> torch.Tensor:
-    """W + (alpha / r) · B A, [out, in] in the dtype of W."""
+    """Return W + (alpha / r) · B A, [out, in] in the dtype of W."""
     down, up = layer.lora_A[ADAPTER].weight, layer.lora_B[ADAPTER].weight
     delta: torch.Tensor = (up.float() @ down.float()) * layer.scaling[ADAPTER]
     return (weight.float() + delta).to(weight.dtype)
 
 
 def trainable_state(model: nn.Module) -> dict[str, torch.Tensor]:
-    """What training may change, by name: parameters that learn, and buffers that are saved."""
-    learning = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
-    return learning | persistent_buffers(model)
+    """Return what training may change, by name: trainable parameters, and buffers that are saved."""
+    trainable = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
+    return trainable | persistent_buffers(model)
 
 
 def save_trainable(model: nn.Module, folder: Path, base_sha256: str) -> None:
-    """Writes TRAINABLE_NAME; `base_sha256` is of the weights that the run began with."""
+    """Write TRAINABLE_NAME. base_sha256: hash of the weights that the run started from"""
     state = {name: tensor.contiguous() for name, tensor in trainable_state(model).items()}
     save_file(state, folder / TRAINABLE_NAME, metadata={BASE_KEY: base_sha256})
 
 
 def restore_trainable(model: nn.Module, folder: Path, base_sha256: str) -> None:
-    """Puts TRAINABLE_NAME of a folder into a model that has the run's frozen weights already. Raises ModelError."""
+    """Load TRAINABLE_NAME of a folder into a model that already has the run's frozen weights. Raises ModelError."""
     path = folder / TRAINABLE_NAME
     if not path.is_file():
         raise ModelError(
-            f"{folder} has no {TRAINABLE_NAME}: it was not saved by a run with student.lora, or not to be gone on "
-            "from. Its weights are whole: name it with --student and another --output to begin anew with them"
+            f"{folder} has no {TRAINABLE_NAME}: it was saved without student.lora, or is not a checkpoint to resume "
+            "from. To start a new run from its merged weights, use it as --student, with another --output"
         )
     try:
         with safe_open(path, framework="pt") as file:
             found_base = (file.metadata() or {}).get(BASE_KEY)
-            found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  it is no mapping
+            found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  not a mapping
     except (OSError, SafetensorError) as error:
-        raise ModelError(f"{path} cannot be read: {error}; go on from another checkpoint") from error
+        raise ModelError(f"{path} cannot be read: {error}; resume from another checkpoint") from error
     if found_base != base_sha256:
         raise ModelError(
-            f"{path} belongs to other weights than --student has now: expected SHA-256 {base_sha256[:12]}, found "
-            f"{str(found_base)[:12]}. Low-rank additions fit the weights they were trained on alone: restore these, "
-            "or begin anew"
+            f"{path} was trained on other weights than --student has now: the file names SHA-256 "
+            f"{str(found_base)[:12]}, --student has {base_sha256[:12]}. Low-rank additions fit only the weights that "
+            "they were trained on: restore those, or start a new run"
         )
     differing = fill(trainable_state(model), found)
     if differing:
         raise ModelError(
             f"{path} does not fit this recipe's student: {len(differing)} tensors differ, for instance "
-            f"{'; '.join(differing[:3])}. Resume with the recipe that the run was begun with"
+            f"{'; '.join(differing[:3])}. Resume with the recipe that the run was started with"
         )

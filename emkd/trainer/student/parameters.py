@@ -1,7 +1,7 @@
-"""Which parameters of a student learn, and how fast: modules are named by the beginning of their parameters' names.
+"""Which parameters of a student are trained, and at which learning rate. Prefixes of parameter names select modules.
 
-Such a beginning is a plain one, here and in lora.py: `model.vision` is in `model.vision_tower.embeddings.weight`.
-A parameter that two modules share (an LM head tied to the embeddings) has both names, and either one names it.
+A prefix is a plain string prefix, here and in lora.py: `model.vision` matches `model.vision_tower.embeddings.weight`.
+A parameter that two modules share (an LM head tied to the embeddings) has both names; a prefix of either matches it.
 """
 
 from collections.abc import Collection, Container, Iterable, Mapping
@@ -14,49 +14,48 @@ from emkd.errors import UsageError
 
 
 def freeze(model: nn.Module, prefixes: Iterable[str]) -> None:
-    """Parameters whose names begin with one of the prefixes do not learn. UsageError for one that names none."""
+    """Freeze the parameters that one of the prefixes matches. Raises UsageError for a prefix that matches none."""
     for prefix in prefixes:
         for parameter in parameters_below(model, prefix, "freeze"):
             parameter.requires_grad_(False)
 
 
 def parameters_below(model: nn.Module, prefix: str, setting: str) -> list[nn.Parameter]:
-    """Parameters whose names begin so. UsageError, which names the setting, where there are none."""
+    """Return the parameters that a prefix matches. Raises UsageError, which names the setting, if there are none."""
     found = [parameter for name, parameter in all_names(model) if name.startswith(prefix)]
     if not found:
         raise UsageError(
-            f"{setting} {prefix!r}: no parameter's name begins so; there are {', '.join(top_names(model))}. Families "
-            "name their modules differently: docs/families.md has a table"
+            f"{setting} {prefix!r}: no parameter's name starts with it; expected one of {', '.join(top_names(model))}, "
+            "or a longer one. Module names differ between families: docs/families.md has a table"
         )
     return found
 
 
 def all_names(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
-    """Parameters with their names; a shared one is there under each of its names."""
+    """Return all parameters with their names; a shared parameter appears under each of its names."""
     return list(model.named_parameters(remove_duplicate=False))
 
 
 def top_names(model: nn.Module) -> list[str]:
-    """The first two parts of all parameters' names: what can sensibly be frozen or have a learning rate."""
+    """Return the first two parts of all parameter names: the modules that a recipe usually names."""
     return sorted({".".join(name.split(".")[:2]) for name, _ in all_names(model)})
 
 
 def parameter_groups(
     model: nn.Module, learning_rates: Mapping[str, float], decay: Container[str], weight_decay: float
 ) -> list[dict[str, Any]]:
-    """Groups for an optimizer: each parameter that learns is in exactly one of them.
+    """Return parameter groups for an optimizer; each trainable parameter is in exactly one of them.
 
-    learning_rates: by prefix; the longest one that a parameter's name begins with decides
-    decay:          names of the parameters that decay, with `weight_decay`
+    learning_rates: by prefix; the longest prefix that matches a parameter's name decides
+    decay:          names of the parameters that `weight_decay` applies to
 
-    Parameters without a prefix have no "lr", which leaves them the optimizer's own; their groups come first, because
-    Trainer logs the learning rate of the first group. Raises UsageError for a prefix that names no parameter, or only
-    such as do not learn.
+    Groups of parameters without a prefix come first and have no "lr", so that they get the optimizer's own, which
+    Trainer logs. Raises UsageError for a prefix that matches no parameter, or only frozen ones.
     """
     for prefix in learning_rates:
-        _check_some_learn(prefix, parameters_below(model, prefix, "student.learning_rates"))
+        _check_some_trainable(prefix, parameters_below(model, prefix, "student.learning_rates"))
     groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
-    for names, parameter in _learning(model):
+    for names, parameter in _trainable(model):
         longest = _longest(learning_rates, names)
         rate = _OPTIMIZERS_OWN if longest is None else learning_rates[longest]
         groups.setdefault((rate, any(name in decay for name in names)), []).append(parameter)
@@ -64,7 +63,7 @@ def parameter_groups(
     return [_group(rate, weight_decay if decays else 0.0, found) for (rate, decays), found in ordered]
 
 
-# Stands for "no learning rate of its own": rates of a recipe are above 0.
+# Stands for "the optimizer's learning rate": rates of a recipe are above 0.
 _OPTIMIZERS_OWN = -1.0
 
 
@@ -73,8 +72,8 @@ def _group(rate: float, weight_decay: float, parameters: list[nn.Parameter]) -> 
     return group if rate == _OPTIMIZERS_OWN else {**group, "lr": rate}
 
 
-def _learning(model: nn.Module) -> list[tuple[list[str], nn.Parameter]]:
-    """Parameters that learn, each once, with all their names."""
+def _trainable(model: nn.Module) -> list[tuple[list[str], nn.Parameter]]:
+    """Return the trainable parameters, each once, with all its names."""
     found: dict[nn.Parameter, list[str]] = {}
     for name, parameter in all_names(model):
         if parameter.requires_grad:
@@ -83,36 +82,38 @@ def _learning(model: nn.Module) -> list[tuple[list[str], nn.Parameter]]:
 
 
 def _longest(prefixes: Iterable[str], names: Collection[str]) -> str | None:
-    """The longest of the prefixes that one of the names begins with."""
+    """Return the longest of the prefixes that matches one of the names, or None."""
     return max((prefix for prefix in prefixes if any(n.startswith(prefix) for n in names)), key=len, default=None)
 
 
-def _check_some_learn(prefix: str, parameters: list[nn.Parameter]) -> None:
+def _check_some_trainable(prefix: str, parameters: list[nn.Parameter]) -> None:
     if any(parameter.requires_grad for parameter in parameters):
         return
     n_frozen = sum(parameter.numel() for parameter in parameters)
     raise UsageError(
-        f"student.learning_rates {prefix!r}: all of the {n_frozen:,} parameters whose names begin so are frozen "
-        "(student.freeze, student.lora.modules) and will not learn at any rate; remove this learning rate, or let "
-        "them learn"
+        f"student.learning_rates {prefix!r}: all {n_frozen:,} parameters whose names start with it are frozen "
+        "(student.freeze, student.lora.modules); remove this learning rate, or do not freeze them"
     )
 
 
-def n_parameters(model: nn.Module, *, learning: bool = False) -> int:
-    """Numbers in all parameters, or in those that learn; shared ones count once."""
-    return sum(p.numel() for p in model.parameters() if p.requires_grad or not learning)
+def n_parameters(model: nn.Module, *, trainable: bool = False) -> int:
+    """Return the number of parameters (of scalars), or of trainable ones; shared parameters count once."""
+    return sum(p.numel() for p in model.parameters() if p.requires_grad or not trainable)
 
 
 def persistent_buffers(model: nn.Module) -> dict[str, torch.Tensor]:
-    """Buffers that are saved with a model, by name: running statistics and the like, which no optimizer sees."""
+    """Return the buffers that are saved with a model, by name: running statistics and the like."""
     parameters = {name for name, _ in all_names(model)}
     return {name: tensor for name, tensor in model.state_dict().items() if name not in parameters}
 
 
 def fill(model_tensors: Mapping[str, torch.Tensor], found: Mapping[str, torch.Tensor]) -> list[str]:
-    """Copies tensors over those of the same names. What does not agree is said, one line each, and nothing copied."""
+    """Copy `found` into the model's tensors of the same names.
+
+    Returns one line for each name, dtype or shape that differs; if there are any, nothing is copied.
+    """
     differing = [f"{name} is missing" for name in sorted(model_tensors.keys() - found.keys())]
-    differing += [f"{name} is too many" for name in sorted(found.keys() - model_tensors.keys())]
+    differing += [f"{name} is unexpected" for name in sorted(found.keys() - model_tensors.keys())]
     for name in sorted(model_tensors.keys() & found.keys()):
         here, there = _kind(model_tensors[name]), _kind(found[name])
         if here != there:

@@ -1,11 +1,11 @@
-"""The student of a run: loaded as its recipe says, saved as an ordinary checkpoint, put back bit for bit.
+"""The student of a run: loaded as its recipe says, saved as an ordinary checkpoint, restored bit for bit.
 
 A folder that `Student.save` writes:
 
-    *.safetensors, config.json, generation_config.json    the model, plain even where it was trained by LoRA
+    *.safetensors, config.json, generation_config.json    the model; with LoRA, merged
     processor_config.json, tokenizer.json, ...             its processor
-    README.md                                              the model card, where there is one (card.py)
-    trainable.safetensors                                  with LoRA alone, for exact resume (lora.py)
+    README.md                                              the model card, if there is one (card.py)
+    trainable.safetensors                                  in checkpoints with LoRA only, for exact resume (lora.py)
 """
 
 from dataclasses import dataclass
@@ -27,8 +27,10 @@ CARD_NAME = "README.md"
 
 @dataclass(kw_only=True)
 class Student:
-    """base_sha256: with LoRA, of the weights that the run began with; None without
-    card:        the text of the model card, None for no card
+    """A vision-language model that is trained.
+
+    base_sha256: with LoRA, the hash of the weights that the run started from; None without LoRA
+    card:        the text of the model card; None saves no card
     """
 
     vlm: VisionLanguageModel
@@ -38,41 +40,43 @@ class Student:
 
     @property
     def model(self) -> Any:
+        """The transformers model."""
         return self.vlm.model
 
     @property
     def processor(self) -> Any:
+        """Its processor."""
         return self.vlm.processor
 
     @property
     def n_parameters(self) -> int:
-        """Numbers in all parameters, LoRA's included."""
+        """Number of parameters, LoRA's included."""
         return n_parameters(self.model)
 
     @property
     def n_saved(self) -> int:
-        """Numbers in the parameters of what is saved, where LoRA's are merged."""
+        """Number of parameters of the saved model, in which LoRA is merged."""
         additions = sum(p.numel() for name, p in self.model.named_parameters() if ".lora_" in name)
         return self.n_parameters - additions
 
     @property
-    def n_learning(self) -> int:
-        """Numbers in the parameters that learn."""
-        return n_parameters(self.model, learning=True)
+    def n_trainable(self) -> int:
+        """Number of trainable parameters."""
+        return n_parameters(self.model, trainable=True)
 
     def check_finite(self, folder: Path) -> None:
-        """Raises TrainingDivergedError, so that a student that is no good is not saved over one that is."""
+        """Raise TrainingDivergedError if a trainable parameter is infinite or NaN, before `folder` is overwritten."""
         for name, parameter in self.model.named_parameters():
             if parameter.requires_grad and not bool(torch.isfinite(parameter).all()):
                 raise TrainingDivergedError(
-                    f"{name} is infinite or no number: the training has diverged, and {folder} is not written. Lower "
-                    "the learning rate or the weights of the losses, and begin anew or from a checkpoint before it"
+                    f"{name} is infinite or NaN: the training has diverged, and {folder} is not written. Lower the "
+                    "learning rate or the weights of the losses, and start again or from an earlier checkpoint"
                 )
 
     def save(self, folder: Path, *, resumable: bool = True) -> None:
-        """A folder that `AutoModelForImageTextToText.from_pretrained` loads, and `restore`.
+        """Write a folder that `AutoModelForImageTextToText.from_pretrained` and `restore` load.
 
-        resumable: False leaves trainable.safetensors out: what is only loaded has no use for it
+        resumable: whether a run with LoRA can resume from it; False leaves out trainable.safetensors
         """
         folder.mkdir(parents=True, exist_ok=True)
         if self.base_sha256 is None:
@@ -81,18 +85,18 @@ class Student:
             self.model.save_pretrained(folder, state_dict=merged_weights(self.model))
             if resumable:
                 save_trainable(self.model, folder, self.base_sha256)
-        for file in folder.glob("*.safetensors"):  # written for their owner alone, where the rest is as the umask says
+        for file in folder.glob("*.safetensors"):  # written with mode 600, unlike the other files
             file.chmod((folder / "config.json").stat().st_mode)
         self.processor.save_pretrained(folder)
         if self.card is not None:
             (folder / CARD_NAME).write_text(self.card, encoding="utf-8")
 
     def restore(self, folder: Path) -> None:
-        """The weights of a saved folder, bit for bit, into the live model. Raises ModelError.
+        """Load the weights of a saved folder into the live model, bit for bit. Raises ModelError if they do not fit.
 
-        They are read as a model is, which knows their names on disk: a plain state dict of a LLaVA's file would fit
-        few names, and leave the rest as they are. With LoRA the sums are of no use, and the run's first weights,
-        which do not change, get their additions back.
+        The folder is loaded as a model, because names on disk differ from those in memory: of a LLaVA's file, a plain
+        state dict would match few names and silently leave the rest. With LoRA, only the additions are loaded, because
+        the frozen weights do not change and the merged ones cannot be taken apart.
         """
         if self.base_sha256 is not None:
             restore_trainable(self.model, folder, self.base_sha256)
@@ -102,30 +106,32 @@ class Student:
         if differing:
             raise ModelError(
                 f"{folder} does not fit the student of this run: {len(differing)} tensors differ, for instance "
-                f"{'; '.join(differing[:3])}. Resume with the recipe and the student that the run was begun with"
+                f"{'; '.join(differing[:3])}. Resume with the recipe and the student that the run was started with"
             )
 
 
 def load_student(settings: TrainSettings) -> Student:
-    """The student as its recipe wants it: pooled, with LoRA, the right parts frozen. The random state decides LoRA's
-    beginning. Raises UsageError, InputNotFoundError, ModelError."""
+    """Load the student and prepare it as its recipe says: pooled, frozen in parts, with LoRA.
+
+    LoRA is initialized from torch's random state. Raises UsageError, InputNotFoundError, ModelError.
+    """
     recipe = settings.recipe.student
     vlm = load(
         settings.student,
         revision=settings.revision,
         dtype=recipe.dtype,
         trust_remote_code=settings.trust_remote_code,
-        needs_template=False,  # it is the teacher's that counts, where there is a cache that knows it
+        needs_template=False,  # with a cache, the teacher's template is used
     )
     if recipe.vision_pool is not None:
         vlm.model = pooled(vlm.model, vlm.processor, recipe.vision_pool)
-    freeze(vlm.model, recipe.freeze)  # before LoRA, which gives other names to the layers that it is put into
+    freeze(vlm.model, recipe.freeze)  # before LoRA, which renames the layers that it is added to
     if recipe.lora is not None:
         add_lora(vlm.model, recipe.lora)
-    if not n_parameters(vlm.model, learning=True):
+    if not n_parameters(vlm.model, trainable=True):
         raise UsageError(
-            f"nothing of {settings.student} would learn: student.freeze names all of its parameters; remove one of "
-            f"{', '.join(recipe.freeze)}"
+            f"no parameter of {settings.student} is trainable, because student.freeze matches all of them; remove one "
+            f"of {', '.join(recipe.freeze)}"
         )
     return Student(
         vlm=vlm,

@@ -1,4 +1,4 @@
-"""Which samples of a cache a run trains on: those that its data name, found by place, by text or by key."""
+"""Which samples of a cache a run trains on: those of its data, found by the plan, by text or by key."""
 
 import hashlib
 import json
@@ -16,7 +16,7 @@ from emkd.storage.index.commit import read_index
 from emkd.storage.index.table import FIRST_SCHEMA
 from emkd.storage.lifecycle.seal import seal
 from emkd.storage.objects.names import index_name
-from emkd.trainer.data.selection import LOOKED_AT, select
+from emkd.trainer.data.selection import N_CHECKED, select
 from tests import tiny
 
 
@@ -96,7 +96,7 @@ def test_other_files_are_compared_by_their_texts(cache, tmp_path):
 
 def test_rows_that_the_cache_lacks_are_refused(cache, tmp_path):
     more = tiny.write_data(tmp_path / "more.parquet", rows(12, 17))
-    with pytest.raises(DataMismatchError, match=r"3 of its 5 rows are not in it, the first is row 2 .*--extend"):
+    with pytest.raises(DataMismatchError, match=r"3 of its 5 rows are not in it; the first is row 2 .*--extend"):
         select(cache, Dataset(str(more)), print)
     other = tiny.write_data(tmp_path / "other.parquet", rows(20, 22))
     with pytest.raises(DataMismatchError, match="2 of its 2 rows are not in it"):
@@ -119,7 +119,7 @@ def test_a_limited_cache_does_not_know_all_rows(teacher_path, folder, tmp_path):
 def test_a_cache_with_none_of_the_rows(teacher_path, folder, tmp_path):
     tiny.make_cache(teacher_path, folder / "first.parquet", tmp_path / "cache", limit=2, rows_per_shard=2)
     other = tiny.write_data(tmp_path / "other.parquet", rows(20, 22))
-    with pytest.raises(DataMismatchError, match="has no row that the cache has a sample of"):
+    with pytest.raises(DataMismatchError, match="no row of .* has a sample in the cache"):
         select(Cache.open(tmp_path / "cache"), Dataset(str(other)), print)
 
 
@@ -128,7 +128,7 @@ def test_a_limited_cache_that_was_extended_to_all_rows_knows_them(teacher_path, 
     tiny.make_cache(teacher_path, first, tmp_path / "cache", limit=5, rows_per_shard=3)
     tiny.make_cache(teacher_path, first, tmp_path / "cache", extend=True, rows_per_shard=3)
     foreign = tiny.write_data(tmp_path / "foreign.parquet", [*rows(0, 8), *rows(20, 21)])
-    with pytest.raises(DataMismatchError, match="1 of its 9 rows are not in it, the first is row 8"):
+    with pytest.raises(DataMismatchError, match="1 of its 9 rows are not in it; the first is row 8"):
         select(Cache.open(tmp_path / "cache"), Dataset(str(foreign)), print)
 
 
@@ -143,7 +143,7 @@ def test_an_unsealed_cache_does_not_know_all_rows(teacher_path, folder, tmp_path
 
 
 def test_what_is_repeated_is_trained_on_as_often_as_the_data_have_it(teacher_path, tmp_path):
-    """Found by place, by key or through an extension: it is all the same."""
+    """Rows found by the plan, by key and through an extension give the same selection."""
     first, second, third = rows(0, 3)
     data = tiny.write_data(tmp_path / "data.parquet", [first, second, first])
     tiny.make_cache(teacher_path, data, tmp_path / "cache", rows_per_shard=2)
@@ -193,7 +193,7 @@ def test_the_hash_tells_selections_apart(cache, folder, tmp_path):
 
 
 def test_the_hash_is_of_one_json_text_however_it_is_cut(cache, folder, monkeypatch):
-    """A run that was begun by an earlier version goes on: the hash is in its run.json."""
+    """A run that an earlier version started can be resumed: the hash is in its run.json."""
     chosen = select(cache, Dataset(str(folder / "first.parquet")), lambda text: None)
     keys = [cache.sample_keys[number] for number in chosen.numbers]
     listing = json.dumps([keys, chosen.rows.tolist(), chosen.shard_sizes(cache)])
@@ -213,7 +213,9 @@ def test_skipped_rows_are_known_and_not_trained_on(teacher_path, tmp_path):
         chosen = select(cache, Dataset(str(other)), told.append)
         assert chosen.rows.tolist() == [0, 2, 3]
     assert sum("1 of 4 rows of" in line for line in told) == 2
-    assert sum("1 of 4 rows have texts that repeat" in line for line in told) == 1, "what was skipped is looked at"
+    assert sum("1 of 4 rows have texts that occur more than once" in line for line in told) == 1, (
+        "what was skipped is looked at"
+    )
 
 
 @pytest.fixture
@@ -243,7 +245,7 @@ def test_only_a_few_images_are_read(cache, folder, tmp_path, monkeypatch):
     for data in (copy, folder / "second.parquet"):
         read.clear()
         assert len(select(cache, Dataset(str(data)), print).rows) in (14, 8)
-        assert len(read) == LOOKED_AT
+        assert len(read) == N_CHECKED
         assert max(read) - min(read) >= 7, "all over the data"
 
 
@@ -270,15 +272,15 @@ def test_rows_of_the_same_text_are_told_apart_by_their_images(teacher_path, tmp_
     told: list[str] = []
     chosen = select(cache, Dataset(str(some)), told.append)
     assert dict(zip(chosen.rows.tolist(), chosen.numbers.tolist(), strict=True)) == {0: 2, 1: 4, 2: 0}
-    assert "2 of 3 rows have texts that repeat: reading the images of these" in told
+    assert "2 of 3 rows have texts that occur more than once: reading their images" in told
     other = tiny.write_data(tmp_path / "other.parquet", [*same_text(1, 2), *same_text(8, 10)])
     with pytest.raises(
-        DataMismatchError, match=r"2 of its 3 rows are not in it, the first is row 1 with key [0-9a-f]{12}"
+        DataMismatchError, match=r"2 of its 3 rows are not in it; the first is row 1 with key [0-9a-f]{12}"
     ):
         select(cache, Dataset(str(other)), print)
     single = tiny.write_data(tmp_path / "single.parquet", [*same_text(1, 2), *rows(0, 2)])
     cache = Cache.open(tiny.make_cache(teacher_path, single, tmp_path / "once"))
-    with pytest.raises(DataMismatchError, match="2 of its 3 rows are not in it, the first is row 1"):
+    with pytest.raises(DataMismatchError, match="2 of its 3 rows are not in it; the first is row 1"):
         select(cache, Dataset(str(other)), print)
 
 
@@ -303,5 +305,5 @@ def test_a_cache_without_hashes_of_texts_is_compared_by_key(teacher_path, folder
     told: list[str] = []
     older = select(without_texts(tmp_path / "cache"), copy, told.append)
     assert (older.numbers.tolist(), older.rows.tolist()) == (now.numbers.tolist(), now.rows.tolist())
-    assert "kept no hashes of texts; comparing all rows by key, images included" in told[0]
+    assert "stored no hashes of texts; comparing all rows by key, which reads every image" in told[0]
     assert len(select(Cache.open(tmp_path / "cache"), Dataset(str(folder / "first.parquet")), print).rows) == 8

@@ -25,7 +25,7 @@ def test_the_newest_complete_one_counts(tmp_path):
     (tmp_path / "checkpoint-best").mkdir()
     assert last_complete(tmp_path, said.append) == tmp_path / "checkpoint-10"
     assert len(said) == 1
-    assert "checkpoint-12 is not complete: the run ended while it was saved; passed over" in said[0]
+    assert "checkpoint-12 is incomplete, because the run ended while it was saved: ignoring it" in said[0]
     assert [path.name for path in checkpoints(tmp_path)] == [f"checkpoint-{n}" for n in (2, 9, 10, 12)]
 
 
@@ -52,13 +52,13 @@ def test_damage_is_an_error_that_names_the_file(tmp_path, name, harm):
         assert last_complete(tmp_path, lambda line: None) == tmp_path / "checkpoint-3"
         return
     with pytest.raises(
-        DamagedCheckpointError, match=f"{name}.*Remove .*checkpoint-5 to go on from the checkpoint before"
+        DamagedCheckpointError, match=f"{name}.*Remove .*checkpoint-5 to resume from the checkpoint before"
     ):
         last_complete(tmp_path, print)
 
 
 def test_completing_twice_and_after_a_kill(tmp_path):
-    """A kill while complete.json was written leaves its partial file, which is nobody's file."""
+    """A kill while complete.json was written leaves its partial file, which is not part of the checkpoint."""
     folder = make(tmp_path, 4, whole=False)
     (folder / f".{COMPLETE_NAME}.partial").write_text("half")
     complete(folder)

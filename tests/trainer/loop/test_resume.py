@@ -1,4 +1,4 @@
-"""A run that is killed and resumed ends with the weights of one that nobody disturbed, bit for bit.
+"""A run that is killed and resumed ends with the weights of an undisturbed run, bit for bit.
 
 The student has dropout, so that a random state that is not restored shows; steps accumulate two micro-batches, and
 epochs end in the middle of the run.
@@ -26,7 +26,7 @@ from tests import tiny
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600), pytest.mark.xdist_group("resume")]
 
-STEPS = 13  # an epoch has three, so that the last one is begun and not finished
+STEPS = 13  # an epoch has three, so that the last epoch is not finished
 RECIPE = {
     "student": {"vision_pool": 2},
     "window": 1,
@@ -78,7 +78,7 @@ def assert_same(folder, expected):
 
 
 class Run:
-    """`emkd train-student` as a process of its own."""
+    """`emkd train-student` in its own process."""
 
     def __init__(self, inputs, output, *, resume=False, loader_workers=0):
         recipe = output.with_suffix(f".{loader_workers}.yaml")
@@ -129,7 +129,7 @@ def test_killed_at_a_random_step(inputs, undisturbed, tmp_path, loader_workers):
     done = len(first.steps())
     second = Run(inputs, output, resume=True, loader_workers=loader_workers[1])
     second.finish()
-    assert int(second.steps()[0]) <= done + 2, "it goes on where it was"
+    assert int(second.steps()[0]) <= done + 2, "it resumes where it was"
     if done > 4:
         assert int(second.steps()[0]) > 1
     assert_same(output, undisturbed)
@@ -200,7 +200,7 @@ def test_an_older_checkpoint_goes_only_once_a_newer_one_is_complete(inputs, undi
 
 
 def test_nothing_was_complete_yet(inputs, undisturbed, tmp_path, capsys):
-    """Killed before the first checkpoint, or in it: --resume begins with the first step, and says so."""
+    """Killed before or during the first checkpoint: --resume starts at the first step, and logs it."""
     output = tmp_path / "out"
     shutil.copytree(undisturbed, output)
     for path in output.iterdir():
@@ -210,14 +210,14 @@ def test_nothing_was_complete_yet(inputs, undisturbed, tmp_path, capsys):
     (output / "checkpoint-12").rename(output / "checkpoint-2")
     train_student(settings(inputs, output, resume=True))
     said = capsys.readouterr().err
-    assert "checkpoint-2 is not complete: the run ended while it was saved; passed over" in said
-    assert "has no complete checkpoint: beginning with the first step" in said
+    assert "checkpoint-2 is incomplete, because the run ended while it was saved: ignoring it" in said
+    assert "has no complete checkpoint: starting at the first step" in said
     assert_same(output, undisturbed)
     train_student(settings(inputs, tmp_path / "nothing", resume=True))
-    assert "beginning with the first step" in capsys.readouterr().err, "a script may always say --resume"
+    assert "starting at the first step" in capsys.readouterr().err, "a script may always say --resume"
     assert_same(tmp_path / "nothing", undisturbed)
     (output / "run.json").unlink()
-    with pytest.raises(InputNotFoundError, match="has no run.json, so that what its run was begun with is not known"):
+    with pytest.raises(InputNotFoundError, match="has no run.json, which says what its run was started with"):
         train_student(settings(inputs, output, resume=True))
 
 
@@ -226,7 +226,7 @@ def test_a_damaged_run_json_is_refused(inputs, undisturbed, tmp_path):
     shutil.copytree(undisturbed, output)
     for content in ("{", "[]", '{"recipe": 5}'):
         (output / "run.json").write_text(content)
-        with pytest.raises(DamagedCheckpointError, match="run.json is not what was written"):
+        with pytest.raises(DamagedCheckpointError, match="run.json is damaged"):
             train_student(settings(inputs, output, resume=True))
 
 
@@ -235,7 +235,7 @@ def test_a_default_may_be_said(inputs, undisturbed, every_checkpoint, tmp_path, 
     shutil.copytree(every_checkpoint / "checkpoint-12", output / "checkpoint-12")
     shutil.copy(every_checkpoint / "run.json", output)
     train_student(settings(inputs, output, resume=True, seed=42, bf16=False, adam_beta1=0.9))
-    assert f"going on from {output}/checkpoint-12" in capsys.readouterr().err
+    assert f"resuming from {output}/checkpoint-12" in capsys.readouterr().err
     assert_same(output, undisturbed)
 
 
@@ -250,10 +250,10 @@ def test_a_damaged_checkpoint_is_refused(inputs, undisturbed, tmp_path):
         train_student(settings(inputs, output, resume=True))
 
 
-def test_weights_alone_cannot_be_gone_on_from(inputs, tmp_path):
+def test_weights_alone_cannot_be_resumed_from(inputs, tmp_path):
     output = tmp_path / "out"
     train_student(settings(inputs, output, max_steps=2, save_only_model=True))
-    with pytest.raises(UsageError, match="has no optimizer .*save_only_model"):
+    with pytest.raises(UsageError, match="has no optimizer state .*save_only_model"):
         train_student(settings(inputs, output, max_steps=2, save_only_model=True, resume=True))
 
 
@@ -267,7 +267,9 @@ def test_what_moves_no_weight_may_change_and_does(inputs, undisturbed, every_che
     steps = [line.split("/")[0] for line in capsys.readouterr().err.splitlines() if ", sup " in line]
     assert steps == ["step 8", "step 12", f"step {STEPS}"]
     assert {path.name for path in output.glob("checkpoint-*")} == {f"checkpoint-{n}" for n in (4, 5, 10, STEPS)}
-    with pytest.raises(UsageError, match=r"recipe.training.learning_rate was 0.003 and is 0.1; .*Give the same"):
+    with pytest.raises(
+        UsageError, match=r"recipe.training.learning_rate was 0.003 and is 0.1; .*Use the same settings"
+    ):
         train_student(settings(inputs, output, resume=True, learning_rate=0.1, weight_decay=0.5))
 
 
@@ -317,7 +319,7 @@ def test_what_the_best_one_is_chosen_by_cannot_change(best_is_4, tmp_path):
     with pytest.raises(UsageError, match="recipe.training.save_steps was 2 and is 4"):
         train_student(make(first, resume=True, save_steps=4, eval_steps=4))
     other = tiny.write_data(tmp_path / "other.parquet", tiny.rows()[:3])
-    with pytest.raises(UsageError, match="evaluation data is another one"):
+    with pytest.raises(UsageError, match="evaluation data changed"):
         train_student(replace(make(first, resume=True), eval_data=str(other)))
 
 
@@ -328,5 +330,5 @@ def test_other_data_without_a_cache(inputs, tmp_path):
     plain = replace(plain, cache=None, recipe=with_flags(plain.recipe, sft))
     train_student(plain)
     other = tiny.write_data(tmp_path / "other.parquet", tiny.rows()[::-1])
-    with pytest.raises(UsageError, match="data is another one"):
+    with pytest.raises(UsageError, match="data changed"):
         train_student(replace(plain, data=str(other), resume=True))

@@ -87,7 +87,7 @@ def test_never_negative_and_always_finite(seed, k, up, tail, kind):
 @pytest.mark.parametrize("temperature", [0.5, 2.0, 10.0])
 @pytest.mark.parametrize("kind", KINDS)
 def test_temperature_divides_all_logits_of_an_even_tail(kind, temperature):
-    """Where the teacher's tail is even, what is stored says all: as if its logits had been there, divided by T."""
+    """If the teacher's tail is even, the stored numbers are enough: the result is that of all logits divided by T."""
     dense = logits(2)
     order = dense.argsort(1, descending=True)
     dense = dense.scatter(1, order[:, 5:], dense.gather(1, order[:, 4:5]).expand(-1, V - 5) - 1)
@@ -105,7 +105,7 @@ def test_temperature_where_nothing_is_cut(kind):
 
 
 def test_temperature_without_a_tail_model_is_refused():
-    with pytest.raises(ValueError, match="temperature 2 needs the tail uniform.*mass of all logits"):
+    with pytest.raises(ValueError, match="temperature 2 needs the tail uniform.*total mass at temperature 1"):
         Divergence(tail="bucket", temperature=2.0)
 
 

@@ -115,7 +115,7 @@ def test_the_stopwatch_runs_while_solving():
 def test_the_cuda_solver_is_refused_where_it_would_run_on_the_cpu():
     """The package would solve one image after the other by SciPy there, and only warn."""
     check_solver("scipy", torch.device("cpu"))
-    with pytest.raises(UsageError, match="needs an NVIDIA GPU .* runs on cpu; leave the solver at scipy"):
+    with pytest.raises(UsageError, match="needs an NVIDIA GPU .* uses cpu; use solver scipy"):
         check_solver("cuda", torch.device("cpu"))
 
 
@@ -126,7 +126,7 @@ def test_the_cuda_solver_is_refused_without_its_packages(monkeypatch, missing):
     monkeypatch.setitem(sys.modules, "triton", ModuleType("triton"))
     check_solver("cuda", torch.device("cuda"))
     monkeypatch.setitem(sys.modules, missing, None)
-    with pytest.raises(UsageError, match=rf"{missing}.*pip install 'emkd\[cuda-assignment\]', or leave"):
+    with pytest.raises(UsageError, match=rf"{missing}.*pip install 'emkd\[cuda-assignment\]', or use solver scipy"):
         check_solver("cuda", torch.device("cuda"))
 
 
@@ -135,7 +135,7 @@ def test_the_cuda_solver_is_refused_on_other_gpus(monkeypatch, capability, cuda)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "Other GPU")
     monkeypatch.setattr(torch.version, "cuda", cuda)
-    with pytest.raises(UsageError, match="compute capability 8.0 or newer, and this runs on Other GPU"):
+    with pytest.raises(UsageError, match="compute capability 8.0 or newer, and this run uses Other GPU"):
         check_solver("cuda", torch.device("cuda"))
 
 

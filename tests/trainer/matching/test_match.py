@@ -67,7 +67,7 @@ def test_cost_in_chunks_is_the_same(monkeypatch):
         hidden, teacher = tokens(1, n_student)[:, :12], naive.cut(tokens(2, n_teacher), 8)
         whole = assignment_cost(hidden, head, teacher), matching_cost(tokens(1, n_student), teacher)
         for name, value in (("cost.COPIED", {"cpu": 1}), ("cost.LOGITS", 1)):
-            monkeypatch.setattr(f"emkd.trainer.{name}", value)
+            monkeypatch.setattr(f"emkd.trainer.matching.{name}", value)
         monkeypatch.setattr("emkd.vlm.head.GATHERED", {"cpu": 1})
         found = assignment_cost(hidden, head, teacher), matching_cost(tokens(1, n_student), teacher)
         for one, other in zip(whole, found, strict=True):

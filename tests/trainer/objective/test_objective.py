@@ -111,7 +111,7 @@ def test_no_logits_are_ever_held_whole(student_batch, monkeypatch):
 
 
 def test_a_head_with_something_behind_it_is_refused(student_batch):
-    """Losses are computed from the LM head's weight: a softcap behind it would be left out of them."""
+    """Losses are computed from the LM head's weight, without a softcap that follows it."""
     student, batch = student_batch
     student.model.lm_head.register_forward_hook(lambda _m, _i, out: 3 * torch.tanh(out / 3))
     with pytest.raises(ModelError, match="changes logits behind its head"):
@@ -165,7 +165,7 @@ def in_float64(objective, samples, weight, hidden):
 
 
 def test_a_batch_of_nothing_has_losses_and_gradients_of_zero(student_batch):
-    """What a rank computes that has no share of an epoch's last samples; also where only the projector learns."""
+    """As on a rank without a share of an epoch's last samples, also if only the projector is trained."""
     student, batch = student_batch
     nothing = Collator(0)([])
     counts = Objective(Weights(), V).count(batch["samples"])

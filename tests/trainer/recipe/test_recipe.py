@@ -33,7 +33,7 @@ def test_a_file_and_flags_over_it(tmp_path):
     [
         ({"losses": {"alfa": 1}}, r"unknown key 'losses.alfa'; did you mean 'alpha'"),
         ({"loses": {}}, r"unknown key 'loses'; did you mean 'losses'"),
-        ({"training": {"learnig_rate": 1}}, r"training.learnig_rate is no field .*did you mean 'learning_rate'"),
+        ({"training": {"learnig_rate": 1}}, r"training.learnig_rate is not a field .*did you mean 'learning_rate'"),
         ({"training": {"output_dir": "x"}}, r"training.output_dir cannot be set: use --output"),
         ({"training": {"auto_find_batch_size": True}}, "its size is fixed"),
         ({"losses": {"alpha": 2}}, "losses.alpha: .*less than or equal to 1, got 2"),
@@ -43,14 +43,14 @@ def test_a_file_and_flags_over_it(tmp_path):
         ({"losses": {"temperature": 0}}, "losses.temperature: .*greater than 0, got 0"),
         (
             {"losses": {"temperature": 2, "tail": "bucket"}},
-            "temperature 2 needs the tail uniform: a cache has the mass",
+            "temperature 2 needs the tail uniform: a cache has the tail's total mass",
         ),
         ([1], "the recipe: must be a mapping of names to values"),
-        ({"training": {"label_smoothing_factor": 0.1}}, "smoothing is none of them"),
-        ({"training": {"group_by_length": True}}, "samples come shard by shard"),
-        ({"training": {"train_sampling_strategy": "group_by_length"}}, "samples come shard by shard"),
-        ({"training": {"ignore_data_skip": True}}, "goes on with the exact next sample"),
-        ({"training": {"fsdp": "full_shard"}}, "its weights are not whole"),
+        ({"training": {"label_smoothing_factor": 0.1}}, "no label smoothing"),
+        ({"training": {"group_by_length": True}}, "samples are read shard by shard"),
+        ({"training": {"train_sampling_strategy": "group_by_length"}}, "samples are read shard by shard"),
+        ({"training": {"ignore_data_skip": True}}, "continues with the exact next sample"),
+        ({"training": {"fsdp": "full_shard"}}, "only a part of its weights"),
         ({"student": {"learning_rates": {"model": 0}}}, "student.learning_rates.model: .*greater than 0, got 0"),
         ({"student": {"lora": {"rank": 8}}}, r"unknown key 'student.lora.rank'; did you mean 'r'|known: r, alpha"),
     ],
@@ -80,8 +80,8 @@ def test_what_is_wrong_is_named(content, message):
         ("save_steps", 0, "must be more than 0, got 0"),
         ("save_total_limit", -3, "must be at least 1, got -3"),
         ("bf16", "perhaps", "training.bf16: .*valid boolean.*, got 'perhaps'"),
-        ("batch_size", 4, "no field of .*did you mean 'per_device_train_batch_size'"),
-        ("epochs", 4, "no field of .*did you mean 'num_train_epochs'"),
+        ("batch_size", 4, "not a field of .*did you mean 'per_device_train_batch_size'"),
+        ("epochs", 4, "not a field of .*did you mean 'num_train_epochs'"),
     ],
 )
 def test_values_of_training_are_checked(field, value, message):
@@ -92,7 +92,7 @@ def test_values_of_training_are_checked(field, value, message):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ({"learning_rate": 1e-3}, "unknown key 'learning_rate'; it is one of `training`: put it there"),
+        ({"learning_rate": 1e-3}, "unknown key 'learning_rate'; it belongs into the section `training`"),
         ({"student": {"freeze": "model.vision_tower"}}, "student.freeze: must be a list, got 'model.vision_tower'"),
         ({"student": {"freeze": [""]}}, "student.freeze.0: .*at least 1 character"),
         ({"losses": [1]}, "losses: must be a mapping of names to values"),
@@ -114,7 +114,7 @@ def test_empty_sections_and_words_for_yes_and_no(tmp_path):
 def test_a_key_that_is_there_twice_is_refused(tmp_path):
     path = tmp_path / "recipe.yaml"
     path.write_text("training: {max_steps: 1}\nlosses: {alpha: 1}\ntraining: {max_steps: 2}\n")
-    with pytest.raises(UsageError, match="the key 'training' is there twice"):
+    with pytest.raises(UsageError, match="the key 'training' occurs twice"):
         load_recipe(path)
 
 
@@ -132,7 +132,7 @@ def test_what_is_reserved_is_refused_each_for_its_reason():
 
 
 def test_the_command_line_and_recipes_agree():
-    """Each flag stands for a place in the recipe, and its help names the default that holds there."""
+    """Each flag sets one key of the recipe, and its help names the default of that key."""
     command = typer.main.get_command(app).commands["train-student"]
     options = {option.name: option for option in command.params}
     arguments = training_arguments(Path("nowhere"), {})
@@ -159,9 +159,9 @@ def test_numbers_are_converted_only_where_a_number_is_meant():
 
 
 def test_files(tmp_path):
-    with pytest.raises(InputNotFoundError, match="is not there; name a YAML file"):
+    with pytest.raises(InputNotFoundError, match="does not exist; expected a YAML file"):
         load_recipe(tmp_path / "none.yaml")
-    with pytest.raises(InputNotFoundError, match="is a folder; name a YAML file"):
+    with pytest.raises(InputNotFoundError, match="is a folder; expected a YAML file"):
         load_recipe(tmp_path)
     (tmp_path / "bad.yaml").write_text("a: [")
     with pytest.raises(UsageError, match="not valid YAML"):
@@ -181,7 +181,7 @@ def test_numbers_as_people_write_them(tmp_path):
 
 
 def test_a_divergence_reaches_the_objective(student_path, data_path, cache_path, tmp_path, capsys):
-    """Each with another loss after the same first step, said in the first line and on the card."""
+    """Each has another loss after the same first step, and is named in the first log line and on the card."""
     from emkd.trainer import TrainSettings, train_student
 
     losses = {}

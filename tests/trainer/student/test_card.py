@@ -1,4 +1,4 @@
-"""The model card says what a student was made from, and nothing that was not measured."""
+"""The model card says what a student was trained from, and claims nothing that was not measured."""
 
 import os
 import subprocess
@@ -30,7 +30,7 @@ def facts(cache_path):
     teacher = manifest.teacher.model_copy(update={"name": "org/teacher", "revision": "abc123", "licence": "apache-2.0"})
     return CardFacts(
         student="org/student-0.5b", data="instructions.json", revision="main", licence="mit", model_type="llava_pooled", vision_pool=2,
-        n_parameters=1_234_567, n_learning=2_345, n_samples=5_678, recipe=recipe(),
+        n_parameters=1_234_567, n_trainable=2_345, n_samples=5_678, recipe=recipe(),
         cache="s3://bucket/private/place/my-cache/", manifest=manifest.model_copy(update={"teacher": teacher}),
         versions=VERSIONS,
     )  # fmt: skip
@@ -61,34 +61,34 @@ def test_front_matter(facts, alone):
 def test_a_folder_is_no_base_model_of_the_hub(facts, path):
     text = model_card(replace(facts, student=path))
     assert "base_model" not in yaml.safe_load(text.split("---\n")[1])
-    assert f"began as `{path}`" in text
+    assert f"base model: `{path}`" in text
 
 
 def test_teacher_and_cache(facts):
     text, manifest = model_card(facts), facts.manifest
     for part in (
         "teacher: `org/teacher`, revision `abc123`, llava, run in float32",
-        f"SHA-256 of its weights: `{manifest.teacher.weights_sha256}`",
-        "its licence: apache-2.0",
+        f"SHA-256 of the teacher's weights: `{manifest.teacher.weights_sha256}`",
+        "licence of the teacher: apache-2.0",
         "cache: `my-cache`, sealed\n",
-        "data: `instructions.json`, 5,678 samples of which are in the cache",
-        "logits kept: 26 of 26 for a vision token, 26 for an answer token",
+        "data: `instructions.json`, of which 5,678 samples are in the cache",
+        "logits stored, of 26: 26 per vision token, 26 per answer token",
         "precision: logits float32, affinities float32",
         f"SHA-256 of the cache's plan: `{manifest.plan_sha256}`",
     ):
         assert part in text
     assert "private/place" not in text
-    assert "not sealed when the run began" in model_card(replace(facts, sealed=False))
-    assert "of which 8 are used" in model_card(replace(facts, recipe=recipe(losses={"top_k": 8})))
+    assert "not sealed when the run started" in model_card(replace(facts, sealed=False))
+    assert "(training used 8 of them)" in model_card(replace(facts, recipe=recipe(losses={"top_k": 8})))
     unknown = manifest.teacher.model_copy(update={"licence": None, "revision": None})
     text = model_card(replace(facts, manifest=manifest.model_copy(update={"teacher": unknown})))
-    assert "its licence: not known" in text
+    assert "licence of the teacher: unknown" in text
     assert "teacher: `org/teacher`, llava" in text
 
 
 def test_without_a_cache(alone):
     text = model_card(alone)
-    assert "No cache: trained on labels alone, those of `instructions.json` (5,678 rows)" in text
+    assert "trained on the labels of `instructions.json` alone (5,678 rows)" in text
     assert "| Sup | 1 | cross-entropy" in text
     for word in ("RLD", "VSD", "VLAD", "SHA-256", "Matching", "from a cache"):
         assert word not in text, word
@@ -99,39 +99,37 @@ def test_losses_and_their_weights(facts):
     for row in ("| Sup | 0.5 | ", "| RLD | 0.5 | ", "| VSD | 0.25 | ", "| VLAD | 25 | "):
         assert row in text
     assert "2511.21106" in text
-    assert "Tail of cut logits: uniform. Matching of vision tokens: logits." in text
+    assert "Tail of the logits that are not stored: uniform. Matching of vision tokens: logits." in text
     assert "| VSD |" not in model_card(replace(facts, recipe=recipe(losses={"beta": 0.0})))
 
 
 def test_the_paper_has_one_divergence(facts, alone):
     """What is trained with another one is not what the paper defines, and plain fine-tuning is none of it."""
-    defines = "As [EM-KD](https://arxiv.org/abs/2511.21106) (arXiv 2511.21106) defines them"
+    defines = "As defined by [EM-KD](https://arxiv.org/abs/2511.21106) (arXiv 2511.21106)"
     assert f"{defines}:" in model_card(facts)
     for losses in ({"divergence": "jsd"}, {"temperature": 2.0}):
         text = model_card(replace(facts, recipe=recipe(losses=losses)))
-        assert f"{defines}, but for their divergence, which is the reverse KL at temperature 1 there:" in text
-    assert "Of the labels alone:" in model_card(alone)
+        assert f"{defines}, except for the divergence: the paper uses the reverse KL at temperature 1:" in text
+    assert "On labels alone:" in model_card(alone)
     assert defines not in model_card(alone)
 
 
 def test_the_student(facts, alone):
     text = model_card(facts)
     for part in (
-        "began as `org/student-0.5b`, revision `main`",
-        "1,234,567 parameters; 2,345 numbers learnt",
-        "averages 2 x 2 vision tokens into one",
+        "base model: `org/student-0.5b`, revision `main`",
+        "parameters: 1,234,567; trainable during the run: 2,345",
+        "averages windows of 2 x 2 into one",
         "- licence: mit",
     ):
         assert part in text
     assert "LoRA" not in text
-    assert "frozen:" not in text
-    assert "vision tokens into one" not in model_card(alone)
+    assert "frozen during training:" not in text
+    assert "averages windows" not in model_card(alone)
     student = {"freeze": ["model.vision_tower"], "lora": {"r": 4, "alpha": 8, "modules": ["model.language_model"]}}
     text = model_card(replace(facts, recipe=recipe(student=student)))
-    assert "frozen: `model.vision_tower`" in text
-    assert (
-        "of rank 4, alpha 8, dropout 0, in the linear layers below `model.language_model` but for the LM head" in text
-    )
+    assert "frozen during training: `model.vision_tower`" in text
+    assert "of rank 4, alpha 8, dropout 0, in the linear layers of `model.language_model` except the LM head" in text
 
 
 def test_the_recipe_in_the_card_is_the_recipe(facts):
@@ -144,7 +142,7 @@ def test_versions_are_those_installed_unless_said(facts):
     assert "- emkd 1.2\n- transformers 5.23\n- torch 2.15" in model_card(facts)
     kept = {
         name: getattr(facts, name)
-        for name in ("student", "data", "model_type", "n_parameters", "n_learning", "n_samples", "recipe")
+        for name in ("student", "data", "model_type", "n_parameters", "n_trainable", "n_samples", "recipe")
     }
     assert f"- emkd {emkd.__version__}\n" in model_card(CardFacts(**kept))
 

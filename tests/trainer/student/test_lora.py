@@ -1,4 +1,4 @@
-"""LoRA: what learns, what does not, what it computes, and the sums that are saved."""
+"""LoRA: what is trained, what is frozen, what it computes, and the merged weights that are saved."""
 
 import sys
 
@@ -54,7 +54,7 @@ def with_lora(model, seed=0, **chosen):
 
 
 def test_what_learns(model):
-    """Below the modules only the additions; elsewhere what learnt before."""
+    """Below the modules only the additions are trained; elsewhere nothing changes."""
     freeze(model, ["model.vision_tower"])
     plain = {name for name, _ in model.named_parameters()}
     with_lora(model)
@@ -77,7 +77,7 @@ def test_modules_are_chosen_and_the_head_is_not_one(model):
 
 
 def test_the_model_stays_what_it_was(model):
-    """Its class, its parts and, until something is learnt, all of its numbers."""
+    """Its class, its modules and, before training, all of its outputs."""
     before, kind = logits(model), type(model)
     with_lora(model)
     assert type(model) is kind
@@ -202,12 +202,12 @@ def test_gradient_checkpointing_changes_no_gradient(model):
 def test_modules_that_cannot_have_any(model):
     with pytest.raises(
         UsageError,
-        match=r"student.lora.modules 'model.visual': no parameter's name begins so; there are .*model.vision_tower",
+        match=r"student.lora.modules 'model.visual': no parameter's name starts with it; expected one of .*model.vision_tower",
     ):
         with_lora(model, modules=("model.language_model", "model.visual"))
     with pytest.raises(
         UsageError,
-        match=r"student.lora.modules lm_head: there is no linear layer below them but the LM head; name modules that have some, of .*model.language_model",
+        match=r"student.lora.modules lm_head: they have no linear layer except the LM head; name modules that have some, out of .*model.language_model",
     ):
         with_lora(model, modules=("lm_head",))
     assert not any(".lora_" in name for name, _ in model.named_parameters())
@@ -216,6 +216,6 @@ def test_modules_that_cannot_have_any(model):
 def test_without_peft_the_way_to_it_is_said(model, monkeypatch):
     monkeypatch.setitem(sys.modules, "peft", None)
     with pytest.raises(
-        UsageError, match=r"student.lora needs peft.*pip install 'emkd\[lora\]', or leave student.lora out"
+        UsageError, match=r"student.lora needs peft.*pip install 'emkd\[lora\]', or remove student.lora"
     ):
         with_lora(model)

@@ -1,4 +1,4 @@
-"""What learns and how fast: every learning parameter in exactly one group, with its rate and its decay."""
+"""Which parameters are trained: each trainable one is in exactly one group, with its learning rate and decay."""
 
 import pytest
 import torch
@@ -53,8 +53,8 @@ def test_freezing_is_by_the_beginning_of_names(model):
 def test_freezing_what_is_not_there(model):
     with pytest.raises(
         UsageError,
-        match=r"freeze 'no.such': no parameter's name begins so; there are lm_head.weight, model.language_model, "
-        r"model.multi_modal_projector, model.vision_tower. Families .*docs/families.md",
+        match=r"freeze 'no.such': no parameter's name starts with it; expected one of lm_head.weight, model.language_model, "
+        r"model.multi_modal_projector, model.vision_tower, or a longer one. .*docs/families.md",
     ):
         freeze(model, ["no.such"])
 
@@ -109,22 +109,22 @@ def test_a_tied_parameter_is_in_one_group_under_its_longest_prefix(tied):
 def test_a_rate_that_names_nothing_or_only_what_is_frozen(model):
     with pytest.raises(
         UsageError,
-        match=r"student.learning_rates 'model.visual': no parameter's name begins so; there are .*model.vision_tower",
+        match=r"student.learning_rates 'model.visual': no parameter's name starts with it; expected one of .*model.vision_tower",
     ):
         parameter_groups(model, {"model.visual": 1e-4}, (), 0.0)
     freeze(model, ["model.vision_tower"])
     with pytest.raises(
         UsageError,
-        match=r"student.learning_rates 'model.vision_tower': all of the [\d,]+ parameters .* are frozen .*remove this learning rate, or let them learn",
+        match=r"student.learning_rates 'model.vision_tower': all [\d,]+ parameters .* are frozen .*remove this learning rate, or do not freeze them",
     ):
         parameter_groups(model, {"model.vision_tower": 1e-4}, (), 0.0)
 
 
 def test_counts(tied):
     by_hand = sum(p.numel() for p in tied.parameters())
-    assert n_parameters(tied) == n_parameters(tied, learning=True) == by_hand
+    assert n_parameters(tied) == n_parameters(tied, trainable=True) == by_hand
     freeze(tied, ["lm_head"])
-    assert n_parameters(tied, learning=True) == by_hand - 64 * 24
+    assert n_parameters(tied, trainable=True) == by_hand - 64 * 24
 
 
 def test_buffers_that_are_saved():
@@ -136,7 +136,7 @@ def test_filling_copies_all_or_says_what_differs():
     here = {"a": torch.zeros(2), "b": torch.zeros(3), "c": torch.zeros(1)}
     wrong = {"a": torch.ones(2), "b": torch.ones(4), "c": torch.ones(1, dtype=torch.bfloat16), "d": torch.ones(1)}
     assert fill(here, wrong) == [
-        "d is too many",
+        "d is unexpected",
         "b is float32 [4], expected float32 [3]",
         "c is bfloat16 [1], expected float32 [1]",
     ]

@@ -1,0 +1,105 @@
+"""What a run was started with (run.json), so that a resumed run is the same run and no other.
+
+run.json    recipe without what moves no weight, student, revision, workers, and hashes of cache, samples and data
+"""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from emkd.errors import DamagedCheckpointError, UsageError
+from emkd.samples.dataset import Dataset
+from emkd.storage.cache import Cache
+from emkd.trainer.data.selection import Selection
+from emkd.trainer.recipe.arguments import same_in_effect
+from emkd.trainer.recipe.recipe import make_recipe
+from emkd.trainer.recipe.settings import TrainSettings
+from emkd.trainer.report import rank
+
+# What a run was started with.
+RUN_NAME = "run.json"
+
+# Fields of `training` that may change when a run is resumed: they do not affect the weights.
+FREE = {
+    "dataloader_num_workers", "dataloader_persistent_workers", "dataloader_pin_memory", "dataloader_prefetch_factor",
+    "dataloader_multiprocessing_context", "disable_tqdm", "logging_first_step", "logging_steps", "logging_strategy",
+    "log_level", "per_device_eval_batch_size", "project", "report_to", "run_name", "save_steps", "save_strategy",
+    "save_total_limit", "skip_memory_metrics", "ddp_timeout",
+}  # fmt: skip
+
+
+def agree_with_first_run(
+    settings: TrainSettings, cache: Cache | None, selection: Selection | None, dataset: Dataset, n_ranks: int
+) -> None:
+    """Write what decides this run to run.json, or, when resuming, compare with it.
+
+    n_ranks: the number of workers
+
+    Raises UsageError that lists what differs, DamagedCheckpointError if run.json is not valid.
+    """
+    now = {
+        "recipe": _deciding(settings.recipe.model_dump(mode="json")),
+        "student": settings.student,
+        "revision": settings.revision,
+        "cache": None if cache is None else cache.manifest.settings_sha256,
+        "samples": None if cache is None or selection is None else selection.sha256(cache),
+        "data": dataset.fingerprint,
+        "evaluation data": _evaluated_on(settings),
+        "workers": n_ranks,
+    }
+    path = settings.output / RUN_NAME
+    if settings.resume and path.is_file():
+        before = _read(path)
+        differing = list(_differences(before, now))
+        if differing:
+            raise UsageError(
+                f"--resume: this call differs from the one that {settings.output} was started with (see {path}): "
+                f"{'; '.join(differing)}. Use the same settings, or start a new run in another folder"
+            )
+        return
+    if rank() == 0:
+        settings.output.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f".{RUN_NAME}.partial")
+        partial.write_text(json.dumps(now, indent=2) + "\n")
+        os.replace(partial, path)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        before: dict[str, Any] = json.loads(path.read_text())
+        recipe = make_recipe(before["recipe"], str(path))  # settings newer than the file have their defaults
+        return {**before, "recipe": _deciding(recipe.model_dump(mode="json"))}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DamagedCheckpointError(
+            f"{path} is damaged ({error}). Restore it from a copy, or start a new run: one of the checkpoints as "
+            "--student, and another --output"
+        ) from error
+
+
+def _evaluated_on(settings: TrainSettings) -> str | None:
+    """Return the fingerprint of data that may choose the best checkpoint or the learning rate; None if none does."""
+    if settings.eval_data is None or settings.recipe.training.get("eval_strategy", "no") == "no":
+        return None
+    return Dataset(settings.eval_data, settings.image_root).fingerprint
+
+
+def _deciding(recipe: dict[str, Any]) -> dict[str, Any]:
+    """Leave out what does not affect the weights. Save steps do if the best checkpoint is loaded at the end."""
+    free = FREE - ({"save_steps", "save_strategy"} if recipe["training"].get("load_best_model_at_end") else set())
+    training = {name: value for name, value in same_in_effect(recipe["training"]).items() if name not in free}
+    losses = {name: value for name, value in recipe["losses"].items() if name != "solver"}
+    return {**recipe, "losses": losses, "training": training}
+
+
+def _differences(before: dict[str, Any], now: dict[str, Any], prefix: str = "") -> list[str]:
+    """Return `recipe.losses.alpha was 0.5 and is 0.9` for each value that differs; of hashes, the names alone."""
+    found = []
+    for name in sorted(before.keys() | now.keys()):
+        old, new = before.get(name), now.get(name)
+        if isinstance(old, dict) and isinstance(new, dict):
+            found += _differences(old, new, f"{prefix}{name}.")
+        elif old != new:
+            hashed = name in ("cache", "samples", "data", "evaluation data")
+            found.append(f"{prefix}{name} " + ("changed" if hashed else f"was {old} and is {new}"))
+    return found

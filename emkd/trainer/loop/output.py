@@ -1,0 +1,45 @@
+"""The output folder of a run: empty for a new run, or with the checkpoint that a resumed run continues from."""
+
+from pathlib import Path
+
+from emkd.errors import InputNotFoundError, OutputExistsError, UsageError
+from emkd.trainer.loop.checkpoints import checkpoints, last_complete
+from emkd.trainer.loop.first_run import RUN_NAME
+from emkd.trainer.recipe.settings import TrainSettings
+from emkd.trainer.report import log, rank
+
+
+def check_output(settings: TrainSettings) -> Path | None:
+    """Return the checkpoint to resume from, or None to start at the first step.
+
+    Raises OutputExistsError if a new run finds files in --output, and with --resume InputNotFoundError if run.json is
+    missing, UsageError if the checkpoint has no optimizer state, DamagedCheckpointError if its files were changed.
+    """
+    output = settings.output
+    if settings.resume:
+        if not (output / RUN_NAME).is_file() and output.exists() and any(output.iterdir()):
+            raise InputNotFoundError(
+                f"--resume: {output} has no {RUN_NAME}, which says what its run was started with. Restore that "
+                "file, or start a new run: one of the checkpoints as --student, and another --output"
+            )
+        checkpoint = last_complete(output, log, verify=rank() == 0)
+        if checkpoint is None:
+            log(f"{output} has no complete checkpoint: starting at the first step")
+            return None
+        if not (checkpoint / "optimizer.pt").is_file():
+            raise UsageError(
+                f"--resume: {checkpoint} has no optimizer state (training.save_only_model), so an exact resume is not "
+                "possible. To start a new run from its weights, use it as --student, with another --output"
+            )
+        log(f"resuming from {checkpoint}")
+        return checkpoint
+    if rank() != 0:  # the first rank checks, and may have written files already
+        return None
+    # A run that failed before its first step leaves run.json alone, which needs no protection.
+    used = output.is_dir() and any(path.name != RUN_NAME for path in output.iterdir())
+    if output.is_file() or used:
+        raise OutputExistsError(
+            f"--output {output} exists and is not empty; name another folder"
+            + (", or resume from its last checkpoint with --resume" if checkpoints(output) else "")
+        )
+    return None

@@ -1,0 +1,78 @@
+"""The student's forward pass, which computes hidden states and no logits, except to check the LM head once.
+
+Shape legend: B samples of a micro-batch, T positions, d hidden size
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from emkd.trainer.data.samples import StudentSample
+from emkd.vlm.checks import check_causal, check_same_logits
+from emkd.vlm.forward import keep_last_hidden_state
+from emkd.vlm.head import LMHead
+
+
+class HiddenStates:
+    """Calls a model for its last hidden states, and checks with the first batch that its family is supported.
+
+    n_tokens: ids whose logits are compared in that check
+    """
+
+    def __init__(self, n_tokens: int) -> None:
+        self.n_tokens = n_tokens
+        self._head_checked = self._causal_checked = False
+
+    def __call__(
+        self, model: Any, base: Any, inputs: dict[str, torch.Tensor], samples: Sequence[StudentSample]
+    ) -> tuple[torch.Tensor, torch.Tensor | float]:
+        """Return (hidden states [B, T, d], a scalar 0 to add to the loss).
+
+        The 0 ties the loss to the trainable parameters in case the hidden states depend on none of them.
+
+        model: the model to call, which may be wrapped for data parallelism;  base: the model itself
+
+        Raises ModelError for a model whose logits are not those of a plain LM head on its hidden states, or whose
+        attention is not causal (vlm/checks.py).
+        """
+        if samples and not self._causal_checked:
+            check_causal(base, samples[0].encoded)
+            self._causal_checked = True
+        keep = torch.zeros(0 if self._head_checked else 1, dtype=torch.int64, device=inputs["input_ids"].device)
+        with keep_last_hidden_state(base) as kept, _some_gradient(base):
+            logits = model(**inputs, use_cache=False, logits_to_keep=keep).logits
+        hidden = kept[0]
+        if not self._head_checked:
+            self._check_head(base, logits[:, 0].detach(), hidden[:, 0].detach())
+        return hidden, 0.0 if hidden.requires_grad else logits[:, :0].float().sum()
+
+    def _check_head(self, base: Any, logits: torch.Tensor, hidden: torch.Tensor) -> None:
+        """Compare the model's own logits [B, rows] with those of its LM head on hidden states [B, d]."""
+        expected = logits[:, : self.n_tokens].float()
+        if bool(expected.isfinite().all()):  # otherwise the training has diverged, and the head is not at fault
+            (found,) = LMHead.of(base, self.n_tokens).blocks(hidden, self.n_tokens)
+            check_same_logits(base, expected, found)
+            self._head_checked = True
+
+
+@contextmanager
+def _some_gradient(base: Any) -> Iterator[None]:
+    """While open, make logits that depend on no trainable parameter depend on all of them, with gradients of 0.
+
+    This happens if the language model is frozen and a micro-batch has no images: backward would raise an error, and
+    the other ranks would wait forever for this rank's gradients. A forward hook does it, because data parallelism
+    looks for the parameters that take part inside of the model's forward.
+    """
+
+    def add_nothing(module: Any, _: Any, out: Any) -> None:
+        if not out.logits.requires_grad and torch.is_grad_enabled():
+            trainable = [parameter for parameter in module.parameters() if parameter.requires_grad]
+            out.logits = out.logits + sum(parameter.flatten()[:1].sum() for parameter in trainable) * 0
+
+    handle = base.register_forward_hook(add_nothing)
+    try:
+        yield
+    finally:
+        handle.remove()
