@@ -17,8 +17,9 @@ from transformers import (
 )
 from transformers.utils import logging
 
+from emkd.agreement.tokenizer import check_shared_tokenizer, lacking_ids
 from emkd.errors import InputNotFoundError, ModelError, TokenizerMismatchError, UsageError
-from emkd.vlm.identity import check_shared_tokenizer, lacking_ids, tokenizer_json
+from emkd.vlm.identity import tokenizer_json
 
 
 @contextmanager

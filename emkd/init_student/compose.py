@@ -24,6 +24,7 @@ from transformers import (
     LlavaNextProcessor,
 )
 
+from emkd.agreement.template import adopt_template, check_places_images
 from emkd.agreement.text import shared_text
 from emkd.errors import (
     ModelError,
@@ -46,7 +47,6 @@ from emkd.init_student.components import (
 from emkd.samples.encode import Encoder
 from emkd.samples.render import end_token, template_of
 from emkd.samples.sample import ImagePart, Sample, Turn
-from emkd.samples.template import adopt_template, check_places_images
 from emkd.vlm.loading import load_processor, resolve
 from emkd.vlm.pooling import pooled
 

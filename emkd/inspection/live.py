@@ -12,9 +12,15 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from tokenizers import Tokenizer
 
-from emkd.errors import DataMismatchError, SampleError, TeacherMismatchError, TokenizerMismatchError
+from emkd.agreement.agree import Reader, Role, TeacherSide, agree, agree_on_row, agree_on_tokenizer
+from emkd.errors import (
+    DataMismatchError,
+    GeometryMismatchError,
+    SampleError,
+    TeacherMismatchError,
+    TokenizerMismatchError,
+)
 from emkd.pipeline.capture import Teacher
 from emkd.pipeline.memory import rows_that_fit
 from emkd.pipeline.worker import capture_settings
@@ -23,7 +29,7 @@ from emkd.samples.encode import Encoded
 from emkd.storage.cache import Cache
 from emkd.storage.record import Record
 from emkd.trainer.data.selection import Selection
-from emkd.vlm.identity import image_differences, image_processor_settings, sha256_of, tokenizer_json, weights_sha256
+from emkd.vlm.identity import sha256_of, tokenizer_json, weights_sha256
 from emkd.vlm.loading import load, resolve
 
 
@@ -48,7 +54,10 @@ def load_teacher(cache: Cache, settings: LiveSettings) -> Teacher:
     TokenizerMismatchError."""
     manifest = cache.manifest
     path = resolve(settings.against_teacher, settings.revision)
-    _check_tokenizer(settings.against_teacher, cache, tokenizer_json(path))
+    try:
+        agree_on_tokenizer(_teacher_side(cache), tokenizer_json(path), Role.LIVE_MODEL)
+    except TokenizerMismatchError as error:
+        raise TokenizerMismatchError(f"{settings.against_teacher}: {error}. {_name_the_teacher(cache)}") from error
     vlm = load(
         str(path),
         dtype=manifest.teacher.dtype,
@@ -59,23 +68,17 @@ def load_teacher(cache: Cache, settings: LiveSettings) -> Teacher:
     if vlm.n_tokens != manifest.vocabulary_size:
         raise TokenizerMismatchError(
             f"{settings.against_teacher} has {vlm.n_tokens} ids, the cache's teacher had {manifest.vocabulary_size}: "
-            f"their logits cannot be compared. The cache was made by {made_by(cache)}: name that one"
+            f"their logits cannot be compared. {_name_the_teacher(cache)}"
         )
     return Teacher(vlm, capture_settings(manifest))
 
 
-def _check_tokenizer(name: str, cache: Cache, found: bytes) -> None:
-    """Every id has to mean the same token, or logits of the same id are of different things."""
-    ours: dict[str, int] = Tokenizer.from_buffer(found).get_vocab()  # type: ignore[arg-type, unused-ignore]
-    theirs: dict[str, int] = Tokenizer.from_buffer(cache.tokenizer_json).get_vocab()  # type: ignore[arg-type, unused-ignore]
-    differing = sorted({token_id for _, token_id in ours.items() ^ theirs.items()})
-    if differing:
-        first = differing[0]
-        here, cached = (next((t for t, i in known.items() if i == first), None) for known in (ours, theirs))
-        raise TokenizerMismatchError(
-            f"the tokenizer of {name} is not that of the cache's teacher: {len(differing)} ids differ, the first is id "
-            f"{first}: here {here!r}, cached {cached!r}. The cache was made by {made_by(cache)}: name that one"
-        )
+def _teacher_side(cache: Cache) -> TeacherSide:
+    return TeacherSide.of(cache.manifest, cache.tokenizer_json)
+
+
+def _name_the_teacher(cache: Cache) -> str:
+    return f"The cache was made by {made_by(cache)}: name that teacher"
 
 
 def made_by(cache: Cache) -> str:
@@ -93,7 +96,9 @@ def likeness(cache: Cache, teacher: Teacher) -> dict[str, Any]:
     same: {weights, tokenizer, chat_template: bool};  image_processor_differs_in: names of settings
     """
     manifest, processor = cache.manifest, teacher.vlm.processor
-    pixels = image_differences(manifest.image_processor.settings, image_processor_settings(processor))
+    model_type = teacher.vlm.model.config.model_type
+    reader = Reader(path=teacher.vlm.path, processor=processor, model_type=model_type, role=Role.LIVE_MODEL)
+    agreement = agree(_teacher_side(cache), reader, has_images=cache.totals.vision_tokens > 0)
     tokenizer = sha256_of(json.loads(tokenizer_json(teacher.vlm.path)))
     template = manifest.tokenizer.chat_template_sha256
     same = {
@@ -101,7 +106,7 @@ def likeness(cache: Cache, teacher: Teacher) -> dict[str, Any]:
         "tokenizer": tokenizer == manifest.tokenizer.sha256,
         "chat_template": template is None or template == sha256_of(processor.chat_template),
     }
-    return {"same": same, "image_processor_differs_in": pixels}
+    return {"same": same, "image_processor_differs_in": list(agreement.image_processor_differs_in)}
 
 
 def pick(cache: Cache, selection: Selection, wanted: int) -> list[tuple[int, int]]:
@@ -140,32 +145,8 @@ def read(teacher: Teacher, dataset: Dataset, row: int, record: Record) -> Encode
             f"row {row} (id {sample.id!r}) of {dataset.data} is not what the teacher saw: its key is "
             f"{sample.key[:12]}, the cache has {record.key[:12]}. Give the data that the cache was made from"
         )
-    _check_same_tokens(encoded, record, row, teacher)
+    try:
+        agree_on_row(encoded, record, row, words=teacher.encoder.words, role=Role.LIVE_MODEL)
+    except (TokenizerMismatchError, GeometryMismatchError) as error:
+        raise TeacherMismatchError(f"{error}. Name the teacher that made the cache, or make the cache again") from error
     return encoded
-
-
-def _check_same_tokens(live: Encoded, stored: Record, row: int, teacher: Teacher) -> None:
-    ours, theirs = live.text_ids.tolist(), stored.text_ids.tolist()
-    if ours != theirs:
-        same = next(
-            (n for n, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b), min(len(ours), len(theirs))
-        )
-        here, cached = (teacher.encoder.words(ids[same : same + 1]) or "nothing" for ids in (ours, theirs))
-        raise TeacherMismatchError(
-            f"row {row}: this teacher reads {len(ours)} text tokens, the cache has {len(theirs)}; the first that "
-            f"differs is text token {same}: here {here!r}, cached {cached!r}. Its tokenizer or chat template is not "
-            "the cache's: name the teacher that made the cache, or make the cache anew"
-        )
-    if live.answer_positions.tolist() != stored.answer_positions.tolist():
-        raise TeacherMismatchError(
-            f"row {row}: {len(live.answer_positions)} text tokens are answers here, {len(stored.answer_positions)} in "
-            "the cache, or other ones: the chat template marks answers differently. Name the teacher that made the "
-            "cache, or make the cache anew"
-        )
-    spans = [[(i.text_position, i.start, i.count) for i in images] for images in (live.images, stored.images)]
-    if spans[0] != spans[1]:
-        here, cached = (", ".join(f"{count} at text token {at}" for at, _, count in span) for span in spans)
-        raise TeacherMismatchError(
-            f"row {row}: vision tokens of its images are {here} here, and {cached} in the cache: the image processor "
-            "or the model's size of pictures is another one. Name the teacher that made the cache, or make it anew"
-        )

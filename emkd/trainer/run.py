@@ -12,12 +12,13 @@ import torch
 import yaml
 from transformers import TrainingArguments, set_seed
 
+from emkd.agreement.agree import Agreement
 from emkd.errors import EmkdError, UsageError
 from emkd.samples.dataset import Dataset
 from emkd.trainer.data.run_data import RunData, encoder, evaluation_samples, open_run_data
 from emkd.trainer.data.samples import Collator, EvaluationSamples
 from emkd.trainer.loop.evaluation import evaluate_answers
-from emkd.trainer.loop.resume import agree_about_pictures_and_text, agree_with_first_run, check_output
+from emkd.trainer.loop.resume import agree_with_first_run, check_output
 from emkd.trainer.loop.trainer import DistillationTrainer
 from emkd.trainer.matching.assignment import check_solver
 from emkd.trainer.objective.objective import Objective
@@ -43,10 +44,10 @@ def train_one_process(settings: TrainSettings) -> dict[str, float]:
     source = open_run_data(settings)
     set_seed(arguments.seed)
     student = load_student(settings)
-    agree_about_pictures_and_text(source.cache, student.vlm, distils=settings.recipe.losses.weights.needs_cache)
+    agreement = source.agree(student.vlm, distils=settings.recipe.losses.weights.needs_cache)
     agree_with_first_run(settings, source.cache, source.selection, source.dataset, arguments.world_size)
     student.card = model_card(_facts(settings, source, student))
-    trainer = _trainer(settings, source, student, arguments)
+    trainer = _trainer(settings, source, student, arguments, agreement)
     log(_first_line(settings, student, arguments, source.n_samples))
     resumed = None if checkpoint is None else str(checkpoint)
     metrics: dict[str, float] = trainer.train(resume_from_checkpoint=resumed).metrics
@@ -60,7 +61,11 @@ def train_one_process(settings: TrainSettings) -> dict[str, float]:
 
 
 def _trainer(
-    settings: TrainSettings, source: RunData, student: Student, arguments: TrainingArguments
+    settings: TrainSettings,
+    source: RunData,
+    student: Student,
+    arguments: TrainingArguments,
+    agreement: Agreement,
 ) -> DistillationTrainer:
     """Raises UsageError for what the recipe asks for and is not there."""
     recipe = settings.recipe
@@ -68,7 +73,7 @@ def _trainer(
         student=student,
         args=arguments,
         objective=_objective(recipe.losses, source.n_tokens(student.vlm), arguments),
-        train_dataset=source.samples(student.vlm, recipe.losses.top_k),
+        train_dataset=source.samples(student.vlm, recipe.losses.top_k, agreement),
         shard_sizes=source.shard_sizes,
         window=recipe.window,
         learning_rates=recipe.student.learning_rates,

@@ -299,10 +299,16 @@ def test_another_tokenizer(caches, data_path, tmp_path):
     words = list(tiny.VOCABULARY)
     words[10], words[11] = words[11], words[10]
     other = tiny.save_model(tmp_path / "other", seed=1, hidden=32, words=words)
-    with pytest.raises(UsageError, match="2 ids differ, the first is id 10: here 'and', cached 'picture'"):
+    with pytest.raises(
+        UsageError,
+        match="the live model's tokenizer is not the teacher's: 2 ids .*id 10: teacher 'picture', live model 'and'",
+    ):
         compare(caches["float32"], other, data_path)
     more = tiny.save_model(tmp_path / "more", seed=1, hidden=32, words=[*tiny.VOCABULARY, "more"])
-    with pytest.raises(UsageError, match="1 ids differ, the first is id 26: here 'more', cached None"):
+    with pytest.raises(
+        UsageError,
+        match="lacks 0 of the teacher's ids, and has 1 that the teacher's lacks .'more' .26... The cache was made by",
+    ):
         compare(caches["float32"], more, data_path)
 
 
@@ -312,14 +318,17 @@ def test_another_chat_template(caches, teacher_path, data_path, tmp_path):
     processor.chat_template = tiny.TEMPLATE.replace("{{ m['role'] }}:", "{{ m['role'] }}: is")
     processor.save_pretrained(model)
     with pytest.raises(
-        TeacherMismatchError, match="row 0: this teacher reads .* text token 1: here 'is', cached 'what'"
+        TeacherMismatchError,
+        match="row 0: the live model's text is .* text token 1: live model 'is' .*, teacher 'what'",
     ):
         compare(caches["float32"], model, data_path)
 
 
 def test_pictures_of_another_size(caches, data_path, tmp_path):
     model = tiny.save_model(tmp_path / "model", seed=1, hidden=32, side=30)
-    with pytest.raises(TeacherMismatchError, match="row 0: .* are 36 at text token 1 here, and 16 at text token 1 in"):
+    with pytest.raises(
+        TeacherMismatchError, match="row 0: .* are 36 at text token 1 for the live model, and 16 at text token 1 for"
+    ):
         compare(caches["float32"], model, data_path)
 
 
