@@ -10,7 +10,7 @@ from tokenizers.processors import TemplateProcessing
 
 from emkd.agreement.agree import Reader, TeacherSide, agree
 from emkd.errors import EmkdError, GeometryMismatchError, ModelError, TeacherMismatchError, TokenizerMismatchError
-from emkd.inspection.against_teacher import LiveSettings, compare_with_teacher
+from emkd.inspection.compare.against_teacher import LiveSettings, compare_with_teacher
 from emkd.pipeline import JobSettings
 from emkd.pipeline.for_student import check_student
 from emkd.pipeline.manifest_of import identify

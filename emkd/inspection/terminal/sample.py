@@ -18,7 +18,7 @@ from rich.markup import escape
 from rich.style import Style
 from rich.text import Text
 
-from emkd.inspection.heatmap import bin_columns, bounds, levels
+from emkd.inspection.report.heatmap import bin_columns, bounds, levels
 
 WORD_WIDTH, MIN_WORD_WIDTH = 9, 6
 LABEL_WIDTH = 10

@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from emkd.errors import SampleError, SampleNotFoundError, TeacherMismatchError
-from emkd.inspection.cache_fidelity import IMAGES, LiveSample, cache_fidelity
+from emkd.inspection.compare.differences import Difference, Differences
+from emkd.inspection.compare.live_teacher import LiveSettings, likeness, load_teacher, made_by, pick, read
 from emkd.inspection.damage import open_for_inspection
-from emkd.inspection.differences import Difference, Differences
-from emkd.inspection.live import LiveSettings, likeness, load_teacher, made_by, pick, read
+from emkd.inspection.fidelity.of_cache import IMAGES, LiveSample, cache_fidelity
 from emkd.pipeline.capture import Teacher, does_not_fit
 from emkd.pipeline.memory import unless_out_of_memory
 from emkd.samples.dataset import Dataset

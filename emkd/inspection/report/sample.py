@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from tokenizers import Tokenizer
 
-from emkd.inspection.heatmap import (
+from emkd.inspection.report.heatmap import (
     MAX_COLUMNS,
     answer_grids,
     bin_columns,

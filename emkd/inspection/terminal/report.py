@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from emkd.inspection.render_sample import printable, render_sample
+from emkd.inspection.terminal.sample import printable, render_sample
 
 GO_ON = "the same cache-teacher command"
 FILES_SHOWN = 3

@@ -12,9 +12,9 @@ from transformers import AutoModelForImageTextToText
 
 from emkd.cli import main
 from emkd.errors import DataMismatchError, SampleError, SampleNotFoundError, TeacherMismatchError, UsageError
-from emkd.inspection.against_teacher import LiveSettings, check_agreement, compare_with_teacher
-from emkd.inspection.differences import Differences
-from emkd.inspection.live import load_teacher, pick, read
+from emkd.inspection.compare.against_teacher import LiveSettings, check_agreement, compare_with_teacher
+from emkd.inspection.compare.differences import Differences
+from emkd.inspection.compare.live_teacher import load_teacher, pick, read
 from emkd.pipeline.capture import Teacher
 from emkd.samples.dataset import Dataset
 from emkd.storage.cache import Cache, create_cache
@@ -187,7 +187,7 @@ def test_stored_ids_that_are_not_the_largest_are_found(caches, teacher_path, dat
     }
 
 
-# What is tolerated: tests/inspection/test_tolerance.py has the rule itself
+# What is tolerated: tests/inspection/compare/test_tolerance.py has the rule itself
 
 
 @pytest.mark.parametrize("kind", KINDS)

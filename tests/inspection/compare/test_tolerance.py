@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from emkd.errors import UsageError
-from emkd.inspection.against_teacher import judged
-from emkd.inspection.differences import Difference, Scale, half_unit
+from emkd.inspection.compare.against_teacher import judged
+from emkd.inspection.compare.differences import Difference, Scale, half_unit
 from emkd.storage.precision import round_logits
 from emkd.vlm.tolerance import Tolerance, tolerance
 

@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from emkd.inspection.render_sample import printable
+from emkd.inspection.terminal.sample import printable
 
 WIDTH = 100  # that no table here needs more than
 DISTANCES = ("near", "far")

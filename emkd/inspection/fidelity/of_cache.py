@@ -17,8 +17,8 @@ from typing import Any
 
 import torch
 
-from emkd.inspection.fidelity import Dense, Fidelity, View
-from emkd.inspection.stand_in import DISTANCES, NOISE, Distance, synthetic_student
+from emkd.inspection.fidelity.dense import Dense, Fidelity, View
+from emkd.inspection.fidelity.synthetic_student import DISTANCES, NOISE, Distance, synthetic_student
 from emkd.pipeline.capture import Teacher
 from emkd.storage.record import Record
 from emkd.trainer.data.samples import TeacherLimits
