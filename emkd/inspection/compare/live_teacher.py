@@ -1,7 +1,7 @@
-"""A live teacher for a cache: loaded as the cache says, and rows of the data as it reads them now.
+"""A live teacher for a cache, loaded as the cache says, and rows of the data as it reads them now.
 
-What has to be so before a number can be compared is checked here: the tokenizer, the content of each row, its tokens
-and its images. What may differ and then explains differing numbers is told (`likeness`).
+Before any number is compared, this module checks what must be equal (`emkd.agreement`): the tokenizer, the content of
+each row, its tokens and its images. `likeness` reports what may differ and would explain different numbers.
 """
 
 import json
@@ -37,7 +37,7 @@ from emkd.vlm.loading import load, resolve
 class LiveSettings:
     """The arguments of `emkd inspect --against-teacher`, by the same names.
 
-    attn_implementation: None for what the cache was made with
+    attn_implementation: None for the implementation that the cache was made with
     """
 
     against_teacher: str
@@ -50,8 +50,10 @@ class LiveSettings:
 
 
 def load_teacher(cache: Cache, settings: LiveSettings) -> Teacher:
-    """In the cache's dtype and with its settings, on the GPU where there is one. Raises InputNotFoundError, ModelError,
-    TokenizerMismatchError."""
+    """Load the teacher in the cache's dtype and with its settings, on the GPU if there is one.
+
+    Raises InputNotFoundError, ModelError, TokenizerMismatchError.
+    """
     manifest = cache.manifest
     path = resolve(settings.against_teacher, settings.revision)
     try:
@@ -67,8 +69,8 @@ def load_teacher(cache: Cache, settings: LiveSettings) -> Teacher:
     )
     if vlm.n_tokens != manifest.vocabulary_size:
         raise TokenizerMismatchError(
-            f"{settings.against_teacher} has {vlm.n_tokens} ids, the cache's teacher had {manifest.vocabulary_size}: "
-            f"their logits cannot be compared. {_name_the_teacher(cache)}"
+            f"{settings.against_teacher} has {vlm.n_tokens} ids, the cache's teacher had {manifest.vocabulary_size}, "
+            f"so their logits cannot be compared. {_name_the_teacher(cache)}"
         )
     return Teacher(vlm, capture_settings(manifest))
 
@@ -82,7 +84,7 @@ def _name_the_teacher(cache: Cache) -> str:
 
 
 def made_by(cache: Cache) -> str:
-    """The teacher that made the cache, in words."""
+    """Describe the teacher that made the cache."""
     teacher = cache.manifest.teacher
     revision = "" if teacher.revision is None else f", revision {teacher.revision}"
     attention = "" if teacher.attn_implementation is None else f", {teacher.attn_implementation} attention"
@@ -91,7 +93,7 @@ def made_by(cache: Cache) -> str:
 
 
 def likeness(cache: Cache, teacher: Teacher) -> dict[str, Any]:
-    """Whether files and settings are those that the cache was made with; none of it decides, numbers do.
+    """Return whether files and settings are the ones that the cache was made with. Only the numbers decide.
 
     same: {weights, tokenizer, chat_template: bool};  image_processor_differs_in: names of settings
     """
@@ -110,35 +112,35 @@ def likeness(cache: Cache, teacher: Teacher) -> dict[str, Any]:
 
 
 def pick(cache: Cache, selection: Selection, wanted: int) -> list[tuple[int, int]]:
-    """(sample number, row) of at most `wanted` samples, evenly spread, in the order of the cache.
+    """Return (sample number, row) of at most `wanted` samples, evenly spread, in the order of the cache.
 
-    Samples with images come first, since those without have nothing but answers to compare: text-only ones are taken
-    only where there are not enough of the others.
+    Text-only samples are taken only if there are not enough samples with images: they have nothing but answers to
+    compare.
     """
     numbers, first = np.unique(selection.numbers, return_index=True)
     rows = selection.rows[first]
     seeing = cache.samples["vision_count"].to_numpy()[numbers] > 0
     chosen = _evenly(np.flatnonzero(seeing), wanted)
     chosen = np.concatenate([chosen, _evenly(np.flatnonzero(~seeing), wanted - len(chosen))])
-    return [(int(numbers[place]), int(rows[place])) for place in np.sort(chosen)]
+    return [(int(numbers[n]), int(rows[n])) for n in np.sort(chosen)]
 
 
-def _evenly(places: NDArray[np.int64], wanted: int) -> NDArray[np.int64]:
-    n = min(wanted, len(places))
-    return places[[len(places) * i // n for i in range(n)]]
+def _evenly(numbers: NDArray[np.int64], wanted: int) -> NDArray[np.int64]:
+    n = min(wanted, len(numbers))
+    return numbers[[len(numbers) * i // n for i in range(n)]]
 
 
 def read(teacher: Teacher, dataset: Dataset, row: int, record: Record) -> Encoded:
-    """The row as this teacher reads it, which has to be what the record is of.
+    """Return the row as this teacher reads it; it must be the row that the record was made from.
 
-    Raises SampleError, DataMismatchError (another content), TeacherMismatchError (other tokens or images).
+    Raises SampleError, DataMismatchError (other content), TeacherMismatchError (other tokens or images).
     """
     try:
         with rows_that_fit():
             sample = dataset.sample(row)
             encoded = None if sample.key != record.key else teacher.encoder(sample)
     except SampleError as error:
-        detail = f"row {row} of {dataset.data} is in the cache, and cannot be used now: {error.detail}"
+        detail = f"row {row} of {dataset.data} is in the cache, but cannot be used now: {error.detail}"
         raise SampleError(error.reason, detail) from error
     if encoded is None:
         raise DataMismatchError(

@@ -341,7 +341,7 @@ def test_an_image_processor_that_changed_is_told(caches, data_path, tmp_path):
     report = compare(caches["float32"], model, data_path)
     assert (report["same"]["weights"], report["image_processor_differs_in"]) == (True, ["image_mean"])
     with pytest.raises(
-        TeacherMismatchError, match=r"Its weights are those .*Not as then: its image processor \(image_mean\)"
+        TeacherMismatchError, match=r"Its weights are the ones .*Changed since then: its image processor \(image_mean\)"
     ):
         check_agreement(report)
 
@@ -380,7 +380,7 @@ def test_what_is_printed(caches, teacher_path, other_path, data_path, capfd, mon
     monkeypatch.setenv("COLUMNS", "80")
     code, out, err = inspect(capfd, caches["bfloat16"], "--against-teacher", teacher_path, "--data", data_path)
     assert code == 0
-    assert "agrees: all of it is within what a teacher in bfloat16 may differ by" in out
+    assert "agrees: every quantity is within what a teacher in bfloat16 may differ by" in out
     assert re.search(r"samples +6 \(all that cache and data share; 8 were asked for\), 5 with images", out)
     table = out[out.index("live against cache") :].split("\n\n")[0].splitlines()
     assert [line.split()[:2] for line in table[1:3]] == [["vision", "logits"], ["vision", "order"]]

@@ -135,19 +135,19 @@ def test_what_cannot_be_computed_says_why(cut_path, teacher_path, data_path, tmp
     from emkd.inspection.terminal.comparison import render_comparison
 
     other = tiny.save_model(tmp_path / "other", seed=9, hidden=32)
-    assert compare(cut_path, other, data_path)["fidelity"] == {"missing": "this teacher is not that of the cache"}
+    assert compare(cut_path, other, data_path)["fidelity"] == {"missing": "this teacher is not the cache's teacher"}
     text = tiny.write_data(tmp_path / "text.parquet", [tiny.rows()[2]])
     cache = tiny.make_cache(teacher_path, text, tmp_path / "cache")
-    assert "no sample that was compared has an image" in compare(cache, teacher_path, text)["fidelity"]["missing"]
+    assert "none of the compared samples has an image" in compare(cache, teacher_path, text)["fidelity"]["missing"]
 
     def full(*_):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr("emkd.inspection.compare.against_teacher.cache_fidelity", full)
     report = compare(cut_path, teacher_path, data_path, samples=1)
-    assert (report["agrees"], "do not fit the memory" in report["fidelity"]["missing"]) == (True, True)
+    assert (report["agrees"], "do not fit into memory" in report["fidelity"]["missing"]) == (True, True)
     render_comparison(report)
-    assert "not computed, dense logits of an image do not fit the memory" in " ".join(capsys.readouterr().out.split())
+    assert "not computed, dense logits of an image do not fit into memory" in " ".join(capsys.readouterr().out.split())
 
 
 def test_figures_without_a_number_are_none():
