@@ -46,7 +46,7 @@ def test_what_each_dtype_explains():
             found = tolerance(quantity, dtype, scale)
             assert found.mean == pytest.approx(8 * unit * scale * part)
             assert found.largest == pytest.approx(64 * unit * scale * part)
-    with pytest.raises(UsageError, match="ran in float64; .* known for float32, float16, bfloat16 alone"):
+    with pytest.raises(UsageError, match="ran in float64; .* may differ only in float32, float16, bfloat16"):
         tolerance("affinity", "float64", 1.0)
 
 
