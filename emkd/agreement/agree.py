@@ -112,7 +112,8 @@ def agree(teacher: TeacherSide | None, reader: Reader, *, has_images: bool, dist
     if reader.role is Role.LIVE_MODEL:
         return Agreement(image_processor_differs_in=() if teacher is None else _pixels(teacher, reader))
     warnings: list[str] = []
-    other_family, pixels = False, ()
+    other_family = False
+    pixels: tuple[str, ...] = ()
     if teacher is not None:
         warnings += _adopt(teacher, reader)
         families = family_of(teacher.model_type), family_of(reader.model_type)
