@@ -5,8 +5,8 @@
 DEMO_OUT is a folder that `emkd demo` made: its teacher is cut at k = 2, 4, 8, 16 and all 31, on validation scenes, for
 the student before its training and after it. The same at k = 8 to 128 on synthetic logits of 151,936 ids
 (synthetic.py), 144 student and 729 teacher tokens, with synthetic students near and far
-(emkd/inspection/stand_in.py), of one draw (--seeds takes means over several).
-emkd/inspection/fidelity.py says what each figure is.
+(emkd/inspection/fidelity/synthetic_student.py), of one draw (--seeds takes means over several).
+emkd/inspection/fidelity/dense.py says what each figure is.
 
 Prints tables. The rule by which the default tail is chosen: the higher cosine of the gradient, averaged over both
 distances and over VSD and RLD, on the synthetic logits at k = 64.
@@ -24,8 +24,8 @@ import torch
 from synthetic import Synthetic, answers, synthetic, text_states
 
 from emkd.demo.variants import RECIPE
-from emkd.inspection.fidelity import TAILS, Comparison, Dense, View, vlad_comparison
-from emkd.inspection.stand_in import DISTANCES, NOISE, Distance, synthetic_student
+from emkd.inspection.fidelity.dense import TAILS, Comparison, Dense, View, vlad_comparison
+from emkd.inspection.fidelity.synthetic_student import DISTANCES, NOISE, Distance, synthetic_student
 from emkd.pipeline.topk import top_k
 from emkd.samples.dataset import Dataset
 from emkd.samples.encode import Encoder

@@ -27,7 +27,7 @@ import torch
 from provenance import provenance
 from random_llava import Shape, Text, Tower, random_model, write_noise
 
-from emkd.inspection.differences import Differences
+from emkd.inspection.compare.differences import Differences
 from emkd.pipeline.capture import CaptureSettings, Teacher
 from emkd.samples.dataset import Dataset
 from emkd.storage.record import Record

@@ -297,8 +297,8 @@ def _compare(given: dict[str, Any]) -> None:
         raise UsageError(
             "--against-teacher picks samples itself and reads what it compares: call it without --sample and --verify"
         )
-    from emkd.inspection.against_teacher import LiveSettings, check_agreement, compare_with_teacher
-    from emkd.inspection.render_comparison import render_comparison
+    from emkd.inspection.compare.against_teacher import LiveSettings, check_agreement, compare_with_teacher
+    from emkd.inspection.terminal.comparison import render_comparison
 
     _no_bars_in_files()
     given["samples"] = given["samples"] or 8

@@ -1,6 +1,6 @@
 """Whether teacher and student read the same conversation in the same way.
 
-The losses compare text tokens, answer tokens and images one by one: each has to be the same one on both sides. What
+The losses compare text tokens, answer tokens and images one by one, so each must be the same on both sides. What
 families write around and within images (begin and end tokens, row and column tokens) may differ, and is left out then.
 """
 
@@ -15,13 +15,13 @@ from emkd.errors import TokenizerMismatchError
 from emkd.samples.encode import Encoded
 from emkd.storage.record import ImageSpan
 
-CONTEXT_TOKENS = 8  # shown before the first one that differs
+CONTEXT_TOKENS = 8  # shown before the first token that differs
 
 Words = Callable[[list[int]], str]
 
 
 class Reading(Protocol):
-    """What is compared; both `Encoded` and `Record` have it. Arrays of any kind: [L] and [A]."""
+    """The part of `Encoded` and `Record` that is compared. Arrays of any kind: [L] and [A]."""
 
     @property
     def text_ids(self) -> Any: ...
@@ -31,29 +31,35 @@ class Reading(Protocol):
     def images(self) -> Sequence[ImageSpan]: ...
 
 
-def check_same_text(student: Reading, teacher: Reading, row: int, *, words: Words | None = None) -> None:
-    """Raises TokenizerMismatchError unless student and teacher saw the same text tokens around the images, with the
-    same ones as answers.
+def check_same_text(
+    student: Reading, teacher: Reading, row: int, *, words: Words | None = None, name: str = "student"
+) -> None:
+    """Check that both read the same text tokens around the images, with the same ones as answers.
 
-    words: the text of token ids (`Encoder.words`), so that the message shows it; called only where they differ
+    Raises TokenizerMismatchError, which shows the first text token that differs.
+
+    words: decodes token ids for the message (`Encoder.words`); called only if something differs
+    name: what messages call the model that reads the cache
     """
     ours, theirs = student.text_ids.tolist(), teacher.text_ids.tolist()
     if ours != theirs:
         pairs = enumerate(zip(ours, theirs, strict=False))
-        place = next((n for n, (a, b) in pairs if a != b), min(len(ours), len(theirs)))
+        first = next((n for n, (a, b) in pairs if a != b), min(len(ours), len(theirs)))
         raise TokenizerMismatchError(
-            f"row {row}: the student's text is {len(ours)} tokens and the teacher's {len(theirs)}; they differ first "
-            f"at text token {place}: student {_at(ours, place, words)}, teacher {_at(theirs, place, words)}"
-            f"{_after(ours[:place], words)}. Both need the same tokenizer and chat template"
+            f"row {row}: the {name}'s text is {len(ours)} tokens and the teacher's {len(theirs)}; they differ first "
+            f"at text token {first}: {name} {_at(ours, first, words)}, teacher {_at(theirs, first, words)}"
+            f"{_after(ours[:first], words)}. Both need the same tokenizer and chat template"
         )
     ours, theirs = student.answer_positions.tolist(), teacher.answer_positions.tolist()
     if ours != theirs:
         raise TokenizerMismatchError(
-            f"row {row}: {len(ours)} tokens are answers for the student and {len(theirs)} were for the teacher, or "
-            "other ones: their chat templates mark answers differently. Give the student the teacher's chat template"
+            f"row {row}: {len(ours)} tokens are answers for the {name} and {len(theirs)} for the teacher, or other "
+            f"tokens are: their chat templates mark answers differently. Give the {name} the teacher's chat template"
         )
     if [i.text_position for i in student.images] != [i.text_position for i in teacher.images]:
-        raise TokenizerMismatchError(f"row {row}: images stand at other places of the text than for the teacher")
+        raise TokenizerMismatchError(
+            f"row {row}: the images are at other positions in the text for the {name} than for the teacher"
+        )
 
 
 @dataclass(frozen=True)
@@ -67,16 +73,18 @@ class SharedText:
 def shared_text(
     student: Encoded, teacher: Reading, row: int, *, other_family: bool, words: Words | None = None
 ) -> SharedText | None:
-    """None where both read the very same text around their images; else the text that both read, without what they
-    write around and within images. Raises TokenizerMismatchError as `check_same_text`, where something else differs.
+    """Return the text tokens that both read, without what they write around and within images.
 
-    other_family: whether they may differ there; models of one family write the same, unless something is wrong
+    None if both read exactly the same text around their images. Raises TokenizerMismatchError, as `check_same_text`
+    does, if anything else differs.
+
+    other_family: whether they may differ around images; models of one family write the same, unless something is wrong
     """
     if not other_family:
         check_same_text(student, teacher, row, words=words)
         return None
-    places = [[image.text_position for image in side.images] for side in (student, teacher)]
-    if student.text_ids.tolist() == teacher.text_ids.tolist() and places[0] == places[1]:
+    positions = [[image.text_position for image in side.images] for side in (student, teacher)]
+    if student.text_ids.tolist() == teacher.text_ids.tolist() and positions[0] == positions[1]:
         check_same_text(student, teacher, row, words=words)
         return None
     if len(student.images) != len(teacher.images):
@@ -85,7 +93,7 @@ def shared_text(
         )
     found = _aligned(student, teacher, row, words)
     index = {there: here for here, there in zip(found.own.tolist(), found.theirs.tolist(), strict=True)}
-    if student.answer_positions.tolist() != [index.get(place) for place in teacher.answer_positions.tolist()]:
+    if student.answer_positions.tolist() != [index.get(position) for position in teacher.answer_positions.tolist()]:
         raise TokenizerMismatchError(
             f"row {row}: other tokens are answers for the student than for the teacher: their chat templates mark "
             "answers differently. Give the student the teacher's chat template"
@@ -94,58 +102,65 @@ def shared_text(
 
 
 def _aligned(student: Encoded, teacher: Reading, row: int, words: Words | None) -> SharedText:
-    """Piece by piece of the text between images. Raises TokenizerMismatchError where a piece of the student's is not in
-    the teacher's, or more than once."""
+    """Align the text between images piece by piece.
+
+    Raises TokenizerMismatchError if a piece of the student's text is not in the teacher's, or is there more than once.
+    """
     own, theirs = [], []
     pieces = list(zip(_pieces(student), _pieces(teacher), strict=True))
     for number, (ours, others) in enumerate(pieces):
-        kept = [place for place in ours if not student.in_image[place]]
-        wanted = [int(student.text_ids[place]) for place in kept]
-        there = [int(teacher.text_ids[place]) for place in others]
-        start = _where(wanted, there, begins=number == 0, ends=number == len(pieces) - 1)
+        kept = [n for n in ours if not student.in_image[n]]
+        wanted = [int(student.text_ids[n]) for n in kept]
+        there = [int(teacher.text_ids[n]) for n in others]
+        start = _find(wanted, there, first=number == 0, last=number == len(pieces) - 1)
         if start is None:
-            where = (
-                f"between images {number} and {number + 1}"
-                if 0 < number < len(pieces) - 1
-                else ("before the first image" if number == 0 else "behind the last image")
-            )
             raise TokenizerMismatchError(
-                f"row {row}: {where} the student reads {_shown(wanted, there, words)}, the teacher "
-                f"{_shown(there, wanted, words)}: they differ in more than what their families write around and within "
-                "images. Both need the same tokenizer and chat template"
+                f"row {row}: {_where(number, len(pieces))} the student reads {_shown(wanted, there, words)}, the "
+                f"teacher {_shown(there, wanted, words)}: they differ in more than what their families write around "
+                "and within images. Both need the same tokenizer and chat template"
             )
         own += kept
         theirs += list(others[start : start + len(wanted)])
     return SharedText(torch.tensor(own, dtype=torch.long), torch.tensor(theirs, dtype=torch.long))
 
 
+def _where(number: int, n_pieces: int) -> str:
+    """Which piece of the text, in words."""
+    if 0 < number < n_pieces - 1:
+        return f"between images {number} and {number + 1}"
+    return "before the first image" if number == 0 else "after the last image"
+
+
 def _pieces(reading: Reading) -> list[range]:
-    """Places in the text before, between and behind the images."""
+    """Text positions before, between and after the images."""
     ends = [0, *(image.text_position for image in reading.images), len(reading.text_ids)]
     return [range(first, last) for first, last in pairwise(ends)]
 
 
-def _where(wanted: list[int], there: list[int], *, begins: bool, ends: bool) -> int | None:
-    """The one place at which `wanted` stands; at the very beginning or end of the conversation, where no image is on
-    that side. None where there is no such place, or more than one."""
-    last = len(there) - len(wanted)
-    if last < 0:
+def _find(wanted: list[int], there: list[int], *, first: bool, last: bool) -> int | None:
+    """The only index at which `wanted` starts in `there`. None if there is none, or more than one.
+
+    The first piece of a conversation must start at its beginning and the last one end at its end: there is no image on
+    that side.
+    """
+    latest = len(there) - len(wanted)
+    if latest < 0:
         return None
-    starts = range(1) if begins else range(last, last + 1) if ends else range(last + 1)
-    if begins and ends and last:
+    starts = range(1) if first else range(latest, latest + 1) if last else range(latest + 1)
+    if first and last and latest:
         return None
     found = [start for start in starts if there[start : start + len(wanted)] == wanted]
     return found[0] if len(found) == 1 or (found and not wanted) else None
 
 
-def _at(ids: Sequence[int], place: int, words: Words | None) -> str:
-    if place >= len(ids):
+def _at(ids: Sequence[int], index: int, words: Words | None) -> str:
+    if index >= len(ids):
         return "nothing"
-    return f"id {ids[place]}" if words is None else f"{words([ids[place]])!r} (id {ids[place]})"
+    return f"id {ids[index]}" if words is None else f"{words([ids[index]])!r} (id {ids[index]})"
 
 
 def _shown(ids: list[int], other: list[int], words: Words | None) -> str:
-    """Token ids, from a little before the first that stands nowhere in the other text, or from their begin."""
+    """Token ids, from a little before the first id that the other text lacks, or from the first."""
     known = set(other)
     first = max(0, next((n for n, token in enumerate(ids) if token not in known), 0) - CONTEXT_TOKENS // 2)
     some = ids[first : first + 2 * CONTEXT_TOKENS]

@@ -1,4 +1,4 @@
-"""`emkd init-student`: a student made of a vision tower and a language model.
+"""`emkd init-student`: a student composed of a vision tower and a language model.
 
-In reading order: compose (the whole of it), components (towers, language models, and what each of them needs).
+Reading order: compose (the whole student), components (towers and language models, and what each of them needs).
 """

@@ -1,4 +1,4 @@
-"""The parts that a student is put together from: read, and checked before their weights are."""
+"""The parts of a student: vision tower, language model, processor; each is checked before its weights are loaded."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -17,13 +17,14 @@ from transformers import (
 )
 from transformers.utils import logging
 
+from emkd.agreement.tokenizer import check_shared_tokenizer, lacking_ids
 from emkd.errors import InputNotFoundError, ModelError, TokenizerMismatchError, UsageError
-from emkd.vlm.identity import check_shared_tokenizer, lacking_ids, tokenizer_json
+from emkd.vlm.identity import tokenizer_json
 
 
 @contextmanager
 def named(option: str, value: str) -> Iterator[None]:
-    """Errors of one of three models say which one it is."""
+    """While open, an error about a model names the option that the model came from."""
     try:
         yield
     except (InputNotFoundError, ModelError, TokenizerMismatchError) as error:
@@ -31,6 +32,7 @@ def named(option: str, value: str) -> Iterator[None]:
 
 
 def image_token(path: Path) -> int:
+    """Return the id at which a checkpoint's vision tokens stand. Raises ModelError if it has none."""
     token = getattr(config_of(path), "image_token_id", None)
     if token is None:
         raise ModelError("its config names no image_token_id: not a vision-language model")
@@ -38,25 +40,29 @@ def image_token(path: Path) -> int:
 
 
 def check_ids(language: Path, teacher: Path) -> tuple[str, ...]:
-    """What could not be compared. Raises TokenizerMismatchError where an id means another token to the language model
-    than to the teacher."""
+    """Compare the ids of the language model and the teacher, and return notes on what could not be compared.
+
+    Raises TokenizerMismatchError if an id means different tokens to them.
+    """
     if not (language / "tokenizer.json").is_file():
-        return (f"{language} has no tokenizer.json: whether its ids mean what the teacher's do is not known",)
+        return (f"{language} has no tokenizer.json: emkd cannot check that its ids mean the same as the teacher's",)
     theirs, own = tokenizer_json(teacher), tokenizer_json(language)
     try:
         check_shared_tokenizer(theirs, own)
     except TokenizerMismatchError as error:
         raise TokenizerMismatchError(
-            f"its embeddings are of other ids than those of --like ({error}); take a language model of the same "
+            f"its embeddings belong to other ids than those of --like ({error}); take a language model with the same "
             "tokenizer"
         ) from error
     lacking = lacking_ids(theirs, own)
     some = ", ".join(list(lacking.values())[:4])
-    return (f"{len(lacking)} of the teacher's tokens ({some}) are none of {language}: untrained",) if lacking else ()
+    return (
+        (f"{language} lacks {len(lacking)} of the teacher's tokens ({some}), which are untrained",) if lacking else ()
+    )
 
 
 def config_of(path: Path) -> Any:
-    """Raises ModelError for one that transformers does not know."""
+    """Return a checkpoint's config. Raises ModelError if transformers does not know it."""
     try:
         return AutoConfig.from_pretrained(path)
     except (OSError, ValueError, KeyError) as error:
@@ -64,22 +70,27 @@ def config_of(path: Path) -> Any:
 
 
 def vision_config(path: Path) -> Any:
-    """Of a vision tower, or of the vision part of a checkpoint that has a text part as well (CLIP, SigLIP)."""
+    """Return the config of a vision tower, or of the vision part of a checkpoint with a text part (CLIP, SigLIP).
+
+    Raises ModelError for a whole vision-language model.
+    """
     config = config_of(path)
     if type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
-        raise ModelError(
-            f"a whole vision-language model ({config.model_type}); name the vision tower that it is made of"
-        )
+        raise ModelError(f"it is a whole vision-language model ({config.model_type}); name its vision tower")
     return config.vision_config if "vision_config" in config.sub_configs else config
 
 
 def check_vision(config: Any, layer: int, window: int) -> None:
-    """Before any weights. Raises ModelError for what is no vision transformer, UsageError for a layer or a window that
-    it does not have."""
+    """Check the vision tower's config before any weights are loaded.
+
+    Raises ModelError if it is no vision transformer, UsageError if it does not have this layer or window.
+    """
     if not hasattr(config, "patch_size") or not hasattr(config, "image_size"):
-        raise ModelError(f"a {config.model_type} has no image_size and patch_size: not a vision transformer")
+        raise ModelError(f"a {config.model_type} has no image_size and patch_size, so it is not a vision transformer")
     if not isinstance(config.image_size, int):
-        raise ModelError(f"its tiles are of {config.image_size} pixels; expected one number, the side of a square")
+        raise ModelError(
+            f"its image_size is {config.image_size}; expected one number, the side of a square tile in pixels"
+        )
     n_layers = config.num_hidden_layers
     if not -n_layers <= layer <= -1:
         raise UsageError(f"--vision-layer {layer}: this vision tower has {n_layers} layers; expected -{n_layers} to -1")
@@ -92,20 +103,27 @@ def check_vision(config: Any, layer: int, window: int) -> None:
 
 
 def language_model(path: Path) -> Any:
+    """Load a language model. Raises ModelError if it is none, or has more than a LLaVA-NeXT can hold."""
     config = config_of(path)
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
-        raise ModelError(f"a {config.model_type}, which is no language model")
+        raise ModelError(f"it is a {config.model_type}, not a language model")
     text, unused = loaded(AutoModelForCausalLM, path)
     if unused:
-        raise ModelError(f"it has weights that a {type(text).__name__} lacks: {unused}; not a language model alone")
+        raise ModelError(
+            f"it has weights that a {type(text).__name__} lacks ({unused}), so it is more than a language model"
+        )
     head = text.get_output_embeddings()
     if not isinstance(head, torch.nn.Linear) or not hasattr(text, "lm_head") or head.bias is not None:
-        raise ModelError(f"a {type(text).__name__} has no linear lm_head without a bias, which a LLaVA-NeXT has")
+        raise ModelError(f"a {type(text).__name__} has no linear lm_head without a bias, which LLaVA-NeXT needs")
     return text
 
 
 def loaded(kind: Any, path: Path, **options: Any) -> tuple[Any, dict[str, int]]:
-    """A model with all of its weights, and how many others the checkpoint has, by the first part of their names."""
+    """Load a model with all of its weights.
+
+    Returns it with the number of weights that the checkpoint has besides, by the first part of their names. Raises
+    ModelError if a weight is missing or cannot be read.
+    """
     try:
         with _quiet():
             model, report = kind.from_pretrained(path, use_safetensors=True, output_loading_info=True, **options)
@@ -119,7 +137,7 @@ def loaded(kind: Any, path: Path, **options: Any) -> tuple[Any, dict[str, int]]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the report of transformers: what is missing is an error here, and what is not used is returned."""
+    """Silence transformers' report: `loaded` raises an error for missing weights and returns the unused ones."""
     before = logging.get_verbosity()
     logging.set_verbosity_error()
     try:
@@ -129,21 +147,25 @@ def _quiet() -> Iterator[None]:
 
 
 def image_processor(path: Path) -> Any:
+    """Load a vision tower's image processor. Raises ModelError if there is none."""
     try:
         return AutoImageProcessor.from_pretrained(path)
     except (OSError, ValueError) as error:
         raise ModelError(
-            "it has no image processor (preprocessor_config.json), which says what colours it was made for; put it "
+            "it has no image processor (preprocessor_config.json), which says how it expects colours; put the file "
             "beside the weights"
         ) from error
 
 
 @torch.no_grad()
 def feature_strategy(tower: Any) -> Literal["default", "full"]:
-    """What LLaVA calls it: "full" takes all tokens of the tower, "default" leaves out a first one that is no patch."""
+    """Return LLaVA's feature strategy: "full" takes all tokens of the tower, "default" drops a first one (no patch).
+
+    Raises ModelError for a tower with more tokens that are no patches.
+    """
     size, patch = tower.config.image_size, tower.config.patch_size
     given = torch.zeros(1, 3, size, size, dtype=tower.dtype)
     extra = int(tower(pixel_values=given).last_hidden_state.shape[1]) - (size // patch) ** 2
     if extra not in (0, 1):
-        raise ModelError(f"a {type(tower).__name__} has {extra} tokens besides its patches: not supported")
+        raise ModelError(f"a {type(tower).__name__} has {extra} tokens besides its patches; at most 1 is supported")
     return "default" if extra else "full"

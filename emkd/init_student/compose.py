@@ -4,8 +4,8 @@
     projector     two layers, random       --> [H·H, d], averaged over windows of R x R
     language model  --all of its weights--> d, logits
 
-Tokenizer, image token and chat template are those of the teacher-to-be (`like`), so that a cache of it can be used.
-Nothing is left out in silence: what a checkpoint has too much is told, what it lacks is an error.
+Tokenizer, image token and chat template come from the future teacher (`like`), so that the student can use its cache.
+Nothing is dropped silently: weights that a checkpoint has besides are reported, and a missing weight is an error.
 """
 
 import tempfile
@@ -24,6 +24,7 @@ from transformers import (
     LlavaNextProcessor,
 )
 
+from emkd.agreement.template import adopt_template, check_places_images
 from emkd.agreement.text import shared_text
 from emkd.errors import (
     ModelError,
@@ -46,24 +47,23 @@ from emkd.init_student.components import (
 from emkd.samples.encode import Encoder
 from emkd.samples.render import end_token, template_of
 from emkd.samples.sample import ImagePart, Sample, Turn
-from emkd.samples.template import adopt_template, check_places_images
 from emkd.vlm.loading import load_processor, resolve
 from emkd.vlm.pooling import pooled
 
-# Rows of the embedding and the LM head come in these.
+# The embedding and the LM head get a multiple of this many rows.
 ROWS = 64
-# Of the vision tower's image processor: how a tile's pixels become numbers.
+# Settings of the vision tower's image processor that decide how a tile's pixels become numbers.
 COLOURS = ("resample", "do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std", "do_convert_rgb")
-# Shapes that a picture is cut to, in tiles (height, width): LLaVA-NeXT's own.
+# Shapes that an image is split into, in tiles (height, width): LLaVA-NeXT's own.
 SHAPES = ((1, 2), (2, 1), (2, 2), (3, 1), (1, 3))
 
 
 @dataclass(kw_only=True)
 class Composed:
-    """A student that was put together.
+    """A composed student.
 
-    random:  names of weights that no checkpoint gave, with their shapes
-    unused:  how many weights a checkpoint has that the student does not need, by the beginning of their names
+    random:  names and shapes of weights that no checkpoint gave
+    unused:  the number of weights that the student does not need, by the first part of their names
     notes:   what could not be compared
     """
 
@@ -75,26 +75,29 @@ class Composed:
 
 
 def compose(vision: str, language: str, like: str, *, window: int = 2, layer: int = -2, seed: int = 0) -> Composed:
-    """vision, language, like: folders or names on the hub.  window: R, 1 for none
-    layer: hidden states of the vision tower that are taken, counted from the last
+    """Compose a student.
 
-    Weights are kept in the wider of the two types that they come in. Raises InputNotFoundError, ModelError where a
-    checkpoint is not what it has to be, TokenizerMismatchError where the language model's ids are not the teacher's,
-    UsageError for a window or a layer that it does not have.
+    vision, language, like: folders or names on the hub
+    window: R, the side of the window that is averaged; 1 for none
+    layer:  whose hidden states of the vision tower are taken, counted from the last
+
+    Weights keep the wider of the two dtypes that they come in. Raises InputNotFoundError, ModelError if a checkpoint
+    is not what its option needs, TokenizerMismatchError if the language model's ids are not the teacher's, UsageError
+    if the vision tower does not have this window or layer.
     """
     torch.manual_seed(seed)
     with named("--like", like):
         teacher = load_processor(resolve(like))
         image_token_id = image_token(resolve(like))
     with named("--vision-tower", vision):
-        place = resolve(vision)
-        check_vision(vision_config(place), layer, window)
-        own_pixels = image_processor(place)
+        tower_path = resolve(vision)
+        check_vision(vision_config(tower_path), layer, window)
+        own_pixels = image_processor(tower_path)
     with named("--language-model", language):
         notes = check_ids(resolve(language), resolve(like))
         text = language_model(resolve(language)).eval()
     with named("--vision-tower", vision):
-        tower, unused = loaded(AutoModel, place, config=vision_config(place))
+        tower, unused = loaded(AutoModel, tower_path, config=vision_config(tower_path))
         strategy = feature_strategy(tower)
     added = _enough_rows(text, len(teacher.tokenizer))
     config = LlavaNextConfig(
@@ -121,9 +124,12 @@ def compose(vision: str, language: str, like: str, *, window: int = 2, layer: in
 
 
 def check_output(output: Path) -> None:
-    """OutputExistsError where there is something else already, UsageError where nothing can be written."""
+    """Check that a student can be saved to `output`.
+
+    Raises OutputExistsError if something is there already, UsageError if the folder cannot be written.
+    """
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise OutputExistsError(f"--output {output} is there and not an empty folder; name another one")
+        raise OutputExistsError(f"--output {output} exists and is not an empty folder; name another folder")
     there = next(folder for folder in output.absolute().parents if folder.exists())
     try:
         with tempfile.TemporaryDirectory(dir=there):
@@ -133,7 +139,7 @@ def check_output(output: Path) -> None:
 
 
 def save(composed: Composed, output: Path) -> None:
-    """A folder that `train-student --student` takes: whole, or not there. Errors as check_output."""
+    """Write the folder that `train-student --student` takes, all at once or not at all. Raises as `check_output`."""
     check_output(output)
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as folder:
@@ -144,7 +150,7 @@ def save(composed: Composed, output: Path) -> None:
 
 
 def _assembled(config: Any, tower: Any, text: Any) -> Any:
-    """LLaVA-NeXT with the weights of both, the projector at random. ModelError where they do not fit in."""
+    """LLaVA-NeXT with the weights of both and a random projector. Raises ModelError if they do not fit."""
     dtype = torch.promote_types(tower.dtype, text.dtype)
     try:
         model: Any = LlavaNextForConditionalGeneration._from_config(config, dtype=dtype)
@@ -153,14 +159,16 @@ def _assembled(config: Any, tower: Any, text: Any) -> Any:
         model.lm_head.load_state_dict(text.lm_head.state_dict(), strict=True)
     except (RuntimeError, AttributeError, TypeError, ValueError) as error:
         made_of = f"a {type(tower).__name__} and a {type(text).__name__}"
-        raise ModelError(f"no LLaVA-NeXT can be made of {made_of}: {str(error).splitlines()[0]}") from error
+        raise ModelError(f"cannot compose a LLaVA-NeXT of {made_of}: {str(error).splitlines()[0]}") from error
     return model.eval()
 
 
 @torch.no_grad()
 def _check_answers(model: Any, text: Any) -> None:
-    """Raises ModelError unless the student answers a text as the language model does: some do more behind their LM head
-    (a softcap, a scale), which a LLaVA-NeXT does not."""
+    """Raise ModelError unless the student gives the language model's own logits for a text.
+
+    Some language models change logits after their LM head (a softcap, a scale), which a LLaVA-NeXT does not.
+    """
     text = text.to(model.dtype)
     ids = torch.tensor([[n for n in range(16) if n != model.config.image_token_id]])
     expected, found = (one(input_ids=ids).logits.float() for one in (text, model))
@@ -168,12 +176,12 @@ def _check_answers(model: Any, text: Any) -> None:
     if not worst <= 1e-2 * max(1.0, float(expected.abs().max())):
         raise ModelError(
             f"a LLaVA-NeXT around a {type(text).__name__} gives logits that differ from its own by {worst:.3g}: it "
-            "does more behind its LM head, or before it, and is not supported"
+            "does more after its LM head, or before it, which emkd does not support"
         )
 
 
 def _answering(text: Any, teacher: Any) -> Any:
-    """How the language model answers, which ends where the teacher's template ends an answer, too."""
+    """The language model's generation config, which also stops at the teacher's end token."""
     settings = text.generation_config
     ends = settings.eos_token_id
     known = {ends} if isinstance(ends, int) else set(ends or ())
@@ -185,12 +193,12 @@ def _answering(text: Any, teacher: Any) -> Any:
 
 
 def _is_new(name: str) -> bool:
-    """Weights that neither a vision tower nor a language model has."""
+    """Whether neither the vision tower nor the language model has this weight."""
     return name.startswith(("model.multi_modal_projector.", "model.image_newline"))
 
 
 def _check_text(student: Encoder, teacher: Encoder) -> None:
-    """Raises ModelError unless both read a conversation about a picture as the same text."""
+    """Raise ModelError unless both read a conversation about an image as the same text."""
     picture = BytesIO()
     Image.new("RGB", (64, 48)).save(picture, "PNG")
     turns = (Turn(role="user", parts=(ImagePart(), "a")), Turn(role="assistant", parts=("b",)))
@@ -200,13 +208,13 @@ def _check_text(student: Encoder, teacher: Encoder) -> None:
         shared_text(student(probe), teacher(probe), 0, other_family=True, words=teacher.words)
     except (SampleError, TokenizerMismatchError) as error:
         raise ModelError(
-            f"a LLaVA-NeXT student would not read the text that this teacher reads around a picture ({error}); take a "
-            "teacher that writes nothing but vision tokens into its template's place for an image"
+            f"a LLaVA-NeXT student would not read the text that this teacher reads around an image ({error}); take a "
+            "teacher that writes only vision tokens for an image"
         ) from error
 
 
 def _enough_rows(text: Any, n_tokens: int) -> int:
-    """Rows that were added to the embedding, at random, so that the teacher's ids fit."""
+    """Add random rows to the embedding so that the teacher's ids fit, and return their number."""
     rows = int(text.get_input_embeddings().weight.shape[0])
     if rows >= n_tokens:
         return 0
@@ -219,7 +227,7 @@ def _pinpoints(size: int) -> list[list[int]]:
 
 
 def _processor(teacher: Any, tower: Any, own: Any, image_token_id: int, strategy: str) -> Any:
-    """LLaVA-NeXT's, with the colours that the vision tower was made for and the teacher's words."""
+    """LLaVA-NeXT's processor, with the vision tower's colours and the teacher's tokenizer and template."""
     square = {"height": tower.config.image_size, "width": tower.config.image_size}
     pixels = LlavaNextImageProcessor(
         size=square,

@@ -1,7 +1,7 @@
-"""What of a cache cannot be read, as {name, what}; a cache that can be is opened on the way.
+"""Open a cache for inspection, or list what is damaged in it as {name, what}.
 
-Plain inspection looks for damage only where opening meets some, and then without reading the shards' arrays,
-so that it stays instant; with `arrays` everything is read.
+Plain inspection looks for damage only if opening the cache fails, and does not read the shards' arrays, so that it
+stays instant; with `arrays` everything is read.
 """
 
 from pathlib import Path
@@ -15,17 +15,16 @@ from emkd.storage.objects.open import open_files
 
 
 def open_for_inspection(uri: str | Path) -> Cache:
-    """Sealed or not, with one decoded shard at a time in memory. Errors as Cache.open."""
+    """Open a cache, sealed or not, with one decoded shard at a time in memory. Raises what Cache.open raises."""
     return Cache.open(uri, partial=True, window=1)
 
 
 def open_or_list_damage(uri: str | Path, *, arrays: bool) -> tuple[Cache | None, list[dict[str, str]]]:
-    """The cache, None where what describes it is damaged, and all that is damaged as {name, what}.
+    """Return the cache (None if what describes it is damaged) and everything that is damaged, as {name, what}.
 
-    It is opened first: shards that a running job commits meanwhile are then verified though not reported, and
-    never the other way round. Where opening fails and no damage is found, the job has mended or replaced what
-    was read in between, and opening again says how things are now. Raises InputNotFoundError,
-    CacheVersionError.
+    The cache is opened before it is verified: shards that a running job commits in between are then verified but not
+    reported, never the other way round. If opening fails and no damage is found, the job repaired or replaced in
+    between what was read, and opening again shows the present state. Raises InputNotFoundError, CacheVersionError.
     """
     try:
         cache = open_for_inspection(uri)
@@ -36,7 +35,7 @@ def open_or_list_damage(uri: str | Path, *, arrays: bool) -> tuple[Cache | None,
 
 
 def damage_report(uri: str | Path, damaged: list[dict[str, str]], *, verified: bool) -> dict[str, Any]:
-    """The report in place of a summary. `sealed` is None where the seal itself is damaged."""
+    """Return the report that replaces a summary. `sealed` is None if the seal itself is damaged."""
     return {"uri": str(uri), "sealed": _sealed(uri), "damaged": damaged, "verified": verified}
 
 
@@ -48,7 +47,7 @@ def _sealed(uri: str | Path) -> bool | None:
 
 
 def _damages(uri: str | Path, arrays: bool) -> list[dict[str, str]]:
-    """In the order of `verify`, without what its texts repeat: the object's name and the next step."""
+    """In the order of `verify`; the object's name and the next step, which its texts repeat, are removed."""
     where = open_files(uri).where
     return [
         {"name": found.name, "what": found.what.removeprefix(f"{where(found.name)}: ").removesuffix(f". {NEXT_STEP}")}

@@ -1,97 +1,83 @@
-"""`--for-student`: before the teacher runs, whether a student will be able to use the cache.
+"""`--for-student`: before the teacher runs, check that a student will be able to use the cache.
 
-What a training run would find out after the teacher's GPU weeks is looked at here on a few rows: the tokenizer,
-the text and the answers that the student makes with the teacher's chat template, which part of a picture it sees and
-how it prepares images. No weights are loaded.
+A training run would find the same obstacles after weeks of GPU time. Here emkd compares everything that
+`emkd.agreement` lists, with a few rows of the data. It loads no weights.
 """
 
 import random
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from transformers import AutoConfig
 
-from emkd.agreement.text import shared_text
+from emkd.agreement.agree import Reader, TeacherSide, agree, agree_on_row, agree_on_tokenizer
 from emkd.errors import ModelError, SampleError, UsageError
 from emkd.pipeline.progress import log
 from emkd.pipeline.settings import JobSettings
 from emkd.samples.dataset import Dataset
 from emkd.samples.encode import Encoded, Encoder
-from emkd.samples.template import adopt_template, check_places_images, describe_guess
 from emkd.storage.manifest.manifest import Manifest
-from emkd.vlm.identity import (
-    check_field_of_view,
-    check_shared_tokenizer,
-    describe_lacking,
-    image_differences,
-    image_processor_settings,
-    lacking_ids,
-    tokenizer_json,
-)
+from emkd.vlm.identity import tokenizer_json
 from emkd.vlm.loading import load_processor, resolve
-from emkd.vlm.pooling import family_of
 
 ROWS = 32
 
 
 def check_student(settings: JobSettings, run: Manifest, teacher_tokenizer: bytes, dataset: Dataset) -> None:
-    """Raises TokenizerMismatchError, GeometryMismatchError, ModelError or UsageError where `settings.for_student`
-    cannot use the cache of `run`; logs what differs without being an obstacle."""
+    """Check that `settings.for_student` can use the cache of `run`; log what differs without being an obstacle.
+
+    Raises TokenizerMismatchError, GeometryMismatchError, ModelError or UsageError if it cannot.
+    """
     assert settings.for_student is not None  # the caller's condition
-    path = resolve(settings.for_student)
-    student_tokenizer = tokenizer_json(path)
-    check_shared_tokenizer(teacher_tokenizer, student_tokenizer)
-    lacking = lacking_ids(teacher_tokenizer, student_tokenizer)
-    if lacking:
-        log(describe_lacking(lacking))
-    template = run.tokenizer.chat_template
-    processor = load_processor(path, settings.trust_remote_code, needs_template=template is None)
-    check_field_of_view(run.image_processor.settings, image_processor_settings(processor))
-    differing = image_differences(run.image_processor.settings, image_processor_settings(processor))
-    if differing:
-        log(f"{settings.for_student} and the teacher prepare images differently: {', '.join(differing)}")
-    adopted = adopt_template(processor, template)
-    if adopted.changed:
-        log(f"{settings.for_student} has not the teacher's chat template: it will be trained with that one")
-    if adopted.guessed is not None:
-        log(describe_guess(adopted.guessed))
+    path, trusted = resolve(settings.for_student), settings.trust_remote_code
+    teacher = TeacherSide.of(run, teacher_tokenizer)
+    _log_all(agree_on_tokenizer(teacher, tokenizer_json(path)))
+    processor = load_processor(path, trusted, needs_template=False)
+    model_type = AutoConfig.from_pretrained(path, trust_remote_code=trusted).model_type
+    rows = _chosen(run.plan.n_rows)
+    read_by_teacher = _read_by_teacher(settings, run, dataset, rows)
+    has_images = any(encoded.images for encoded in read_by_teacher.values())
+    reader = Reader(path=path, processor=processor, model_type=model_type)
+    agreement = agree(teacher, reader, has_images=has_images)
+    _log_all(agreement.warnings)
     student = _encoder(settings, path, processor, None)
-    path = resolve(settings.teacher, settings.revision)
-    teacher = _encoder(settings, path, load_processor(path, settings.trust_remote_code), run.max_length)
-    own_type = AutoConfig.from_pretrained(
-        resolve(settings.for_student), trust_remote_code=settings.trust_remote_code
-    ).model_type
-    other = family_of(own_type) != family_of(run.teacher.architecture)
-    compared, refused = 0, []
-    n_chosen = min(ROWS, run.plan.n_rows)
-    # Not evenly spread: data that were put together in turns would show some of them alone.
-    for row in sorted(random.Random(0).sample(range(run.plan.n_rows), n_chosen)):
-        theirs = _encoded(teacher, dataset, row)
-        if isinstance(theirs, SampleError):
-            continue  # the job skips the row, whoever the student is
-        if theirs.images:
-            check_places_images(processor)
+    refused = []
+    for row, theirs in read_by_teacher.items():
         ours = _encoded(student, dataset, row)
         if isinstance(ours, SampleError):
             refused.append(f"row {row}: {ours}")
         else:
-            shared_text(ours, theirs, row, other_family=other, words=student.words)
-            compared += 1
+            agree_on_row(ours, theirs, row, words=student.words, other_family=agreement.other_family)
     if refused:
         raise UsageError(
-            f"--for-student {settings.for_student} cannot read {len(refused)} of {n_chosen} rows looked at that the "
-            f"teacher can: {refused[0]}"
+            f"--for-student {settings.for_student} cannot read {len(refused)} of {len(rows)} checked rows that the "
+            f"teacher can read: {refused[0]}"
         )
-    if not compared:
-        raise UsageError(f"--for-student: the teacher can read none of the {n_chosen} rows looked at")
+    if not read_by_teacher:
+        raise UsageError(f"--for-student: the teacher can read none of the {len(rows)} checked rows")
     log(
-        f"{settings.for_student} can use this cache: it reads all of {compared} rows, drawn from {run.plan.n_rows}, as "
-        "the teacher does"
+        f"{settings.for_student} can use this cache: it reads all of {len(read_by_teacher)} rows, drawn from "
+        f"{run.plan.n_rows}, as the teacher does"
     )
 
 
+def _chosen(n_rows: int) -> Sequence[int]:
+    """At random: evenly spaced rows of data that alternate between sources might all come from one source."""
+    return sorted(random.Random(0).sample(range(n_rows), min(ROWS, n_rows)))
+
+
+def _read_by_teacher(settings: JobSettings, run: Manifest, dataset: Dataset, rows: Sequence[int]) -> dict[int, Encoded]:
+    """Rows as the teacher reads them, without pixels. Rows that it cannot read are left out: the job skips them."""
+    path = resolve(settings.teacher, settings.revision)
+    teacher = _encoder(settings, path, load_processor(path, settings.trust_remote_code), run.max_length)
+    found = ((row, _encoded(teacher, dataset, row)) for row in rows)
+    return {row: replace(encoded, inputs={}) for row, encoded in found if isinstance(encoded, Encoded)}
+
+
 def _encoder(settings: JobSettings, path: Path, processor: Any, max_length: int | None) -> Encoder:
-    """Without a limit of its own a model reads what its language model was made for."""
+    """Without a limit of its own, a model reads up to the length that its language model was made for."""
     config = AutoConfig.from_pretrained(path, trust_remote_code=settings.trust_remote_code)
     token = getattr(config, "image_token_id", None)
     if token is None:
@@ -105,3 +91,8 @@ def _encoded(encoder: Encoder, dataset: Dataset, row: int) -> Encoded | SampleEr
         return encoder(dataset.sample(row))
     except SampleError as error:
         return error
+
+
+def _log_all(warnings: Sequence[str]) -> None:
+    for warning in warnings:
+        log(warning)

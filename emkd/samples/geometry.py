@@ -1,7 +1,8 @@
-"""How an image's vision tokens lie in two dimensions, by family.
+"""How an image's vision tokens lie in two dimensions.
 
-Only what is known is said: an empty tuple means that the family's layout is not described here, and such an
-image has a count of tokens and no grid.
+An empty tuple means that this module does not know the family's layout: such an image has a count of tokens and no
+grid. Families are told apart by the class of their processor, because this package is below `emkd.vlm`, which has the
+table of families.
 """
 
 from typing import Any
@@ -10,9 +11,9 @@ import torch
 
 
 def tile_grids(processor: Any, inputs: dict[str, torch.Tensor], image: int, count: int) -> tuple[tuple[int, int], ...]:
-    """(rows, columns) of each tile of the given image, in token order.
+    """Return (rows, columns) of each tile of an image, in token order.
 
-    inputs: the processor's tensors for one sample;  count: the image's vision tokens
+    inputs: the processor's tensors for one sample;  image: its index in them;  count: its vision tokens
     """
     if type(processor).__name__ == "LlavaProcessor":
         return _llava_grid(processor, inputs, image, count)
@@ -20,7 +21,7 @@ def tile_grids(processor: Any, inputs: dict[str, torch.Tensor], image: int, coun
 
 
 def _llava_grid(processor: Any, inputs: dict[str, torch.Tensor], image: int, count: int) -> tuple[tuple[int, int], ...]:
-    """One tile, row by row. `processor.patch_size` is in pixels of one *token*: it grows with pooling."""
+    """One tile, row by row. `processor.patch_size` is the pixels along one *token*: it grows with pooling."""
     height, width = inputs["pixel_values"][image].shape[-2:]
     rows, columns = int(height // processor.patch_size), int(width // processor.patch_size)
     return ((rows, columns),) if rows * columns == count else ()

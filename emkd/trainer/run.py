@@ -12,6 +12,7 @@ import torch
 import yaml
 from transformers import TrainingArguments, set_seed
 
+from emkd.agreement.agree import Agreement
 from emkd.errors import EmkdError, UsageError
 from emkd.samples.dataset import Dataset
 from emkd.trainer.data.run_data import RunData, encoder, evaluation_samples, open_run_data
@@ -19,7 +20,6 @@ from emkd.trainer.data.samples import Collator, EvaluationSamples
 from emkd.trainer.loop.evaluation import evaluate_answers
 from emkd.trainer.loop.first_run import agree_with_first_run
 from emkd.trainer.loop.output import check_output
-from emkd.trainer.loop.resume import agree_about_pictures_and_text
 from emkd.trainer.loop.trainer import DistillationTrainer
 from emkd.trainer.matching.assignment import check_solver
 from emkd.trainer.objective.objective import Objective
@@ -46,10 +46,10 @@ def train_one_process(settings: TrainSettings) -> dict[str, float]:
     run_data = open_run_data(settings)
     set_seed(arguments.seed)
     student = load_student(settings)
-    agree_about_pictures_and_text(run_data.cache, student.vlm, distils=settings.recipe.losses.weights.needs_cache)
+    agreement = run_data.agree(student.vlm, distils=settings.recipe.losses.weights.needs_cache)
     agree_with_first_run(settings, run_data.cache, run_data.selection, run_data.dataset, arguments.world_size)
     student.card = model_card(_facts(settings, run_data, student))
-    trainer = _trainer(settings, run_data, student, arguments)
+    trainer = _trainer(settings, run_data, student, arguments, agreement)
     log(_first_line(settings, student, arguments, run_data.n_samples))
     resumed = None if checkpoint is None else str(checkpoint)
     metrics: dict[str, float] = trainer.train(resume_from_checkpoint=resumed).metrics
@@ -63,7 +63,11 @@ def train_one_process(settings: TrainSettings) -> dict[str, float]:
 
 
 def _trainer(
-    settings: TrainSettings, run_data: RunData, student: Student, arguments: TrainingArguments
+    settings: TrainSettings,
+    run_data: RunData,
+    student: Student,
+    arguments: TrainingArguments,
+    agreement: Agreement,
 ) -> DistillationTrainer:
     """Make the trainer. Raises UsageError if a package, optimizer or logger of the recipe is not available."""
     recipe = settings.recipe
@@ -71,7 +75,7 @@ def _trainer(
         student=student,
         args=arguments,
         objective=_objective(recipe.losses, run_data.n_tokens(student.vlm), arguments),
-        train_dataset=run_data.samples(student.vlm, recipe.losses.top_k),
+        train_dataset=run_data.samples(student.vlm, recipe.losses.top_k, agreement),
         shard_sizes=run_data.shard_sizes,
         window=recipe.window,
         learning_rates=recipe.student.learning_rates,

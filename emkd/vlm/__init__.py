@@ -1,9 +1,17 @@
-"""A vision-language model as EM-KD sees it. Both teacher and student use this room; Ray is never imported.
+"""A vision-language model as EM-KD sees it. Teacher and student both use this package; it never imports Ray.
 
-Reading order: loading.py (a checkpoint becomes a VisionLanguageModel), identity.py (what a cache records of
-it), forward.py (batches, hidden states, logits), states.py (hidden states by what they are for), head.py (the LM head
-by itself), affinity.py, pooling.py (students that average their vision tokens; pooled_models.py and pooled_qwen.py are
-saved beside them), compose.py (a student of a vision tower and a language model).
+The modules, in reading order:
+
+    loading        a checkpoint becomes a VisionLanguageModel
+    identity       what a cache records of a model: hashes, settings, licence
+    forward        batches, hidden states, logits
+    states         hidden states of one sample by what they are for
+    head           the LM head alone: logits of chosen ids
+    truncated      a distribution of which the top-k and the tail are known
+    affinity       cosine similarity of text and vision tokens
+    checks         what a family must keep to, checked on the first batch
+    tolerance      how much a live teacher may differ from its cache
+    pooling        students with fewer vision tokens; `pooled_models` and `pooled_qwen` are saved beside them
 """
 
 from emkd.vlm.loading import VisionLanguageModel, load

@@ -1,6 +1,4 @@
-"""What a family of models has to keep to, looked at on a first batch: what is computed here and there is right for such
-models alone.
-"""
+"""What a family of models must keep to, checked on the first batch: emkd's results are right only for such models."""
 
 from typing import Any
 
@@ -13,7 +11,7 @@ from emkd.vlm.loading import VisionLanguageModel
 
 
 def check_teacher(vlm: VisionLanguageModel, first: Encoded, pad_token_id: int) -> None:
-    """On one sample. Raises ModelError as `check_head` and `check_causal`."""
+    """Run `check_head` and `check_causal` on one sample. Raises ModelError."""
     batch = to_model(collate([first], pad_token_id), vlm.model)
     check_head(vlm.model, batch, vlm.n_tokens)
     check_causal(vlm.model, first)
@@ -21,9 +19,9 @@ def check_teacher(vlm: VisionLanguageModel, first: Encoded, pad_token_id: int) -
 
 @torch.no_grad()
 def check_head(model: Any, batch: dict[str, torch.Tensor], n_tokens: int) -> None:
-    """Raises ModelError unless the LM head on the last hidden state is what the model itself answers.
+    """Check that the LM head on the last hidden state gives the model's own logits. Raises ModelError.
 
-    A family that does something behind its head (a softcap, a scale) would otherwise be cached wrongly.
+    Otherwise the logits of a family that changes them after its head (a softcap, a scale) would be cached wrongly.
     """
     expected = model(**batch, logits_to_keep=1, use_cache=False).logits[:, -1, :n_tokens].float()
     check_same_logits(model, expected, lm_logits(model, last_hidden_state(model, batch)[:, -1], n_tokens))
@@ -31,16 +29,16 @@ def check_head(model: Any, batch: dict[str, torch.Tensor], n_tokens: int) -> Non
 
 @torch.no_grad()
 def check_causal(model: Any, sample: Encoded) -> None:
-    """Raises ModelError where the sample's hidden states depend on a text token behind them.
+    """Check that the sample's hidden states do not depend on later text tokens. Raises ModelError.
 
-    A model that reads a prompt in both directions (PaliGemma) has seen the answer that it is asked for, and an image's
-    tokens are other ones with each question. The sample goes alone: without padding some models are given no mask.
+    A model that reads a prompt in both directions (PaliGemma) has seen the answer that it is to predict, and its vision
+    tokens change with the question. The sample runs alone: without padding, some models get no attention mask.
     """
     last = int(sample.text_positions[-1])
     words = sample.text_ids[~sample.in_image]
     others = words[words != sample.text_ids[-1]]
     if not len(others):
-        return  # a text of one word says nothing
+        return  # a text of a single repeated token shows nothing
     batch = to_model(collate([sample], pad_token_id=0), model)
     changed = batch["input_ids"].clone()
     changed[0, last] = others[-1]
@@ -53,16 +51,16 @@ def check_causal(model: Any, sample: Encoded) -> None:
     if bool(before.isfinite().all()) and not moved <= 1e-2:
         raise ModelError(
             f"{type(model).__name__}: hidden states change by {moved:.2g} of their size when a later token changes; "
-            "its attention is not causal, so that it has seen the answers that it is to predict: this family is not "
-            "supported"
+            "its attention is not causal, so it has seen the answers that it is to predict. emkd does not support this "
+            "family"
         )
 
 
 def check_same_logits(model: Any, expected: torch.Tensor, found: torch.Tensor) -> None:
-    """Raises ModelError unless the model's own logits are, but for rounding, those that its LM head gives."""
+    """Check that the logits of the LM head are the model's own, up to rounding. Raises ModelError."""
     worst = float((expected - found).abs().max())
     if not worst <= 1e-2 * max(1.0, float(expected.abs().max())):
         raise ModelError(
             f"{type(model).__name__}: the LM head on the last hidden state differs from the model's own logits by "
-            f"{worst:.3g}; this family changes logits behind its head and is not supported"
+            f"{worst:.3g}; this family changes logits after its head, which emkd does not support"
         )

@@ -1,4 +1,4 @@
-"""Batches, hidden states and logits at chosen positions, the same way for teacher and student.
+"""Batches, hidden states and logits at chosen positions, computed the same way for teacher and student.
 
 Shape legend: B samples of a batch, T padded length, d hidden size, n chosen positions, V ids of the tokenizer
 """
@@ -14,18 +14,19 @@ from emkd.samples.encode import Encoded
 
 
 def collate(encoded: Sequence[Encoded], pad_token_id: int) -> dict[str, torch.Tensor]:
-    """One batch of model inputs: token tensors padded on the right, image tensors one after the other.
+    """Return one batch of model inputs: token tensors padded on the right, image tensors concatenated.
 
-    Right padding leaves every position of a causal model as it is alone, so that positions of `Encoded` stay
-    valid in the batch.
+    With padding on the right, every token of a causal model has the result that it has without a batch, and positions
+    of `Encoded` stay valid. Raises ModelError if the processor gives a tensor to some samples only, or with a different
+    number of axes.
     """
     longest = max(item.n_tokens for item in encoded)
-    names = {name: None for item in encoded for name in item.inputs}  # ordered, and text-only items have fewer
+    names = {name: None for item in encoded for name in item.inputs}  # in order; text-only samples have fewer
     batch: dict[str, torch.Tensor] = {}
     for name in names:
         items = [(item, item.inputs[name]) for item in encoded if name in item.inputs]
         if all(tensor.shape == (1, item.n_tokens) for item, tensor in items):
-            if len(items) < len(encoded):  # rows of the batch would get those of their neighbours
+            if len(items) < len(encoded):  # rows would move to their neighbours' positions
                 raise ModelError(f"the processor gives {name!r} to {len(items)} of {len(encoded)} samples of a batch")
             fill = pad_token_id if name == "input_ids" else 0
             batch[name] = torch.cat([_pad_right(tensor, longest, fill) for _, tensor in items])
@@ -39,7 +40,7 @@ def _pad_right(tensor: torch.Tensor, length: int, fill: int) -> torch.Tensor:
 
 
 def _stack_images(name: str, tensors: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Tensors of several samples along the first axis; a tile axis of other length is filled with zeros."""
+    """Tensors of several samples along the first axis; shorter tile axes are padded with zeros."""
     ranks = {tensor.dim() for tensor in tensors}
     if len(ranks) != 1:
         raise ModelError(f"the processor's {name!r} has {sorted(ranks)} axes in samples of one batch")
@@ -53,7 +54,7 @@ def _stack_images(name: str, tensors: Sequence[torch.Tensor]) -> torch.Tensor:
 
 
 def to_model(batch: dict[str, torch.Tensor], model: Any) -> dict[str, torch.Tensor]:
-    """The batch on the model's device, pixels in its dtype: processors give float32, whatever the model runs in."""
+    """Move a batch to the model's device, and its pixels, which processors give in float32, to the model's dtype."""
     return {
         name: tensor.to(model.device, dtype=model.dtype if tensor.is_floating_point() else None)
         for name, tensor in batch.items()
@@ -61,14 +62,14 @@ def to_model(batch: dict[str, torch.Tensor], model: Any) -> dict[str, torch.Tens
 
 
 def last_hidden_state(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-    """[B, T, d] after the final norm, as the LM head reads it, without computing any logits."""
+    """Return the hidden state [B, T, d] after the final norm, as the LM head reads it; computes no logits."""
     base = base_model(model)
     hidden: torch.Tensor = base(**batch, use_cache=False).last_hidden_state
     return hidden
 
 
 def base_model(model: Any) -> Any:
-    """The model without its LM head. Raises ModelError where the class has none."""
+    """Return the model without its LM head. Raises ModelError if the class has no such part."""
     base = getattr(model, "model", None)
     if base is None or base is model:
         raise ModelError(f"{type(model).__name__} has no base model below its LM head: family not supported")
@@ -79,8 +80,8 @@ def base_model(model: Any) -> Any:
 def keep_last_hidden_state(model: Any) -> Iterator[list[torch.Tensor]]:
     """While open, each call of `model` appends its last hidden state [B, T, d] to the list.
 
-    A wrapped model (DistributedDataParallel) has to be called whole, or its gradients are not averaged; this is
-    how its hidden states are had without a second pass.
+    A wrapped model (DistributedDataParallel) must be called as a whole, or its gradients are not averaged; this gives
+    its hidden states without a second forward pass.
     """
     kept: list[torch.Tensor] = []
     handle = base_model(model).register_forward_hook(lambda _m, _i, out: kept.append(out.last_hidden_state))
@@ -91,19 +92,19 @@ def keep_last_hidden_state(model: Any) -> Iterator[list[torch.Tensor]]:
 
 
 def lm_logits(model: Any, hidden: torch.Tensor, n_tokens: int) -> torch.Tensor:
-    """float32 logits [n, V] of hidden states [n, d]; padding rows of the LM head are cut here."""
+    """Return float32 logits [n, V] of hidden states [n, d], without the padding rows of the LM head."""
     return head_logits(model, hidden, n_tokens).float()
 
 
 def head_logits(model: Any, hidden: torch.Tensor, n_tokens: int) -> torch.Tensor:
-    """The same in the dtype of the LM head."""
+    """Return the logits of `lm_logits` in the dtype of the LM head."""
     logits: torch.Tensor = model.get_output_embeddings()(hidden)
     return logits[:, :n_tokens]
 
 
 @contextmanager
 def evaluating(model: Any) -> Iterator[None]:
-    """While open, no module is in training mode (dropout, checkpointing); afterwards each is as it was."""
+    """While open, no module is in training mode (dropout, checkpointing); afterwards each mode is restored."""
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:

@@ -1,6 +1,6 @@
-"""The LM head by itself: logits of chosen ids from hidden states, without the logits of all the others.
+"""The LM head alone: logits of chosen ids from hidden states, without computing those of all ids.
 
-Shape legend: n tokens, d hidden size, V ids that are used, u of them that are asked for
+Shape legend: n tokens, d hidden size, V ids, u chosen ids
 """
 
 from collections.abc import Iterator
@@ -12,13 +12,13 @@ from torch.nn import functional
 
 from emkd.errors import ModelError
 
-# Numbers of the weight that are copied at a time: on a CPU so few that they stay in its cache.
+# Elements of the weight that are copied at a time; on a CPU they should fit into its cache.
 GATHERED = {"cpu": 1 << 20, "other": 1 << 24}
 
 
 @dataclass(frozen=True, kw_only=True)
 class LMHead:
-    """A linear LM head, of which the first `n_tokens` rows are ids and the others padding.
+    """A linear LM head. Its first `n_tokens` rows are ids, the rest is padding.
 
     weight: [rows, d];  bias: [rows] or None
     """
@@ -29,27 +29,27 @@ class LMHead:
 
     @classmethod
     def of(cls, model: Any, n_tokens: int) -> "LMHead":
-        """The head of a model. Raises ModelError for one that is not a linear layer."""
+        """Return the head of a model. Raises ModelError if it is not a linear layer."""
         head = model.get_output_embeddings()
         if not isinstance(head, torch.nn.Linear):
             raise ModelError(
-                f"the LM head of {type(model).__name__} is a {type(head).__name__}, not a linear layer: its logits "
-                "cannot be computed for some ids alone, and it is not supported"
+                f"the LM head of {type(model).__name__} is a {type(head).__name__}, not a linear layer: emkd "
+                "cannot compute logits of chosen ids alone, and does not support it"
             )
         return cls(weight=head.weight, bias=head.bias, n_tokens=n_tokens)
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the matrix product: autocast's where it is on, else the weight's."""
+        """The dtype of the matrix product: autocast's if it is on, else the weight's."""
         device = self.weight.device.type
         return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else self.weight.dtype
 
     @torch.no_grad()
     def columns(self, hidden: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
-        """[u, n] float32: logits of the ids [u] for hidden states [n, d], an id a row. No gradients."""
+        """Return float32 logits [u, n] of the ids [u] for hidden states [n, d], one row for each id. No gradients."""
         out = torch.empty(len(ids), len(hidden), device=hidden.device)
-        place = "cpu" if hidden.device.type == "cpu" else "other"
-        size = max(1, GATHERED[place] // self.weight.shape[1])
+        kind = "cpu" if hidden.device.type == "cpu" else "other"
+        size = max(1, GATHERED[kind] // self.weight.shape[1])
         for start in range(0, len(ids), size):
             some = ids[start : start + size]
             bias = None if self.bias is None else self.bias[some]
@@ -58,7 +58,7 @@ class LMHead:
 
     @torch.no_grad()
     def blocks(self, hidden: torch.Tensor, size: int) -> Iterator[torch.Tensor]:
-        """float32 logits [n, <= size] of all V ids for hidden states [n, d], one block of ids after the other."""
+        """Yield float32 logits [n, <= size] of all V ids for hidden states [n, d], block by block of ids."""
         for start in range(0, self.n_tokens, size):
             ids = slice(start, min(self.n_tokens, start + size))
             yield self._product(hidden, self.weight[ids], None if self.bias is None else self.bias[ids]).float()

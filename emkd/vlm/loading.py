@@ -1,4 +1,4 @@
-"""Checkpoints become models: local folders or hub names, safetensors only, every weight accounted for."""
+"""Load checkpoints: local folders or names on the hub, safetensors only, every weight accounted for."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 import emkd.vlm.pooling  # noqa: F401  registers the pooled student, so that its checkpoints load by name
 from emkd.errors import InputNotFoundError, ModelError
 
-# No *.bin, *.pt: pickle is never read. Code is run with --trust-remote-code alone.
+# No *.bin, *.pt: emkd never reads pickle. It runs a checkpoint's code only with --trust-remote-code.
 FILES = ("*.json", "*.safetensors", "*.jinja", "*.model", "*.txt", "*.py", "README.md")
 
 
@@ -22,8 +22,8 @@ FILES = ("*.json", "*.safetensors", "*.jinja", "*.model", "*.txt", "*.py", "READ
 class VisionLanguageModel:
     """A model and its processor.
 
-    path:        the local folder that holds the checkpoint
-    n_tokens:    V, the ids of the tokenizer; LM-head rows beyond it are padding
+    path:        the local folder of the checkpoint
+    n_tokens:    V, the ids of the tokenizer; rows of the LM head beyond it are padding
     """
 
     path: Path
@@ -33,40 +33,45 @@ class VisionLanguageModel:
 
     @property
     def image_token_id(self) -> int:
+        """The id at which vision tokens stand."""
         return int(self.model.config.image_token_id)
 
     @property
     def device(self) -> torch.device:
+        """The device of the model's weights."""
         return torch.device(self.model.device)
 
     @property
     def max_positions(self) -> int | None:
-        """The longest sequence that the language model was made for, where its config says so."""
+        """The longest sequence that the language model was made for; None if its config does not say."""
         return getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
 
 
 def resolve(name: str, revision: str | None = None) -> Path:
-    """The local folder of a checkpoint: the folder itself, or a hub snapshot. Raises InputNotFoundError."""
+    """Return the local folder of a checkpoint: the folder itself, or a snapshot from the hub.
+
+    Raises InputNotFoundError.
+    """
     path = Path(name)
     if path.is_dir():
         if not (path / "config.json").is_file():
             raise InputNotFoundError(f"{name} is a folder without config.json: not a saved model")
         return path
     if name.startswith(("/", ".", "~")) or name.count("/") > 1:
-        raise InputNotFoundError(f"no model {name!r}: there is no such folder, and names on the hub look otherwise")
+        raise InputNotFoundError(f"no model {name!r}: there is no such folder, and it is not a name on the hub")
     try:
         return Path(snapshot_download(name, revision=revision, allow_patterns=list(FILES)))
     except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise InputNotFoundError(
-            f"no model {name!r}: it is not a folder with config.json, and the hub gave none: "
+            f"no model {name!r}: it is not a folder with config.json, and the hub has none: "
             f"{str(error).splitlines()[0]}"
         ) from error
 
 
 def load_processor(path: Path, trust_remote_code: bool = False, *, needs_template: bool = True) -> Any:
-    """The processor of a checkpoint, with a fast tokenizer: offsets of tokens are needed. Raises ModelError.
+    """Load the processor of a checkpoint, with a fast tokenizer, which gives offsets of tokens. Raises ModelError.
 
-    needs_template: False for a student that will be given its teacher's chat template
+    needs_template: False for a student that will get its teacher's chat template
     """
     try:
         processor = AutoProcessor.from_pretrained(path, trust_remote_code=trust_remote_code)
@@ -76,14 +81,16 @@ def load_processor(path: Path, trust_remote_code: bool = False, *, needs_templat
     if tokenizer is None or getattr(processor, "image_processor", None) is None:
         raise ModelError(f"{path} has no processor for images and text together: not a vision-language model")
     if not tokenizer.is_fast:
-        raise ModelError(f"{path}: a fast tokenizer (tokenizer.json) is needed, this one is {type(tokenizer).__name__}")
+        raise ModelError(
+            f"{path}: emkd needs a fast tokenizer (tokenizer.json), and this is a {type(tokenizer).__name__}"
+        )
     if needs_template:
         check_template(path, processor)
     return processor
 
 
 def check_template(name: str | Path, processor: Any) -> None:
-    """Raises ModelError for a processor that has no chat template."""
+    """Check that a processor has a chat template. Raises ModelError."""
     if getattr(processor, "chat_template", None) is None:
         raise ModelError(f"{name} has no chat template; save one as chat_template.jinja beside its processor")
 
@@ -98,7 +105,7 @@ def load(
     trust_remote_code: bool = False,
     needs_template: bool = True,
 ) -> VisionLanguageModel:
-    """A checkpoint with all its weights. Raises InputNotFoundError, ModelError."""
+    """Load a checkpoint with all its weights, in evaluation mode. Raises InputNotFoundError, ModelError."""
     path = resolve(name, revision)
     processor = load_processor(path, trust_remote_code, needs_template=needs_template)
     options: dict[str, Any] = {} if attn_implementation is None else {"attn_implementation": attn_implementation}
@@ -113,7 +120,7 @@ def load(
 
 
 def load_model(path: Path, *, dtype: str, **options: Any) -> Any:
-    """The weights of a saved model under the names that they have in memory. Raises ModelError."""
+    """Load a saved model, whose weights get the names that they have in memory. Raises ModelError."""
     try:
         loaded: Any = AutoModelForImageTextToText.from_pretrained(
             path,
@@ -130,7 +137,7 @@ def load_model(path: Path, *, dtype: str, **options: Any) -> Any:
 
 
 def _check_report(path: Path, report: dict[str, Sequence[Any]]) -> None:
-    """transformers initialises missing weights at random and only logs it; here that is an error."""
+    """Raise ModelError for missing weights, which transformers initialises at random and only logs."""
     missing = sorted(map(str, report["missing_keys"]))
     wrong = sorted(map(str, report.get("mismatched_keys", ())))
     if missing or wrong:

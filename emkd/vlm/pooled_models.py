@@ -1,11 +1,11 @@
-"""Vision-language models with fewer vision tokens: what the projector gives is averaged over windows of R x R.
+"""Vision-language models with fewer vision tokens: the projector's output is averaged over windows of R x R.
 
-The factor is in the config (`vision_pool`); weights, their shapes and their names are those of the family. This file
-is saved beside each such model, so that it loads where emkd is not installed:
+The config holds R (`vision_pool`); weights, their shapes and their names are the family's. This file is saved beside
+each such model, so that it loads without emkd:
 
     AutoModelForImageTextToText.from_pretrained(folder, trust_remote_code=True)
 
-Nothing but torch and transformers is imported here. Shape legend: N tiles, H x H their tokens, d hidden size
+It imports only torch and transformers. Shape legend: N tiles, H x H their tokens, d hidden size
 """
 
 from collections.abc import Iterator
@@ -34,7 +34,10 @@ from transformers.models.llava_onevision.modeling_llava_onevision import LlavaOn
 
 
 def pool_tokens(features: torch.Tensor, window: int) -> torch.Tensor:
-    """Means over windows of a square grid: [N, H·H, d] -> [N, (H/window)², d], row by row. ValueError for others."""
+    """Average windows of a square grid: [N, H·H, d] -> [N, (H/window)², d], row by row.
+
+    Raises ValueError if the grid is not square, or the window does not divide its side.
+    """
     n, tokens, width = features.shape
     side = int(tokens**0.5)
     if side * side != tokens or side % window:
@@ -47,7 +50,7 @@ def pool_tokens(features: torch.Tensor, window: int) -> torch.Tensor:
 
 
 def average(projector: torch.nn.Module, window: int) -> None:
-    """From now on the outputs [N, H·H, d] of a projector are averaged."""
+    """Average the outputs [N, H·H, d] of a projector from now on."""
     projector.register_forward_hook(partial(_averaged, window))
 
 
@@ -57,7 +60,10 @@ def _averaged(window: int, projector: torch.nn.Module, inputs: Any, output: torc
 
 @contextmanager
 def coarser_grid(config: Any) -> Iterator[None]:
-    """Tiles are put together by the number of patches of a tile's side, which is that of its averaged tokens here."""
+    """While open, the config's patches are R times as large.
+
+    LLaVA-NeXT joins tiles by the number of patches along a tile's side, which must be that of its averaged tokens.
+    """
     vision, size = config.vision_config, config.vision_config.patch_size
     vision.patch_size = size * config.vision_pool
     try:
@@ -74,7 +80,7 @@ class PooledLlavaConfig(LlavaConfig):
 
 
 class PooledLlavaForConditionalGeneration(LlavaForConditionalGeneration):
-    """LLaVA of which R x R vision tokens are one."""
+    """LLaVA that averages R x R vision tokens into one."""
 
     config_class = PooledLlavaConfig
 
@@ -91,7 +97,7 @@ class PooledLlavaNextConfig(LlavaNextConfig):
 
 
 class PooledLlavaNextModel(LlavaNextModel):
-    """Tiles are averaged, then put together, cut where the picture was padded, and given their newline tokens."""
+    """Averages tiles, then joins them, cuts off the image's padding and adds newline tokens."""
 
     config_class = PooledLlavaNextConfig
 
@@ -105,7 +111,7 @@ class PooledLlavaNextModel(LlavaNextModel):
 
 
 class PooledLlavaNextForConditionalGeneration(LlavaNextForConditionalGeneration):
-    """LLaVA-NeXT of which R x R vision tokens of a tile are one."""
+    """LLaVA-NeXT that averages R x R vision tokens of a tile into one."""
 
     config_class = PooledLlavaNextConfig
 
@@ -123,7 +129,7 @@ class PooledLlavaOnevisionConfig(LlavaOnevisionConfig):
 
 
 class PooledLlavaOnevisionModel(LlavaOnevisionModel):
-    """As PooledLlavaNextModel. Pictures alone: videos are pooled by the family itself, and are not supported here."""
+    """As PooledLlavaNextModel, for images only: the family pools videos itself, which is not supported here."""
 
     config_class = PooledLlavaOnevisionConfig
 
@@ -136,11 +142,11 @@ class PooledLlavaOnevisionModel(LlavaOnevisionModel):
             return super().pack_image_features(*args, **kwargs)
 
     def get_video_features(self, *args: Any, **kwargs: Any) -> Any:
-        raise NotImplementedError("a LLaVA-OneVision whose vision tokens are averaged takes pictures, not videos")
+        raise NotImplementedError("a LLaVA-OneVision that averages its vision tokens takes images, not videos")
 
 
 class PooledLlavaOnevisionForConditionalGeneration(LlavaOnevisionForConditionalGeneration):
-    """LLaVA-OneVision of which R x R vision tokens of a tile are one."""
+    """LLaVA-OneVision that averages R x R vision tokens of a tile into one."""
 
     config_class = PooledLlavaOnevisionConfig
 
@@ -158,7 +164,7 @@ class PooledInternVLConfig(InternVLConfig):
 
 
 class PooledInternVLForConditionalGeneration(InternVLForConditionalGeneration):
-    """InternVL of which R x R vision tokens of a tile are one."""
+    """InternVL that averages R x R vision tokens of a tile into one."""
 
     config_class = PooledInternVLConfig
 
@@ -175,7 +181,7 @@ class PooledIdefics3Config(Idefics3Config):
 
 
 class PooledIdefics3ForConditionalGeneration(Idefics3ForConditionalGeneration):
-    """Idefics3 of which R x R vision tokens of a tile are one."""
+    """Idefics3 that averages R x R vision tokens of a tile into one."""
 
     config_class = PooledIdefics3Config
 
@@ -192,7 +198,7 @@ class PooledSmolVLMConfig(SmolVLMConfig):
 
 
 class PooledSmolVLMForConditionalGeneration(SmolVLMForConditionalGeneration):
-    """SmolVLM of which R x R vision tokens of a tile are one."""
+    """SmolVLM that averages R x R vision tokens of a tile into one."""
 
     config_class = PooledSmolVLMConfig
 

@@ -1,14 +1,14 @@
-"""Qwen2-VL, Qwen2.5-VL and Qwen3-VL with fewer vision tokens: averaged over windows of R x R of a picture's own grid.
+"""Qwen2-VL, Qwen2.5-VL and Qwen3-VL with fewer vision tokens: averaged over windows of R x R of an image's own grid.
 
-A grid has any height and width here: a window at its lower or right edge may hold fewer tokens, whose mean is taken.
-What is left has the positions (M-RoPE) of a picture of that size; Qwen3-VL's deepstack features are averaged alike.
-This file is saved beside each such model, so that it loads where emkd is not installed:
+A grid may have any height and width: a window at its lower or right edge may hold fewer tokens, and becomes their mean.
+The averaged tokens have the positions (M-RoPE) of an image of that size; Qwen3-VL's deepstack features are averaged the
+same way. This file is saved beside each such model, so that it loads without emkd:
 
     AutoModelForImageTextToText.from_pretrained(folder, trust_remote_code=True)
     AutoProcessor.from_pretrained(folder, trust_remote_code=True)
 
-Nothing but torch and transformers is imported here. Pictures alone: videos are refused. Shape legend: t frames (1),
-h x w vision tokens of a picture before they are averaged, d hidden size
+It imports only torch and transformers. It takes images and refuses videos. Shape legend: t frames (1), h x w vision
+tokens of an image before they are averaged, d hidden size
 """
 
 from typing import Any
@@ -32,7 +32,7 @@ from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLModel
 
 
 def pool_grid(features: torch.Tensor, grid: tuple[int, int, int], window: int) -> torch.Tensor:
-    """Means over windows: [t·h·w, d] -> [t·ceil(h/window)·ceil(w/window), d], row by row. grid: (t, h, w)"""
+    """Average windows: [t·h·w, d] -> [t·ceil(h/window)·ceil(w/window), d], row by row. grid: (t, h, w)"""
     frames, height, width = grid
     planes = features.reshape(frames, height, width, -1).permute(0, 3, 1, 2)
     means = torch.nn.functional.avg_pool2d(planes, window, ceil_mode=True, count_include_pad=False)
@@ -40,13 +40,13 @@ def pool_grid(features: torch.Tensor, grid: tuple[int, int, int], window: int) -
 
 
 class AveragedGrids:
-    """Before the base model of a Qwen: what `pool_grid` leaves, and its positions."""
+    """Mixin for the base model of a Qwen: averages image features, and gives them the positions of the smaller grid."""
 
     config: Any
     visual: Any
 
     def _grids(self, image_grid_thw: torch.Tensor) -> list[tuple[int, int, int]]:
-        """(t, h, w) in vision tokens, of grids in patches."""
+        """Convert grids in patches to (t, h, w) in vision tokens."""
         merge = self.visual.spatial_merge_size
         return [(t, h // merge, w // merge) for t, h, w in image_grid_thw.tolist()]
 
@@ -70,11 +70,11 @@ class AveragedGrids:
         return super().get_rope_index(*args, image_grid_thw=image_grid_thw, **kwargs)  # type: ignore[misc]
 
     def get_video_features(self, *args: Any, **kwargs: Any) -> Any:
-        raise NotImplementedError("a Qwen whose vision tokens are averaged takes pictures, not videos")
+        raise NotImplementedError("a Qwen that averages its vision tokens takes images, not videos")
 
 
 class AveragedPlaceholders:
-    """Before the processor of a Qwen: as many placeholders as there are tokens left. vision_pool: R"""
+    """Mixin for the processor of a Qwen: writes as many placeholders as there are tokens left. vision_pool: R"""
 
     image_token: str
     image_processor: Any
@@ -109,7 +109,7 @@ class PooledQwen2VLModel(AveragedGrids, Qwen2VLModel):
 
 
 class PooledQwen2VLForConditionalGeneration(Qwen2VLForConditionalGeneration):
-    """Qwen2-VL of which R x R vision tokens are one."""
+    """Qwen2-VL that averages R x R vision tokens into one."""
 
     config_class = PooledQwen2VLConfig
 
@@ -120,7 +120,7 @@ class PooledQwen2VLForConditionalGeneration(Qwen2VLForConditionalGeneration):
 
 
 class PooledQwen2VLProcessor(AveragedPlaceholders, Qwen2VLProcessor):
-    """Qwen2-VL's, for `PooledQwen2VLForConditionalGeneration`."""
+    """Qwen2-VL's processor, for `PooledQwen2VLForConditionalGeneration`."""
 
 
 class PooledQwen2_5_VLConfig(Qwen2_5_VLConfig):
@@ -135,7 +135,7 @@ class PooledQwen2_5_VLModel(AveragedGrids, Qwen2_5_VLModel):
 
 
 class PooledQwen2_5_VLForConditionalGeneration(Qwen2_5_VLForConditionalGeneration):
-    """Qwen2.5-VL of which R x R vision tokens are one."""
+    """Qwen2.5-VL that averages R x R vision tokens into one."""
 
     config_class = PooledQwen2_5_VLConfig
 
@@ -146,7 +146,7 @@ class PooledQwen2_5_VLForConditionalGeneration(Qwen2_5_VLForConditionalGeneratio
 
 
 class PooledQwen2_5_VLProcessor(AveragedPlaceholders, Qwen2_5_VLProcessor):
-    """Qwen2.5-VL's, for `PooledQwen2_5_VLForConditionalGeneration`."""
+    """Qwen2.5-VL's processor, for `PooledQwen2_5_VLForConditionalGeneration`."""
 
 
 class PooledQwen3VLConfig(Qwen3VLConfig):
@@ -161,7 +161,7 @@ class PooledQwen3VLModel(AveragedGrids, Qwen3VLModel):
 
 
 class PooledQwen3VLForConditionalGeneration(Qwen3VLForConditionalGeneration):
-    """Qwen3-VL of which R x R vision tokens are one."""
+    """Qwen3-VL that averages R x R vision tokens into one."""
 
     config_class = PooledQwen3VLConfig
 
@@ -172,7 +172,7 @@ class PooledQwen3VLForConditionalGeneration(Qwen3VLForConditionalGeneration):
 
 
 class PooledQwen3VLProcessor(AveragedPlaceholders, Qwen3VLProcessor):
-    """Qwen3-VL's, for `PooledQwen3VLForConditionalGeneration`."""
+    """Qwen3-VL's processor, for `PooledQwen3VLForConditionalGeneration`."""
 
 
 # (model, processor)

@@ -1,4 +1,4 @@
-"""The last hidden states of one sample by what they are for, the same way for teacher and student.
+"""The last hidden states of one sample by what they are for, the same for teacher and student.
 
 Shape legend: T positions of a sample, d hidden size, L text tokens, N vision tokens, A answer tokens
 """
@@ -12,7 +12,10 @@ from emkd.samples.encode import Encoded
 
 @dataclass(frozen=True, kw_only=True)
 class States:
-    """vision: [N, d];  text: [L, d];  predicting: [A, d] at the positions that predict answer tokens"""
+    """Hidden states of a sample.
+
+    vision: [N, d];  text: [L, d];  predicting: [A, d] at the positions that predict answer tokens
+    """
 
     vision: torch.Tensor
     text: torch.Tensor
@@ -20,7 +23,7 @@ class States:
 
     @classmethod
     def of(cls, encoded: Encoded, hidden: torch.Tensor) -> "States":
-        """hidden: [T, d] of the sample, padding included"""
+        """Pick the states out of `hidden`: [T, d] of the sample, padding included."""
         return cls(
             vision=hidden[: encoded.n_tokens][encoded.vision_mask.to(hidden.device)],
             text=hidden[encoded.text_positions.to(hidden.device)],

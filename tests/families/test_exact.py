@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 import torch
 
+from emkd.agreement.template import adopt_template
 from emkd.errors import ModelError
 from emkd.samples.dataset import Dataset
 from emkd.samples.encode import Encoder
-from emkd.samples.template import adopt_template
 from emkd.vlm import load
 from emkd.vlm.pooling import pooled
 from tests.families.naive import ROWS, cached_losses, check_losses, naive_view

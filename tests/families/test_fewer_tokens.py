@@ -17,7 +17,7 @@ from tests import families, tiny
 def test_qwens_of_fewer_tokens_take_no_videos(student):
     changed = load(str(student))
     changed.model = pooled(changed.model, changed.processor, 2)
-    with pytest.raises(NotImplementedError, match="takes pictures, not videos"):
+    with pytest.raises(NotImplementedError, match="takes images, not videos"):
         changed.model.get_video_features(torch.zeros(4, 8), torch.tensor([[1, 4, 4]]))
 
 

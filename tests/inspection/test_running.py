@@ -60,14 +60,14 @@ def test_how_far_the_job_is_and_how_it_goes_on(tmp_path):
     assert (report["samples"], report["skipped"]) == (4, {"no_answer": 1})
     text = shown(report)
     assert "3 of 4 shards are committed, with 5 of 7 rows" in text
-    assert "the same cache-teacher command goes on" in text
+    assert "run the same cache-teacher command to continue" in text
 
 
 def test_a_sealed_cache_says_nothing_of_progress(tmp_path):
     make_cache(tmp_path / "c")
     text = shown(inspect_cache(tmp_path / "c"))
     assert "progress" not in text
-    assert "goes on" not in text
+    assert "to continue" not in text
 
 
 def test_the_moment_of_sealing(tmp_path, monkeypatch):

@@ -9,7 +9,7 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from emkd.inspection import inspect_cache, render
-from emkd.inspection.render_sample import colour, label, printable, word_columns
+from emkd.inspection.terminal.sample import colour, label, printable, word_columns
 from tests.inspection.made import WORDS, one_sample, span
 from tests.storage.builders import V
 

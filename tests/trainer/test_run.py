@@ -355,7 +355,7 @@ def test_images_at_other_places_of_the_text_are_refused(cache_path):
         answer_positions=torch.from_numpy(record.answer_positions),
         images=[replace(record.images[0], text_position=record.images[0].text_position + 1)],
     )
-    with pytest.raises(TokenizerMismatchError, match="images stand at other places"):
+    with pytest.raises(TokenizerMismatchError, match="images are at other positions in the text"):
         check_same_text(encoded, record, 0)
 
 

@@ -32,7 +32,7 @@ def test_a_head_that_does_more_is_noticed(vlm, sample):
         return out
 
     vlm.model.forward = capped.__get__(vlm.model)
-    with pytest.raises(ModelError, match="changes logits behind its head"):
+    with pytest.raises(ModelError, match="changes logits after its head"):
         check_head(vlm.model, batch, vlm.n_tokens)
 
 

@@ -8,8 +8,9 @@ from emkd.errors import ModelError, UsageError
 from emkd.samples import Dataset
 from emkd.samples.encode import Encoder
 from emkd.vlm import load
-from emkd.vlm.pooled_models import PooledLlavaForConditionalGeneration, pool_tokens
-from emkd.vlm.pooling import pooled
+from emkd.vlm.pooled_models import POOLED_CLASSES, PooledLlavaForConditionalGeneration, pool_tokens
+from emkd.vlm.pooled_qwen import POOLED_QWENS
+from emkd.vlm.pooling import FAMILIES, pooled
 from tests import families, tiny
 from tests.families import others
 
@@ -126,5 +127,13 @@ def test_a_tower_without_square_tiles_is_refused(tmp_path):
     config, _ = families.llava(48)
     config.vision_config = others.mistral3(48)[0].vision_config
     plain = load(str(families.write(config, processor, tmp_path / "model", 1)))
-    with pytest.raises(ModelError, match="a pixtral vision tower takes a picture in its own shape"):
+    with pytest.raises(ModelError, match="a pixtral vision tower takes an image in its own shape"):
         pooled(plain.model, plain.processor, 2)
+
+
+def test_the_table_of_families_names_each_by_its_model_type():
+    """A pooled class under another family's name would give its models the wrong weights and placeholders."""
+    kinds = {name: family.model_class for name, family in FAMILIES.items() if family.model_class is not None}
+    assert {name: kind.config_class.model_type for name, kind in kinds.items()} == {n: f"{n}_pooled" for n in kinds}
+    every = {*POOLED_CLASSES, *(model for model, _ in POOLED_QWENS)}
+    assert set(kinds.values()) == every

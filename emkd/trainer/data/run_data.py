@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from emkd.agreement.agree import Agreement, Reader, TeacherSide, agree, agree_on_tokenizer
 from emkd.errors import UsageError
 from emkd.samples.dataset import Dataset
 from emkd.samples.encode import Encoder
@@ -10,9 +11,8 @@ from emkd.trainer.data.samples import EvaluationSamples, StudentSamples, Teacher
 from emkd.trainer.data.selection import Selection, select
 from emkd.trainer.recipe.settings import TrainSettings
 from emkd.trainer.report import log
-from emkd.vlm.identity import check_shared_tokenizer, describe_lacking, lacking_ids, tokenizer_json
+from emkd.vlm.identity import tokenizer_json
 from emkd.vlm.loading import VisionLanguageModel, resolve
-from emkd.vlm.pooling import family_of
 
 # Without a cache there are no shards; rows are read in the order of a cache with this many rows a shard.
 ROWS_PER_SHARD = 256
@@ -46,7 +46,21 @@ class RunData:
         """Return V, the number of ids that student and teacher share."""
         return student.n_tokens if self.cache is None else min(student.n_tokens, self.cache.manifest.vocabulary_size)
 
-    def samples(self, student: VisionLanguageModel, top_k: int | None) -> StudentSamples:
+    def agree(self, student: VisionLanguageModel, *, distils: bool) -> Agreement:
+        """Give the student the teacher's chat template, and log what differs without being an obstacle (see `agree`).
+
+        Raises GeometryMismatchError, TokenizerMismatchError, ModelError.
+        """
+        cache = self.cache
+        teacher = None if cache is None else TeacherSide.of(cache.manifest, cache.tokenizer_json)
+        has_images = cache is not None and cache.totals.vision_tokens > 0
+        reader = Reader(path=student.path, processor=student.processor, model_type=student.model.config.model_type)
+        agreement = agree(teacher, reader, has_images=has_images, distils=distils)
+        for warning in agreement.warnings:
+            log(warning)
+        return agreement
+
+    def samples(self, student: VisionLanguageModel, top_k: int | None, agreement: Agreement) -> StudentSamples:
         """Return the samples in the student's tokens, with `top_k` of the teacher's vision logits (None: all)."""
         if self.cache is None or self.selection is None:
             return StudentSamples(self.dataset, encoder(student), range(self.dataset.n_rows))
@@ -54,8 +68,7 @@ class RunData:
             vocabulary=self.cache.manifest.vocabulary_size, n_student_tokens=self.n_tokens(student), top_k=top_k
         )
         rows, numbers = self.selection.rows.tolist(), self.selection.numbers.tolist()
-        teacher = self.cache.manifest.teacher.architecture
-        other = family_of(student.model.config.model_type) != family_of(teacher)
+        other = agreement.other_family
         return StudentSamples(self.dataset, encoder(student), rows, self.cache, limits, numbers, other_family=other)
 
 
@@ -68,11 +81,9 @@ def open_run_data(settings: TrainSettings) -> RunData:
     dataset = Dataset(settings.data, settings.image_root)
     if cache is None:
         return RunData(dataset=dataset)
-    own = tokenizer_json(resolve(settings.student, settings.revision))
-    check_shared_tokenizer(cache.tokenizer_json, own)
-    lacking = lacking_ids(cache.tokenizer_json, own)
-    if lacking:
-        log(describe_lacking(lacking))
+    teacher = TeacherSide.of(cache.manifest, cache.tokenizer_json)
+    for warning in agree_on_tokenizer(teacher, tokenizer_json(resolve(settings.student, settings.revision))):
+        log(warning)
     return RunData(dataset=dataset, cache=cache, selection=select(cache, dataset, log))
 
 

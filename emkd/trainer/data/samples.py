@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch.utils.data import Dataset as TorchDataset
 
-from emkd.agreement.text import shared_text
+from emkd.agreement.agree import agree_on_row
 from emkd.errors import DataMismatchError, SampleError
 from emkd.samples.dataset import Dataset
 from emkd.samples.encode import Encoded, Encoder
@@ -146,7 +146,7 @@ class StudentSamples(TorchDataset[StudentSample | Skipped]):
                 "them, or make the cache again"
             )
         record = self.cache.record(number)
-        shared = shared_text(encoded, record, row, other_family=self.other_family, words=self.encoder.words)
+        shared = agree_on_row(encoded, record, row, words=self.encoder.words, other_family=self.other_family)
         teacher = self.limits(record)
         if shared is None:
             return StudentSample(encoded=encoded, teacher=teacher)

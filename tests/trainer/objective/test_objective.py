@@ -114,7 +114,7 @@ def test_a_head_with_something_behind_it_is_refused(student_batch):
     """Losses are computed from the LM head's weight, without a softcap that follows it."""
     student, batch = student_batch
     student.model.lm_head.register_forward_hook(lambda _m, _i, out: 3 * torch.tanh(out / 3))
-    with pytest.raises(ModelError, match="changes logits behind its head"):
+    with pytest.raises(ModelError, match="changes logits after its head"):
         cached_losses(student, batch)
 
 

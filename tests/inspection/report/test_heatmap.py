@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from emkd.inspection.heatmap import answer_grids, bin_columns, bounds, choose_rows, levels, split_tiles, spread
+from emkd.inspection.report.heatmap import answer_grids, bin_columns, bounds, choose_rows, levels, split_tiles, spread
 
 
 def naive_bins(values, counts, limit):

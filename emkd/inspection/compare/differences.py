@@ -1,7 +1,7 @@
-"""By how much a live teacher differs from what a cache holds of the same sample.
+"""How much a live teacher differs from what a cache holds of the same sample.
 
-What the disk rounds is known, value by value: half a unit in the last place of a stored logit, 1/254 of an affinity in
-8 bits. A difference up to that is none; what is left is *beyond rounding*, and is what vlm/tolerance.py judges.
+The rounding error of each stored value is bounded: half a unit in the last place of a logit, 1/254 of an affinity in 8
+bits. A difference up to that bound counts as zero. The rest is *beyond rounding*, and `emkd.vlm.tolerance` judges it.
 
 Shape legend: n tokens, k stored logits, V ids, L text tokens, Nt vision tokens
 """
@@ -28,10 +28,11 @@ AFFINITY_ROUNDING = {"int8": 1 / 254, "float16": 2.0**-12, "float32": 0.0}
 
 @dataclass
 class Difference:
-    """Absolute differences of one quantity over all samples, as they come.
+    """Absolute differences of one quantity, accumulated over samples.
 
-    largest, total: |live - stored|;  beyond, total_beyond: what of it the disk's rounding does not explain
-    worst: the sample, by its number in the cache, with the largest one beyond rounding (or largest at all)
+    largest, total: |live - stored|
+    beyond, total_beyond: the part of it that the disk's rounding does not explain
+    worst: the sample number with the largest difference beyond rounding (or the largest of all, if there is none)
     """
 
     n: int = 0
@@ -50,12 +51,16 @@ class Difference:
         return self.total_beyond / max(1, self.n)
 
     def add(self, difference: torch.Tensor, rounding: torch.Tensor | float, sample: int) -> None:
-        """difference: absolute values;  rounding: the part of them that the disk explains, at most. Raises SampleError
-        where one is no number."""
+        """Add the differences of one sample. Raises SampleError if one is not finite.
+
+        difference: absolute values;  rounding: upper bound of the part that the disk explains
+        """
         if not difference.numel():
             return
         if not bool(difference.isfinite().all()):
-            raise SampleError(NOT_FINITE, "what the live teacher answers differs from the cache by no finite number")
+            raise SampleError(
+                NOT_FINITE, "the difference between the live teacher's answer and the cache is not finite"
+            )
         beyond = (difference - rounding).clamp(min=0)
         largest, largest_beyond = float(difference.max()), float(beyond.max())
         if self.worst is None or (largest_beyond, largest) > (self.beyond, self.largest):
@@ -68,8 +73,10 @@ class Difference:
 
 @dataclass
 class Scale:
-    """Root mean square of numbers as they come: what logits are measured against. The cache's own numbers, because a
-    wrong teacher with large logits must not widen what it is allowed."""
+    """Root mean square of accumulated numbers: the size that differences of logits are measured against.
+
+    It takes the cache's numbers, so that a wrong teacher with large logits cannot widen its own tolerance.
+    """
 
     n: int = 0
     total: float = 0.0
@@ -85,13 +92,13 @@ class Scale:
 
 @dataclass
 class TokenDifferences:
-    """Of one kind of tokens, vision or answer.
+    """The differences of one kind of tokens, vision or answer.
 
-    logits:         live logits at the stored ids
-    order:          by how much a live logit that is not stored exceeds the smallest stored one of its token, 0 where
-                    none does: whether the stored ids are the k largest
-    tail_logsumexp, tail_mean: of the live logits that are not stored (answers have no mean; none where k = V)
-    scale:          of the stored logits;  tail_scale: of the level of the others
+    logits:         at the stored ids
+    order:          how much the largest live logit that is not stored exceeds the smallest stored one of its token, 0
+                    if it does not: whether the stored ids are the k largest
+    tail_logsumexp, tail_mean: of the tail (answers have no mean; neither exists if k = V)
+    scale:          of the stored logits;  tail_scale: of the level of the tail
     """
 
     logits: Difference = field(default_factory=Difference)
@@ -106,7 +113,7 @@ class TokenDifferences:
             yield name, getattr(self, name)
 
     def add(self, live: torch.Tensor, stored: TruncatedLogits, precision: LogitsPrecision, sample: int) -> None:
-        """live: float32 logits [n, V] of the tokens that `stored` has"""
+        """Add tokens. live: float32 logits [n, V] of the tokens that `stored` has"""
         rounding = half_unit(stored.logits, precision)
         self.logits.add((live.gather(1, stored.ids) - stored.logits).abs(), rounding, sample)
         self.scale.add(stored.logits)
@@ -126,7 +133,7 @@ class TokenDifferences:
 
 @dataclass
 class Differences:
-    """Of all quantities, over the samples that were added.
+    """The differences of all quantities, over the samples that were added.
 
     vocabulary: V;  precision, affinity_precision: what the cache stores
     """
@@ -142,7 +149,7 @@ class Differences:
     def add(
         self, states: States, record: Record, logits: Callable[[torch.Tensor], torch.Tensor], chunk: int, sample: int
     ) -> None:
-        """One sample. logits: [n, d] -> float32 [n, V];  chunk: tokens whose logits exist at a time"""
+        """Add one sample. logits: [n, d] -> float32 [n, V];  chunk: tokens whose logits exist at a time"""
         device = states.vision.device
         kinds: Any = (
             (self.vision, states.vision, TruncatedLogits.of(record.vision, self.vocabulary).to(device)),
@@ -157,14 +164,14 @@ class Differences:
         self.affinity.add((live - kept).abs(), AFFINITY_ROUNDING[self.affinity_precision], sample)
 
     def scale(self, name: str) -> float:
-        """What a quantity of `named` is measured against."""
+        """Return the size that a quantity of `named` is measured against."""
         if name == "affinity":
             return 1.0
         tokens = self.vision if name.startswith("vision") else self.answer
         return max(tokens.scale.value, tokens.tail_scale.value)
 
     def named(self) -> Iterator[tuple[str, Difference]]:
-        """Those that there is anything of: "vision_logits", ..., "answer_tail_logsumexp", "affinity"."""
+        """Yield the quantities that have numbers: "vision_logits", ..., "answer_tail_logsumexp", "affinity"."""
         for kind in ("vision", "answer"):
             for name, difference in getattr(self, kind).named():
                 if difference.n:
@@ -174,7 +181,7 @@ class Differences:
 
 
 def half_unit(stored: torch.Tensor, precision: LogitsPrecision) -> torch.Tensor:
-    """Half a unit in the last place of each stored logit: what rounding to nearest may have moved it by."""
+    """Return half a unit in the last place of each stored logit, the largest error of rounding to nearest."""
     if precision == "float32":
         return torch.zeros_like(stored)
     if precision in STEPS:

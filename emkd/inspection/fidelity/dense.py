@@ -1,13 +1,13 @@
-"""What cutting the teacher's logits to k of V does to the matching and to the losses, given what was cut.
+"""What cutting the teacher's logits to k of V does to the matching and to the losses.
 
     student's and teacher's View of an image --Dense.of--> distances and their optimum, once
         --against(cut)--> Fidelity: regret of the assignment, and for each loss its error and its gradient's
 
 Fidelities of several images add up: the parts of a ratio are summed, not the ratios. The dense side is what EM-KD
-(arXiv 2511.21106) does with the teacher in memory, written as plainly as possible, float64 but for distances and
-affinities; the cut side is the code that trains, but that training leaves out of the distances what moves no
-assignment (trainer/cost.py). What a cut does depends on the student, so there has to be one:
-stand_in.py makes one where there is none.
+(arXiv 2511.21106) does with the teacher in memory, written as plainly as possible, in float64 except for distances and
+affinities. The cut side is the code that trains, except that training leaves out of the distances what moves no
+assignment (emkd/trainer/matching/cost.py). The effect of a cut depends on the student; if there is none,
+`synthetic_student` makes one.
 
 Shape legend: Ns, Nt vision tokens of one image in student and teacher, n tokens, d hidden size, V ids, L text tokens,
 A answer tokens
@@ -25,14 +25,16 @@ from emkd.vlm.affinity import affinity
 from emkd.vlm.truncated import TruncatedLogits
 
 TAILS: tuple[Tail, ...] = get_args(Tail)
-# Logits that are looked at at a time: float64 makes several copies of them.
+# Logits that are compared at a time: float64 makes several copies of them.
 CHUNK = 1 << 22
 
 
 @dataclass(frozen=True, kw_only=True)
 class Assignment:
-    """Total dense distances of assignments, summed over images: the one found from the cut teacher, the best one there
-    is, and a random one in expectation."""
+    """Total dense distances of three assignments, summed over images.
+
+    found: the assignment found from the cut teacher;  best: the optimum;  random: the expectation of a random one
+    """
 
     found: float
     best: float
@@ -45,7 +47,7 @@ class Assignment:
 
     @property
     def regret(self) -> float:
-        """How far from the best (0) towards a random one (1) the found one is; 0 where all are equally good."""
+        """How far the found assignment is from the best (0) towards a random one (1); 0 if all are equally good."""
         return 0.0 if self.found == self.best else (self.found - self.best) / (self.random - self.best)
 
 
@@ -53,8 +55,9 @@ class Assignment:
 class Comparison:
     """A loss and its gradient from the cut teacher beside those from the dense one, summed over tokens.
 
-    n: what is summed, tokens (VSD, RLD) or images (VLAD);  cut, dense: the losses;  dot, cut_squared, dense_squared:
-    inner products of the gradients
+    n: number of summands, tokens (VSD, RLD) or images (VLAD)
+    cut, dense: the losses
+    dot, cut_squared, dense_squared: inner products of the gradients
     """
 
     n: int
@@ -66,7 +69,7 @@ class Comparison:
 
     @classmethod
     def of(cls, n: int, cut: tuple[float, torch.Tensor], dense: tuple[float, torch.Tensor]) -> "Comparison":
-        """From (loss, gradient) of each side; gradients of one shape."""
+        """Compare the (loss, gradient) of each side; the gradients have one shape."""
         ours, theirs = cut[1].double().flatten(), dense[1].double().flatten()
         return cls(
             n=n,
@@ -82,12 +85,12 @@ class Comparison:
 
     @property
     def loss_error(self) -> float:
-        """(cut - dense) / dense: negative where the cut loss is too small. NaN for a loss of 0."""
+        """(cut - dense) / dense: negative if the cut loss is too small. NaN for a loss of 0."""
         return (self.cut - self.dense) / self.dense if self.dense else float("nan")
 
     @property
     def gradient_cosine(self) -> float:
-        """NaN where one of the gradients is 0."""
+        """Cosine of the two gradients. NaN if one of them is 0."""
         norms = (self.cut_squared * self.dense_squared) ** 0.5
         return self.dot / norms if norms else float("nan")
 
@@ -97,7 +100,10 @@ class Comparison:
         return float((self.cut_squared / self.dense_squared) ** 0.5) if self.dense_squared else float("nan")
 
     def as_dict(self) -> dict[str, float]:
-        """loss: the dense one's mean. NaN where `n` is 0 or a loss vanishes."""
+        """Return {loss, loss_error, gradient_cosine, gradient_norm_ratio}; loss is the mean dense loss.
+
+        NaN if `n` is 0 or a loss vanishes.
+        """
         return {
             "loss": self.dense / self.n if self.n else float("nan"),
             "loss_error": self.loss_error,
@@ -108,7 +114,7 @@ class Comparison:
 
 @torch.no_grad()
 def dense_cost(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
-    """[Ns, Nt] Manhattan distances of dense logits [Ns, V] and [Nt, V]. Slow: 40 s for 144 x 729 of 151,936."""
+    """Return Manhattan distances [Ns, Nt] of dense logits [Ns, V] and [Nt, V]. 144 x 729 of 151,936 take 40 s."""
     return torch.cdist(student.float(), teacher.float(), p=1)
 
 
@@ -122,13 +128,19 @@ def _judged(cost: torch.Tensor, best: Pairs, found: Pairs) -> Assignment:
 def regret(
     student: torch.Tensor, teacher: torch.Tensor, cut: TruncatedLogits, cost: torch.Tensor | None = None
 ) -> float:
-    """Of one image's logits [Ns, V] and [Nt, V]; cost: `dense_cost` of them where it is known already."""
+    """Return the regret of one image's assignment, from logits [Ns, V] and [Nt, V].
+
+    cost: `dense_cost` of them, if it is known already
+    """
     exact = dense_cost(student, teacher) if cost is None else cost
     return _judged(exact, assign(exact), assign(matching_cost(student, cut))).regret
 
 
 def kl_comparison(student: torch.Tensor, teacher: torch.Tensor, cut: TruncatedLogits) -> dict[Tail, Comparison]:
-    """By tail: the reverse KL of logits [n, V], summed over tokens, and its gradient for the student's logits."""
+    """Compare, for each tail, the reverse KL of logits [n, V], summed over tokens, and its gradient.
+
+    The gradient is for the student's logits.
+    """
     found = dict.fromkeys(TAILS, Comparison(n=0, cut=0.0, dense=0.0, dot=0.0, cut_squared=0.0, dense_squared=0.0))
     size = max(1, CHUNK // student.shape[1])
     for start in range(0, len(student), size):
@@ -164,10 +176,12 @@ def vlad_comparison(
     found: Pairs,
     stored: torch.Tensor | None = None,
 ) -> Comparison:
-    """VLAD of one image at the pairs found from the cut teacher, beside that at the best pairs.
+    """Compare VLAD of one image at the pairs found from the cut teacher with VLAD at the best pairs.
 
-    text: the student's [L, d];  vision: [Ns, d];  teacher: affinity [L, Nt];  stored: the same as a cache has it, where
-    rounding belongs to the cut. The gradient is that for the student's hidden states.
+    text: the student's [L, d];  vision: [Ns, d];  teacher: affinity [L, Nt]
+    stored: the same affinity as a cache has it, if its rounding counts as part of the cut
+
+    The gradient is for the student's hidden states.
     """
     cut = _vlad_with_gradient(text, vision, teacher if stored is None else stored, found)
     return Comparison.of(1, cut, _vlad_with_gradient(text, vision, teacher, best))
@@ -186,10 +200,10 @@ def _vlad_with_gradient(
 
 @dataclass(frozen=True, kw_only=True)
 class View:
-    """What one model makes of one image and of the text around it, with nothing cut.
+    """One model's hidden states and logits of one image and the text around it, with nothing cut.
 
-    vision: hidden states [N, d];  text: [L, d];  vision_logits: [N, V];  answer_logits: [A, V], those that predict
-    answer tokens (none, where another image of the sample has them already)
+    vision: hidden states [N, d];  text: [L, d];  vision_logits: [N, V]
+    answer_logits: [A, V] that predict answer tokens; none if another image of the sample has them already
     """
 
     vision: torch.Tensor
@@ -200,7 +214,7 @@ class View:
 
 @dataclass(frozen=True, kw_only=True)
 class Fidelity:
-    """What a cut does, summed over images. vsd, rld: by tail"""
+    """The effect of a cut, summed over images. vsd, rld: by tail"""
 
     assignment: Assignment
     vsd: dict[Tail, Comparison]
@@ -216,7 +230,7 @@ class Fidelity:
         )
 
     def as_dict(self) -> dict[str, Any]:
-        """{regret, vsd: {tail: figures}, rld: {tail: figures}, vlad: figures}, figures as `Comparison.as_dict`"""
+        """Return {regret, vsd: {tail: figures}, rld: {tail: figures}, vlad: figures}; see `Comparison.as_dict`."""
         return {
             "regret": self.assignment.regret,
             "vsd": {tail: found.as_dict() for tail, found in self.vsd.items()},
@@ -242,10 +256,12 @@ class Dense:
     def against(
         self, vision: TruncatedLogits, answer: TruncatedLogits, stored_affinity: torch.Tensor | None = None
     ) -> Fidelity:
-        """vision: t̂ of the Nt tokens;  answer: of the A predictions;  stored_affinity: see `vlad_comparison`
+        """Compare a cut teacher with this dense one.
 
-        VSD is compared at the best pairs on both sides, so that it is the loss that is compared. VLAD has no other
-        error than that of the pairs, and that of rounding.
+        vision: t̂ of the Nt tokens;  answer: t̂ of the A predictions;  stored_affinity: `stored` of `vlad_comparison`
+
+        VSD is compared at the best pairs on both sides, so that only the loss differs. The error of VLAD comes from
+        the pairs and from rounding alone.
         """
         found = assign(matching_cost(self.student.vision_logits, vision))
         own, theirs = self.best

@@ -18,10 +18,11 @@ Grids = Sequence[tuple[int, int]]
 def bin_columns(
     values: ArrayLike, counts: ArrayLike, max_columns: int
 ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """[rows, n] -> ([rows, m], counts [m]) with m <= max_columns: means of equally many neighbours.
+    """Average neighbouring columns: [rows, n] -> ([rows, m], counts [m]) with m <= max_columns.
 
-    `counts` says how many tokens each column stands for already, so that binning twice is still a mean of
-    tokens. The last column takes what is left, which may be fewer.
+    Each new column is the mean of equally many old ones; the last takes what is left, which may be fewer.
+
+    counts: [n] tokens that each column stands for already, so that binning twice is still a mean of tokens
     """
     table, weights = np.asarray(values, np.float64), np.asarray(counts, np.int64)
     each = columns_each(len(weights), max_columns)
@@ -33,20 +34,20 @@ def bin_columns(
 
 
 def columns_each(n: int, max_columns: int) -> int:
-    """How many of n neighbouring columns become one, so that at most `max_columns` are left."""
+    """Return how many neighbouring columns of n become one, so that at most `max_columns` are left."""
     return -(-n // max_columns)
 
 
 def spread(n: int, chosen: int) -> list[int]:
-    """`chosen` of the numbers 0 to n - 1, ascending, evenly spread; all of them where there are no more."""
+    """Return `chosen` of the numbers 0 to n - 1, ascending, evenly spread; all of them if n is not larger."""
     chosen = min(n, chosen)
     return [(2 * i + 1) * n // (2 * chosen) for i in range(chosen)]
 
 
 def choose_rows(n_rows: int, answers: Sequence[int], limit: int = MAX_ROWS) -> list[int]:
-    """The rows to show, ascending, at most `limit`: the answers' and others between them.
+    """Return the rows to show, ascending, at most `limit`: the answers' rows and others between them.
 
-    Where the answers alone are more than `limit`, three quarters are theirs, so that the question is seen too.
+    If the answers alone exceed `limit`, they get three quarters of it, so that the question is visible too.
     """
     if n_rows <= limit:
         return list(range(n_rows))
@@ -58,7 +59,7 @@ def choose_rows(n_rows: int, answers: Sequence[int], limit: int = MAX_ROWS) -> l
 
 
 def split_tiles(n: int, grids: Grids) -> list[tuple[slice, tuple[int, int]]]:
-    """Each tile's vision tokens and its (rows, columns); empty where the grids are not those of n tokens."""
+    """Return each tile's vision tokens and its (rows, columns); empty if the grids do not add up to n tokens."""
     ends = np.cumsum([0, *(rows * columns for rows, columns in grids)]).tolist()
     if ends[-1] != n:
         return []
@@ -68,9 +69,9 @@ def split_tiles(n: int, grids: Grids) -> list[tuple[slice, tuple[int, int]]]:
 def answer_grids(
     affinity: NDArray[np.float32], answers: Sequence[int], grids: Grids, max_columns: int = MAX_COLUMNS
 ) -> list[NDArray[np.float64]]:
-    """The mean affinity of the answer tokens to each vision token, as rows x columns of each tile.
+    """Return the mean affinity of the answer tokens to each vision token, as rows x columns of each tile.
 
-    Columns are binned to `max_columns`. Empty without answer tokens, and where the geometry is not known.
+    Columns are binned to `max_columns`. Empty without answer tokens, and if the tiles' grids are not known.
     """
     if not len(answers):
         return []
@@ -80,14 +81,14 @@ def answer_grids(
 
 
 def bounds(arrays: Sequence[ArrayLike]) -> tuple[float, float]:
-    """The smallest and the largest number in all of them, (0, 0) where there is none."""
+    """Return the smallest and the largest number in all arrays, (0, 0) if they are empty."""
     flat = [np.ravel(np.asarray(array, np.float64)) for array in arrays]
     values = np.concatenate([*flat, np.zeros(0)])
     return (float(values.min()), float(values.max())) if len(values) else (0.0, 0.0)
 
 
 def levels(values: ArrayLike, low: float, high: float, n_levels: int) -> NDArray[np.int64]:
-    """Which of `n_levels` equal steps from low to high each value is in, from 0; all 0 where low is high."""
+    """Return which of `n_levels` equal steps from low to high each value is in, from 0; all 0 if low is high."""
     table = np.asarray(values, np.float64)
     if high <= low:
         return np.zeros(table.shape, np.int64)

@@ -4,10 +4,10 @@ import pytest
 import torch
 from scipy.optimize import linear_sum_assignment
 
-from emkd.inspection import cache_fidelity as room
-from emkd.inspection.against_teacher import LiveSettings, compare_with_teacher
-from emkd.inspection.live import load_teacher, read
-from emkd.inspection.stand_in import synthetic_student
+from emkd.inspection.compare.against_teacher import LiveSettings, compare_with_teacher
+from emkd.inspection.compare.live_teacher import load_teacher, read
+from emkd.inspection.fidelity import of_cache as room
+from emkd.inspection.fidelity.synthetic_student import synthetic_student
 from emkd.samples.dataset import Dataset
 from emkd.storage.cache import Cache
 from emkd.vlm.affinity import affinity
@@ -116,7 +116,7 @@ def test_large_images_are_cut_to_what_is_affordable_and_that_is_said(
     cut_path, teacher_path, data_path, monkeypatch, capsys
 ):
     """n n / 4 V numbers for each of 2 distances of 2 images: 8 tokens cost 1,664."""
-    from emkd.inspection.render_comparison import render_comparison
+    from emkd.inspection.terminal.comparison import render_comparison
 
     monkeypatch.setitem(room.BUDGET, "cpu", 1664)
     report = compare(cut_path, teacher_path, data_path, samples=2)
@@ -132,22 +132,22 @@ def test_large_images_are_cut_to_what_is_affordable_and_that_is_said(
 
 
 def test_what_cannot_be_computed_says_why(cut_path, teacher_path, data_path, tmp_path, monkeypatch, capsys):
-    from emkd.inspection.render_comparison import render_comparison
+    from emkd.inspection.terminal.comparison import render_comparison
 
     other = tiny.save_model(tmp_path / "other", seed=9, hidden=32)
-    assert compare(cut_path, other, data_path)["fidelity"] == {"missing": "this teacher is not that of the cache"}
+    assert compare(cut_path, other, data_path)["fidelity"] == {"missing": "this teacher is not the cache's teacher"}
     text = tiny.write_data(tmp_path / "text.parquet", [tiny.rows()[2]])
     cache = tiny.make_cache(teacher_path, text, tmp_path / "cache")
-    assert "no sample that was compared has an image" in compare(cache, teacher_path, text)["fidelity"]["missing"]
+    assert "none of the compared samples has an image" in compare(cache, teacher_path, text)["fidelity"]["missing"]
 
     def full(*_):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr("emkd.inspection.against_teacher.cache_fidelity", full)
+    monkeypatch.setattr("emkd.inspection.compare.against_teacher.cache_fidelity", full)
     report = compare(cut_path, teacher_path, data_path, samples=1)
-    assert (report["agrees"], "do not fit the memory" in report["fidelity"]["missing"]) == (True, True)
+    assert (report["agrees"], "do not fit into memory" in report["fidelity"]["missing"]) == (True, True)
     render_comparison(report)
-    assert "not computed, dense logits of an image do not fit the memory" in " ".join(capsys.readouterr().out.split())
+    assert "not computed, dense logits of an image do not fit into memory" in " ".join(capsys.readouterr().out.split())
 
 
 def test_figures_without_a_number_are_none():

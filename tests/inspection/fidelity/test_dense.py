@@ -6,9 +6,19 @@ import math
 import pytest
 import torch
 
-from emkd.inspection import fidelity, stand_in
-from emkd.inspection.fidelity import TAILS, Assignment, Comparison, Dense, View, kl_comparison, regret, vlad_comparison
-from emkd.inspection.stand_in import DISTANCES, NOISE, synthetic_student
+from emkd.inspection.fidelity import dense as fidelity
+from emkd.inspection.fidelity import synthetic_student as stand_in
+from emkd.inspection.fidelity.dense import (
+    TAILS,
+    Assignment,
+    Comparison,
+    Dense,
+    View,
+    kl_comparison,
+    regret,
+    vlad_comparison,
+)
+from emkd.inspection.fidelity.synthetic_student import DISTANCES, NOISE, synthetic_student
 from tests.trainer import naive
 
 V = 12

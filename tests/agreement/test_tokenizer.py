@@ -1,7 +1,8 @@
 import pytest
 
+from emkd.agreement.tokenizer import check_shared_tokenizer
 from emkd.errors import TokenizerMismatchError
-from emkd.vlm.identity import check_shared_tokenizer, tokenizer_json
+from emkd.vlm.identity import tokenizer_json
 from tests import tiny
 
 

@@ -12,9 +12,9 @@ from transformers import AutoModelForImageTextToText
 
 from emkd.cli import main
 from emkd.errors import DataMismatchError, SampleError, SampleNotFoundError, TeacherMismatchError, UsageError
-from emkd.inspection.against_teacher import LiveSettings, check_agreement, compare_with_teacher
-from emkd.inspection.differences import Differences
-from emkd.inspection.live import load_teacher, pick, read
+from emkd.inspection.compare.against_teacher import LiveSettings, check_agreement, compare_with_teacher
+from emkd.inspection.compare.differences import Differences
+from emkd.inspection.compare.live_teacher import load_teacher, pick, read
 from emkd.pipeline.capture import Teacher
 from emkd.samples.dataset import Dataset
 from emkd.storage.cache import Cache, create_cache
@@ -187,7 +187,7 @@ def test_stored_ids_that_are_not_the_largest_are_found(caches, teacher_path, dat
     }
 
 
-# What is tolerated: tests/inspection/test_tolerance.py has the rule itself
+# What is tolerated: tests/inspection/compare/test_tolerance.py has the rule itself
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -299,10 +299,16 @@ def test_another_tokenizer(caches, data_path, tmp_path):
     words = list(tiny.VOCABULARY)
     words[10], words[11] = words[11], words[10]
     other = tiny.save_model(tmp_path / "other", seed=1, hidden=32, words=words)
-    with pytest.raises(UsageError, match="2 ids differ, the first is id 10: here 'and', cached 'picture'"):
+    with pytest.raises(
+        UsageError,
+        match="the live model's tokenizer is not the teacher's: 2 ids .*id 10: teacher 'picture', live model 'and'",
+    ):
         compare(caches["float32"], other, data_path)
     more = tiny.save_model(tmp_path / "more", seed=1, hidden=32, words=[*tiny.VOCABULARY, "more"])
-    with pytest.raises(UsageError, match="1 ids differ, the first is id 26: here 'more', cached None"):
+    with pytest.raises(
+        UsageError,
+        match="lacks 0 of the teacher's ids, and has 1 that the teacher's lacks .'more' .26... The cache was made by",
+    ):
         compare(caches["float32"], more, data_path)
 
 
@@ -312,14 +318,17 @@ def test_another_chat_template(caches, teacher_path, data_path, tmp_path):
     processor.chat_template = tiny.TEMPLATE.replace("{{ m['role'] }}:", "{{ m['role'] }}: is")
     processor.save_pretrained(model)
     with pytest.raises(
-        TeacherMismatchError, match="row 0: this teacher reads .* text token 1: here 'is', cached 'what'"
+        TeacherMismatchError,
+        match="row 0: the live model's text is .* text token 1: live model 'is' .*, teacher 'what'",
     ):
         compare(caches["float32"], model, data_path)
 
 
 def test_pictures_of_another_size(caches, data_path, tmp_path):
     model = tiny.save_model(tmp_path / "model", seed=1, hidden=32, side=30)
-    with pytest.raises(TeacherMismatchError, match="row 0: .* are 36 at text token 1 here, and 16 at text token 1 in"):
+    with pytest.raises(
+        TeacherMismatchError, match="row 0: .* are 36 at text token 1 for the live model, and 16 at text token 1 for"
+    ):
         compare(caches["float32"], model, data_path)
 
 
@@ -332,7 +341,7 @@ def test_an_image_processor_that_changed_is_told(caches, data_path, tmp_path):
     report = compare(caches["float32"], model, data_path)
     assert (report["same"]["weights"], report["image_processor_differs_in"]) == (True, ["image_mean"])
     with pytest.raises(
-        TeacherMismatchError, match=r"Its weights are those .*Not as then: its image processor \(image_mean\)"
+        TeacherMismatchError, match=r"Its weights are the ones .*Changed since then: its image processor \(image_mean\)"
     ):
         check_agreement(report)
 
@@ -371,7 +380,7 @@ def test_what_is_printed(caches, teacher_path, other_path, data_path, capfd, mon
     monkeypatch.setenv("COLUMNS", "80")
     code, out, err = inspect(capfd, caches["bfloat16"], "--against-teacher", teacher_path, "--data", data_path)
     assert code == 0
-    assert "agrees: all of it is within what a teacher in bfloat16 may differ by" in out
+    assert "agrees: every quantity is within what a teacher in bfloat16 may differ by" in out
     assert re.search(r"samples +6 \(all that cache and data share; 8 were asked for\), 5 with images", out)
     table = out[out.index("live against cache") :].split("\n\n")[0].splitlines()
     assert [line.split()[:2] for line in table[1:3]] == [["vision", "logits"], ["vision", "order"]]

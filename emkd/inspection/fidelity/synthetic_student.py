@@ -1,4 +1,4 @@
-"""A student that does not exist, at a stated distance from its teacher: for measuring a cut where there is no real one.
+"""A synthetic student at a stated distance from its teacher, to measure a cut without a real student.
 
 Shape legend: n tokens of the teacher, d hidden size
 """
@@ -10,17 +10,17 @@ from torch.nn import functional
 
 Distance = Literal["near", "far"]
 DISTANCES: tuple[Distance, ...] = get_args(Distance)
-# Standard deviation of the noise, where the root mean square of what it is added to is 1.
+# Standard deviation of the noise, relative to a root mean square of 1 of the states that it is added to.
 NOISE: dict[Distance, float] = {"near": 0.25, "far": 1.0}
 
 
 def synthetic_student(hidden: torch.Tensor, n_tokens: int, distance: Distance, seed: int = 0) -> torch.Tensor:
-    """[n_tokens, d] float32 hidden states, for the teacher's LM head, from the teacher's own [n, d]. By seed.
+    """Return float32 hidden states [n_tokens, d] for the teacher's LM head, from the teacher's own [n, d].
 
-    A token is the mean of neighbours in the sequence (of one token, where the student has as many), scaled to a root
-    mean square of 1, plus white noise of standard deviation 0.25 (near: a student late in training) or 1 (far: at its
-    beginning), scaled to the root mean square that its neighbours have on average. Its cosine with the mean is then
-    1 / sqrt(1 + noise²): 0.97 near, 0.71 far.
+    The seed decides the noise. A token is the mean of neighbours in the sequence (of a single token if n_tokens is n),
+    scaled to a root mean square of 1, plus white noise of standard deviation 0.25 (near: a student late in training) or
+    1 (far: early in training), scaled to the root mean square that its neighbours have on average. Its cosine with the
+    mean is then 1 / sqrt(1 + noise²): 0.97 near, 0.71 far.
     """
     states = hidden.float()
     sizes = _size(states)
@@ -32,5 +32,5 @@ def synthetic_student(hidden: torch.Tensor, n_tokens: int, distance: Distance, s
 
 
 def _size(states: torch.Tensor) -> torch.Tensor:
-    """[n, 1] root mean square of each token"""
+    """Root mean square [n, 1] of each token"""
     return states.pow(2).mean(dim=1, keepdim=True).sqrt()

@@ -1,11 +1,11 @@
-"""What the k logits of a cache do to matching and losses, on a few of its images with the live teacher beside it.
+"""What the k logits of a cache do to matching and losses, on a few of its images with the live teacher.
 
-fidelity.py computes it, from dense logits of the teacher and of a student that has to be made up: the teacher's hidden
-states with noise, of its vision tokens a quarter as many (stand_in.py). So the figures say what is lost in this cache
-with students of that kind, not how a certain student will train.
+`dense` computes the figures, from dense logits of the teacher and of a synthetic student: the teacher's hidden states
+with noise, and a quarter of its vision tokens (`synthetic_student`). So the figures say what is lost in this cache with
+students of that kind, not how a certain student will train.
 
-Dense distances are dear: V numbers for each pair of tokens. So a few images are looked at, and of a large one its first
-vision tokens; the report says which.
+Dense distances are expensive: V numbers for each pair of tokens. So only a few images are compared, and only the first
+vision tokens of a large image; the report says which.
 
 Shape legend: n tokens, d hidden size, V ids
 """
@@ -17,15 +17,15 @@ from typing import Any
 
 import torch
 
-from emkd.inspection.fidelity import Dense, Fidelity, View
-from emkd.inspection.stand_in import DISTANCES, NOISE, Distance, synthetic_student
+from emkd.inspection.fidelity.dense import Dense, Fidelity, View
+from emkd.inspection.fidelity.synthetic_student import DISTANCES, NOISE, Distance, synthetic_student
 from emkd.pipeline.capture import Teacher
 from emkd.storage.record import Record
 from emkd.trainer.data.samples import TeacherLimits
 from emkd.vlm.states import States
 
-IMAGES = 4  # samples whose first image is looked at
-POOLED = 4  # vision tokens of the teacher for one of the student
+IMAGES = 4  # samples whose first image is compared
+POOLED = 4  # vision tokens of the teacher for each of the student
 MOST_TOKENS, MOST_ANSWERS = 1024, 256
 # Differences of logits that are summed for all distances of all images: about a minute on one core of a CPU.
 BUDGET = {"cpu": 1 << 35, "cuda": 1 << 41}
@@ -33,7 +33,7 @@ BUDGET = {"cpu": 1 << 35, "cuda": 1 << 41}
 
 @dataclass(frozen=True, kw_only=True)
 class LiveSample:
-    """A sample of the cache, by its number, and its live hidden states."""
+    """A sample of the cache, by its sample number, and its live hidden states."""
 
     number: int
     states: States
@@ -42,10 +42,10 @@ class LiveSample:
 
 @torch.no_grad()
 def cache_fidelity(teacher: Teacher, samples: Sequence[LiveSample]) -> dict[str, Any]:
-    """Figures over the first image of each sample (at least one sample, all of them with images):
+    """Return figures over the first image of each sample (at least one sample, all of them with images):
 
-    images:    of each {sample, teacher_tokens, of, student_tokens, answers}; "of": what the image has
-    near, far: {noise, regret, vsd, rld, vlad}, as `Fidelity.as_dict`, with None where there is no number
+    images:    for each {sample, teacher_tokens, of, student_tokens, answers}; "of": all vision tokens of the image
+    near, far: {noise, regret, vsd, rld, vlad}, as `Fidelity.as_dict`, with None in place of NaN
     """
     most = _affordable(teacher, len(samples))
     found: dict[Distance, Fidelity] = {}
@@ -73,7 +73,7 @@ def cache_fidelity(teacher: Teacher, samples: Sequence[LiveSample]) -> dict[str,
 
 
 def _affordable(teacher: Teacher, n_images: int) -> int:
-    """Vision tokens of each image: n · n / POOLED · V numbers for each distance within the budget."""
+    """Vision tokens of each image: n · n / POOLED · V numbers for each distance must stay within the budget."""
     budget = BUDGET["cpu" if teacher.vlm.device.type == "cpu" else "cuda"] / n_images / len(DISTANCES)
     return max(POOLED, min(MOST_TOKENS, math.isqrt(int(budget * POOLED / teacher.vlm.n_tokens))))
 
@@ -83,7 +83,7 @@ def _n_student(n_teacher: int) -> int:
 
 
 def _of_image(teacher: Teacher, sample: LiveSample, used: slice, distance: Distance) -> Fidelity:
-    """Of the vision tokens `used`, and the sample's answers."""
+    """The fidelity of the vision tokens `used`, and of the sample's answers."""
     text, vision, predicting = sample.states.text, sample.states.vision[used], sample.states.predicting[:MOST_ANSWERS]
     own = [
         synthetic_student(states, n, distance, seed=sample.number)
@@ -97,7 +97,7 @@ def _of_image(teacher: Teacher, sample: LiveSample, used: slice, distance: Dista
 
 
 def _view(teacher: Teacher, text: torch.Tensor, vision: torch.Tensor, predicting: torch.Tensor) -> View:
-    """text: [L, d];  vision: [N, d];  predicting: [A, d]. What is saved for gradients must not be of inference mode."""
+    """text: [L, d];  vision: [N, d];  predicting: [A, d]. Cloned: autograd cannot save inference-mode tensors."""
     return View(
         vision=vision.clone(),
         text=text.clone(),
@@ -107,7 +107,7 @@ def _view(teacher: Teacher, text: torch.Tensor, vision: torch.Tensor, predicting
 
 
 def _logits(teacher: Teacher, hidden: torch.Tensor) -> torch.Tensor:
-    """float32 [n, V], through the LM head in the teacher's dtype."""
+    """float32 logits [n, V], through the LM head in the teacher's dtype."""
     parts = hidden.to(teacher.vlm.model.dtype).split(teacher.chunk)
     return torch.cat([teacher.logits(part) for part in parts])
 

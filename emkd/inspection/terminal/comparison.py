@@ -1,4 +1,4 @@
-"""A comparison with a live teacher on a terminal. No torch here."""
+"""A comparison with a live teacher on a terminal, without torch."""
 
 from typing import Any
 
@@ -6,9 +6,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from emkd.inspection.render_sample import printable
+from emkd.inspection.terminal.sample import printable
 
-WIDTH = 100  # that no table here needs more than
+WIDTH = 100  # no table here is wider
 DISTANCES = ("near", "far")
 LOSSES = (("vsd", "bucket"), ("vsd", "uniform"), ("rld", "bucket"), ("rld", "uniform"), ("vlad", ""))
 NOT_SAME = {
@@ -19,7 +19,7 @@ NOT_SAME = {
 
 
 def render_comparison(report: dict[str, Any], console: Console | None = None) -> None:
-    """Prints a report of `compare_with_teacher`."""
+    """Print a report of `compare_with_teacher`."""
     console = console or Console(highlight=False, emoji=False, soft_wrap=True)
     facts = Table.grid(padding=(0, 2))
     facts.add_column(no_wrap=True)
@@ -31,7 +31,9 @@ def render_comparison(report: dict[str, Any], console: Console | None = None) ->
     _print_whole(_differences(report["differences"]), console)
     console.print()
     if report["agrees"]:
-        console.print(f"agrees: all of it is within what a teacher in {report['dtype']} may differ by", soft_wrap=True)
+        console.print(
+            f"agrees: every quantity is within what a teacher in {report['dtype']} may differ by", soft_wrap=True
+        )
         _fidelity(report["fidelity"], console)
     else:
         entries, worst = report["differences"], report["worst"]
@@ -41,7 +43,7 @@ def render_comparison(report: dict[str, Any], console: Console | None = None) ->
 
 
 def _print_whole(table: Table, console: Console) -> None:
-    """Lines run over the edge of a narrow terminal: a number that is cut is another number."""
+    """Print past the edge of a narrow terminal: a number that is cut off reads as another number."""
     width, console.width = console.width, max(console.width, WIDTH)
     console.print(table)
     console.width = width
@@ -71,7 +73,7 @@ def _facts(report: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def _differences(entries: dict[str, Any]) -> Table:
-    """Mean and largest of each: as they are, beyond what the disk rounds, and what of that is tolerated."""
+    """Mean and largest difference of each: as it is, beyond what the disk rounds, and how much of that is tolerated."""
     table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("\nlive against cache", no_wrap=True)
     for head in ("difference\nmean", "\nmax", "beyond disk\nmean", "\nmax", "tolerated\nmean", "\nmax"):
@@ -86,7 +88,7 @@ def _differences(entries: dict[str, Any]) -> Table:
 
 
 def _fidelity(found: dict[str, Any], console: Console) -> None:
-    """What cutting the teacher does, with a student made up from it at two distances."""
+    """What cutting the teacher does, measured with a synthetic student at two distances from it."""
     console.print()
     if "missing" in found:
         console.print(
@@ -125,8 +127,8 @@ def _computed_on(found: dict[str, Any]) -> list[str]:
     answers = f"and {sum(i['answers'] for i in images):,} answer tokens"
     return [
         f"\nRegret of the assignment (0 the best, 1 random): {regrets}. Length: 1 is that of the dense gradient.",
-        "A larger --top-k when the cache is made brings all of this nearer to dense; docs/method.md has figures.",
-        "The students are made up: this teacher's hidden states, means of four neighbouring vision tokens,",
+        "A cache made with a larger --top-k brings all of this nearer to dense; docs/method.md has figures.",
+        "The students are synthetic: this teacher's hidden states, means of four neighbouring vision tokens,",
         f"with noise ({noise}). Computed on the first images of these samples {answers}:",
         *(f"  sample {line}" for line in seen),
     ]

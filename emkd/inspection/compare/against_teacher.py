@@ -4,9 +4,8 @@
         --Differences----> live against stored numbers    --tolerance--> agrees or not
         --cache_fidelity-> what cutting the teacher to k logits changes, where it agrees
 
-The live side goes through the code of the job (pipeline/capture.py) up to the hidden states; nothing of it is cut or
-rounded. Logits exist a few tokens at a time. Imports torch and transformers: `emkd inspect` opens this room only when a
-teacher is named.
+The live side runs the job's code (emkd/pipeline/capture.py) up to the hidden states; nothing of it is cut or rounded.
+Logits exist a few tokens at a time.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from emkd.errors import SampleError, SampleNotFoundError, TeacherMismatchError
-from emkd.inspection.cache_fidelity import IMAGES, LiveSample, cache_fidelity
+from emkd.inspection.compare.differences import Difference, Differences
+from emkd.inspection.compare.live_teacher import LiveSettings, likeness, load_teacher, made_by, pick, read
 from emkd.inspection.damage import open_for_inspection
-from emkd.inspection.differences import Difference, Differences
-from emkd.inspection.live import LiveSettings, likeness, load_teacher, made_by, pick, read
+from emkd.inspection.fidelity.of_cache import IMAGES, LiveSample, cache_fidelity
 from emkd.pipeline.capture import Teacher, does_not_fit
 from emkd.pipeline.memory import unless_out_of_memory
 from emkd.samples.dataset import Dataset
@@ -34,20 +33,20 @@ from emkd.vlm.tolerance import Tolerance, tolerance
 
 Log = Callable[[str], None]
 VERSIONS = ("torch", "transformers")
-TINY = 1e-300  # instead of a tolerance of 0, of a cache whose logits are all 0
+TINY = 1e-300  # in place of a tolerance of 0, of a cache whose logits are all 0
 
 
 def compare_with_teacher(uri: str | Path, settings: LiveSettings, log: Log) -> dict[str, Any]:
-    """A report as plain values:
+    """Return a report as plain values:
 
-        teacher, revision, device, dtype, attention: what was run;  made_by: the cache's teacher, in words
+        teacher, revision, device, dtype, attention: what ran;  made_by: describes the cache's teacher
         sealed:      whether the cache is
         same, image_processor_differs_in: see `likeness`;  versions: {package: [when the cache was made, now]}
         samples:     {asked, compared, with_images, of}; "of": samples that cache and data share
         differences: {quantity: {n, mean, largest, beyond: {mean, largest}, tolerated: {mean, largest}, worst, agrees}};
-                     quantities as in `TokenDifferences`, worst the number of a sample
-        worst:       the quantity that exceeds what is tolerated most, None where all agree
-        agrees:      whether all of them do; `check_agreement` makes an error of one that does not
+                     quantities as in `TokenDifferences`, worst is a sample number
+        worst:       the quantity that exceeds its tolerance most, None if all agree
+        agrees:      whether all of them do; `check_agreement` raises an error if one does not
         fidelity:    see `cache_fidelity`, or {missing: reason}
 
     Raises InputNotFoundError, UsageError, DataMismatchError, TokenizerMismatchError, ModelError, CacheError,
@@ -77,7 +76,7 @@ def compare_with_teacher(uri: str | Path, settings: LiveSettings, log: Log) -> d
         "differences": differences,
         "worst": max(wrong, key=lambda name: _excess(wrong[name]), default=None),
         "agrees": agrees,
-        "fidelity": _fidelity(teacher, kept, log) if agrees else {"missing": "this teacher is not that of the cache"},
+        "fidelity": _fidelity(teacher, kept, log) if agrees else {"missing": "this teacher is not the cache's teacher"},
     }
 
 
@@ -92,12 +91,12 @@ def _compare_all(
         affinity_precision=manifest.affinity_precision,
     )
     kept: list[LiveSample] = []
-    for place, (number, row) in enumerate(chosen):
-        log(f"sample {place + 1} of {len(chosen)}: row {row}")
+    for count, (number, row) in enumerate(chosen):
+        log(f"sample {count + 1} of {len(chosen)}: row {row}")
         record = cache.record(number)
         encoded = read(teacher, dataset, row, record)
         try:
-            states = unless_out_of_memory(partial(_compare, teacher, encoded, record, number, found, place == 0))
+            states = unless_out_of_memory(partial(_compare, teacher, encoded, record, number, found, count == 0))
             if states is None:
                 raise does_not_fit(encoded)
         except SampleError as error:
@@ -119,10 +118,10 @@ def _compare(
 
 def _fidelity(teacher: Teacher, samples: Sequence[LiveSample], log: Log) -> dict[str, Any]:
     if not samples:
-        return {"missing": "no sample that was compared has an image"}
-    log(f"what the stored logits do to matching and losses, on {len(samples)} images")
+        return {"missing": "none of the compared samples has an image"}
+    log(f"computing what the stored logits do to matching and losses, on {len(samples)} images")
     found = unless_out_of_memory(lambda: cache_fidelity(teacher, samples))
-    return {"missing": "dense logits of an image do not fit the memory"} if found is None else found
+    return {"missing": "dense logits of an image do not fit into memory"} if found is None else found
 
 
 def _what_was_run(cache: Cache, teacher: Teacher, settings: LiveSettings) -> dict[str, Any]:
@@ -144,7 +143,7 @@ def _all_judged(found: Differences, dtype: str) -> dict[str, Any]:
 
 
 def judged(difference: Difference, tolerated: Tolerance) -> dict[str, Any]:
-    """An entry of `differences`. Mean and largest both decide."""
+    """Return an entry of `differences`. The mean and the largest difference must both be tolerated."""
     beyond = {"mean": difference.mean_beyond, "largest": difference.beyond}
     return {
         "n": difference.n,
@@ -158,21 +157,21 @@ def judged(difference: Difference, tolerated: Tolerance) -> dict[str, Any]:
 
 
 def check_agreement(report: dict[str, Any]) -> None:
-    """Raises TeacherMismatchError unless the differences of a report are within what is tolerated."""
+    """Check that the differences of a report are tolerated. Raises TeacherMismatchError."""
     if report["agrees"]:
         return
     name, entries = report["worst"], report["differences"]
     n_others = sum(not entry["agrees"] for entry in entries.values()) - 1
-    more = f" ({n_others} more of {len(entries)} quantities differ by more, too)" if n_others else ""
+    more = f" ({n_others} more of {len(entries)} quantities exceed their tolerance)" if n_others else ""
     raise TeacherMismatchError(
-        f"{report['teacher']} does not answer as {report['uri']} says: beyond what the disk rounds, the difference of "
+        f"{report['teacher']} does not answer as {report['uri']} says: beyond rounding on disk, the difference of "
         f"{name.replace('_', ' ')} is {_pair(entries[name]['beyond'])}, and a teacher in {report['dtype']} may differ "
         f"by {_pair(entries[name]['tolerated'])}{more}. {_way_out(report)}"
     )
 
 
 def _excess(entry: dict[str, Any]) -> float:
-    """How many times what is tolerated."""
+    """The difference as a multiple of its tolerance."""
     return max(entry["beyond"][name] / max(entry["tolerated"][name], TINY) for name in ("mean", "largest"))
 
 
@@ -184,14 +183,15 @@ def _way_out(report: dict[str, Any]) -> str:
     same = report["same"]
     if not same["weights"]:
         return (
-            f"It has other weights: the cache was made by {report['made_by']}. Name that one, with its --revision, or "
-            "make the cache anew with this one"
+            f"It has other weights: the cache was made by {report['made_by']}. Name that teacher, with its --revision, "
+            "or make the cache again with this one"
         )
     pixels = report["image_processor_differs_in"]
     other = [f"its image processor ({', '.join(pixels)})"] if pixels else []
     other += [f"{name} {then} then, {now} now" for name, (then, now) in report["versions"].items() if then != now]
-    changed = f" Not as then: {'; '.join(other)}." if other else ""
+    changed = f" Changed since then: {'; '.join(other)}." if other else ""
     return (
-        f"Its weights are those that made the cache, {report['made_by']}; this run has {report['attention']} attention "
-        f"on {report['device']}.{changed} Make that as it was then (--attn-implementation), or make the cache anew"
+        f"Its weights are the ones that made the cache, {report['made_by']}; this run has {report['attention']} "
+        f"attention on {report['device']}.{changed} Run it as the cache was made (--attn-implementation), or make the "
+        "cache again"
     )

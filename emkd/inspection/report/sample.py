@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from tokenizers import Tokenizer
 
-from emkd.inspection.heatmap import (
+from emkd.inspection.report.heatmap import (
     MAX_COLUMNS,
     answer_grids,
     bin_columns,
@@ -18,26 +18,26 @@ from emkd.inspection.heatmap import (
 from emkd.storage.cache import Cache
 from emkd.storage.record import ImageSpan, Record
 
-# Stands in the text where an image was.
+# Marks an image in the text.
 IMAGE_SIGN = "⟦image {number}⟧"
 DECIMALS = 3  # of an affinity; int8 resolves 0.008
 
 
 def describe_sample(cache: Cache, key_or_id: str) -> dict[str, Any]:
-    """Text, answers, and for each image its `words`, as rows of a grid for each tile, and its `affinity`:
+    """Return text, answers, and for each image its `words` (rows of a grid for each tile) and its `affinity`:
 
         range:             [smallest, largest] cosine of any text token and any vision token of the image
         n_tokens:          vision tokens of the image
         n_columns:         columns of `rows`, at most 64
         tokens_per_column: neighbouring vision tokens whose mean is one value (the last column may have fewer)
-        rows:              {position, token, answer, values} of at most 40 text tokens in order: where there
-                           are more, those of the answer and others evenly between (see `choose_rows`)
-        answer_grid:       for each tile its rows of the mean over all answer tokens, columns binned as above;
-                           empty where the tiles' grids are not known
+        rows:              {position, token, answer, values} of at most 40 text tokens in order: if there are more, the
+                           answer's tokens and others evenly between them (see `choose_rows`)
+        answer_grid:       for each tile its rows of the mean over all answer tokens, columns binned as above; empty if
+                           the tiles' grids are not known
 
-    `affinity` is None where a sample has no text or an image no tokens. Values have 3 decimals.
+    `affinity` is None if a sample has no text or an image no tokens. Values have 3 decimals.
 
-    Raises SampleNotFoundError, UsageError (an id of several samples), DamagedCacheError.
+    Raises SampleNotFoundError, UsageError (several samples have that id), DamagedCacheError.
     """
     info = cache.sample_info(cache.find(key_or_id))
     record = cache.record(info.number)
@@ -60,7 +60,7 @@ def describe_sample(cache: Cache, key_or_id: str) -> dict[str, Any]:
 
 
 def _text(record: Record, tokenizer: Tokenizer) -> str:
-    """The text tokens decoded, with a sign where each image stood."""
+    """The text tokens decoded, with a sign at the position of each image."""
     cuts = [0, *(span.text_position for span in record.images), len(record.text_ids)]
     parts = []
     for number, (start, stop) in enumerate(pairwise(cuts)):
@@ -71,13 +71,13 @@ def _text(record: Record, tokenizer: Tokenizer) -> str:
 
 
 def _answers(record: Record, tokenizer: Tokenizer) -> tuple[list[str], list[str]]:
-    """Each answer token in the data, and the teacher's likeliest token in its place."""
+    """Each answer token in the data, and the teacher's likeliest token at its position."""
     said = record.text_ids[record.answer_positions]
     return _words(said, tokenizer), _words(record.answer.ids[:, 0], tokenizer)
 
 
 def _image(record: Record, span: ImageSpan, tokenizer: Tokenizer) -> dict[str, Any]:
-    """`words` are rows of a grid for each tile; one row for all tokens where the grid is not known."""
+    """`words` are rows of a grid for each tile; one row of all tokens if the grid is not known."""
     words = _words(record.vision.ids[span.start : span.start + span.count, 0], tokenizer)
     known = span.grids and split_tiles(span.count, span.grids)
     grids = span.grids if known else ((1, span.count),)
@@ -89,7 +89,7 @@ def _image(record: Record, span: ImageSpan, tokenizer: Tokenizer) -> dict[str, A
 
 
 def _affinity(record: Record, span: ImageSpan, tokenizer: Tokenizer) -> dict[str, Any] | None:
-    """The heat map's numbers of one image, as `describe_sample` documents them."""
+    """The numbers of one image's heat map, as `describe_sample` documents them."""
     affinity = record.affinity[:, span.start : span.start + span.count]
     if affinity.size == 0:
         return None
@@ -111,7 +111,7 @@ def _affinity(record: Record, span: ImageSpan, tokenizer: Tokenizer) -> dict[str
 
 
 def _rounded(values: np.ndarray) -> list[list[float]]:
-    """Rows of plain numbers that are short in JSON; adding 0 makes -0.0 a plain zero."""
+    """Rows of plain numbers that are short in JSON; adding 0 turns -0.0 into 0."""
     return [[round(value, DECIMALS) + 0.0 for value in row] for row in values.tolist()]
 
 

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from emkd.errors import UsageError
-from emkd.inspection.against_teacher import judged
-from emkd.inspection.differences import Difference, Scale, half_unit
+from emkd.inspection.compare.against_teacher import judged
+from emkd.inspection.compare.differences import Difference, Scale, half_unit
 from emkd.storage.precision import round_logits
 from emkd.vlm.tolerance import Tolerance, tolerance
 
@@ -46,7 +46,7 @@ def test_what_each_dtype_explains():
             found = tolerance(quantity, dtype, scale)
             assert found.mean == pytest.approx(8 * unit * scale * part)
             assert found.largest == pytest.approx(64 * unit * scale * part)
-    with pytest.raises(UsageError, match="ran in float64; .* known for float32, float16, bfloat16 alone"):
+    with pytest.raises(UsageError, match="ran in float64; .* may differ only in float32, float16, bfloat16"):
         tolerance("affinity", "float64", 1.0)
 
 

@@ -1,4 +1,4 @@
-"""The whole cache in numbers, from manifest, index and seal alone: no shard is read."""
+"""The whole cache in numbers, from manifest, index and seal alone; no shard is read."""
 
 from typing import Any
 
@@ -15,11 +15,11 @@ DENSE_BYTES = 2  # of a bfloat16 logit
 
 
 def summarize(cache: Cache) -> dict[str, Any]:
-    """Teacher, data, counts, bytes by part, ratio to dense logits, retained mass.
+    """Return teacher, data, counts, bytes by part, ratio to dense logits and retained mass as plain values.
 
-    Of a cache that is not sealed, what is committed now: `shards` and `rows` say how much of the plan that is.
-    `dataset` is what the cache was begun with, `extensions` what was added later, with the rows that it added.
-    `skipped` is {reason: count}, `skipped_examples` the first such row as {reason: {row, id, key, detail}}.
+    A cache that is not sealed is reported as it is committed now: `shards` and `rows` say how much of the plan that is.
+    `dataset` is the data that the cache was started with, `extensions` what was added later and how many rows each
+    added. `skipped` is {reason: count}, `skipped_examples` the first such row as {reason: {row, id, key, detail}}.
     """
     manifest, totals = cache.manifest, cache.totals
     rows = cache.rows.skipped(("row", "id", "key", "detail", "reason"))
@@ -97,7 +97,7 @@ def _dense_ratio(cache: Cache, n_bytes: dict[str, int]) -> float | None:
 
 
 def _retained_mass(cache: Cache) -> dict[str, float] | None:
-    """Percentiles over samples of the probability that the stored logits of a vision token hold together."""
+    """Percentiles, over samples, of the mean probability that the stored logits of a vision token hold together."""
     masses = as_numpy(cache.sample_column("retained_mass").drop_null())
     if len(masses) == 0:
         return None

@@ -6,8 +6,9 @@ import torch
 import transformers
 from PIL import Image
 
+from emkd.agreement.pictures import FieldOfView, as_seen, check_field_of_view, field_of_view
 from emkd.errors import GeometryMismatchError
-from emkd.vlm.identity import FieldOfView, as_seen, check_field_of_view, field_of_view, image_processor_settings
+from emkd.vlm.identity import image_processor_settings
 from tests import tiny
 
 SQUARE = {"height": 224, "width": 224}

@@ -1,8 +1,7 @@
-"""One sample on a terminal: text, answers, and of each image its words and its affinity as heat maps.
+"""One sample on a terminal: text, answers, and for each image its words and its affinity as heat maps.
 
-A cell of a heat map is a shade, and on a colour terminal a colour as well; rich leaves the colours out where
-there is no such terminal, so that the shades alone must do. Widths are in terminal cells: some characters
-take two.
+A cell of a heat map is a shade, and on a colour terminal a colour as well; elsewhere rich drops the colours, so the
+shades alone must be readable. Widths are in terminal cells: some characters take two.
 """
 
 import re
@@ -18,7 +17,7 @@ from rich.markup import escape
 from rich.style import Style
 from rich.text import Text
 
-from emkd.inspection.heatmap import bin_columns, bounds, levels
+from emkd.inspection.report.heatmap import bin_columns, bounds, levels
 
 WORD_WIDTH, MIN_WORD_WIDTH = 9, 6
 LABEL_WIDTH = 10
@@ -26,12 +25,13 @@ MARGIN = LABEL_WIDTH + 5  # of a heat map: the answers' mark, a space, the label
 MIN_COLUMNS = 8
 SHADES = " ░▒▓█"
 N_COLOURS = 16
-# Line ends and control characters would break a grid, or command the terminal: data is not to be trusted.
+# Line ends and control characters in data would break a grid, or control the terminal.
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 _ANCHORS = ((68, 1, 84), (33, 145, 140), (253, 231, 37))  # the ends and the middle of viridis
 
 
 def render_sample(report: dict[str, Any], console: Console) -> None:
+    """Print a report of `describe_sample`."""
     mass = report["retained_mass"]
     _print(console, f"[bold]sample[/bold]  {report['key']}")
     _print(console, f"row {report['row']}, id {escape(printable(report['id'] or 'none'))}, shard {report['shard']}")
@@ -56,7 +56,7 @@ def _print(console: Console, line: str | Text) -> None:
 
 
 def _words(tiles: list[list[list[str]]], console: Console) -> None:
-    """Each tile's words; a grid too wide for the terminal goes on below, in parts of about as many columns."""
+    """Each tile's words; a grid too wide for the terminal continues below, in parts of about equally many columns."""
     for number, tile in enumerate(tiles):
         if len(tiles) > 1:
             _print(console, f"tile {number}:")
@@ -74,15 +74,17 @@ def _words(tiles: list[list[list[str]]], console: Console) -> None:
 
 
 def word_columns(n_columns: int, terminal: int) -> tuple[int, int]:
-    """How many of a grid's columns stand side by side, and how wide each is: words are cut to MIN_WORD_WIDTH
-    before the grid is parted."""
+    """Return how many columns of a grid stand side by side, and how wide each is.
+
+    Words are cut to MIN_WORD_WIDTH before the grid is split.
+    """
     parts = -(-max(n_columns, 1) // max(1, (terminal + 1) // (MIN_WORD_WIDTH + 1)))
     side_by_side = -(-max(n_columns, 1) // parts)
     return side_by_side, max(1, min(WORD_WIDTH, (terminal + 1) // side_by_side - 1))
 
 
 def _answer_grids(affinity: dict[str, Any], scale: tuple[float, float], console: Console) -> None:
-    """The mean affinity of the answer where the image has it, one scale for all images of the sample."""
+    """The mean affinity of the answer at its position in the image, one scale for all images of the sample."""
     for number, tile in enumerate(affinity["answer_grid"]):
         name = f"tile {number}, " if len(affinity["answer_grid"]) > 1 else ""
         _print(console, f"\n{name}affinity {_scale(scale)}, mean of the answer tokens")
@@ -113,7 +115,7 @@ def _binned(affinity: dict[str, Any], fit: int) -> tuple[np.ndarray, int]:
 
 
 def _cells(values: ArrayLike, scale: tuple[float, float], width: int) -> list[Text]:
-    """A line of shades for each row; cells are two wide where that fits, so that they are nearly square."""
+    """A line of shades for each row; cells are two wide if that fits, so that they are nearly square."""
     shades, colours = levels(values, *scale, len(SHADES)), levels(values, *scale, N_COLOURS)
     wide = 2 if 2 * shades.shape[1] <= width else 1
     return [
@@ -127,20 +129,20 @@ def _scale(scale: tuple[float, float]) -> str:
 
 
 def label(word: str) -> str:
-    """A word right-aligned in LABEL_WIDTH terminal cells, cut where it is longer."""
+    """Return a word right-aligned in LABEL_WIDTH terminal cells, cut if it is longer."""
     word = printable(word)
     cut = set_cell_size(word, min(cell_len(word), LABEL_WIDTH))
     return " " * (LABEL_WIDTH - cell_len(cut)) + cut
 
 
 def printable(word: str) -> str:
-    """One line, without what is not to be printed."""
+    """Return the word on one line, with control characters replaced."""
     return _CONTROL.sub("·", word)
 
 
 @lru_cache
 def colour(level: int) -> Style:
-    """Dark to bright; the shade's own colour is a little brighter, so that it is seen on its background."""
+    """Return the style of a level, dark to bright; the foreground is a little brighter, to be visible on it."""
     position = level / (N_COLOURS - 1) * (len(_ANCHORS) - 1)
     first = min(int(position), len(_ANCHORS) - 2)
     share = position - first

@@ -1,4 +1,4 @@
-"""Reports on a terminal: the whole cache, or what of it is damaged. One sample: render_sample.py."""
+"""Reports on a terminal: the whole cache, or its damage. `sample` prints a single sample."""
 
 from typing import Any
 
@@ -6,15 +6,15 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from emkd.inspection.render_sample import printable, render_sample
+from emkd.inspection.terminal.sample import printable, render_sample
 
-GO_ON = "the same cache-teacher command"
+SAME_COMMAND = "the same cache-teacher command"
 FILES_SHOWN = 3
-DETAIL_LENGTH = 300  # characters of a skipped row's detail; --json has all of it
+DETAIL_LENGTH = 300  # characters of a skipped row's detail; --json prints all of it
 
 
 def render(report: dict[str, Any], console: Console | None = None) -> None:
-    """Prints a report of `inspect_cache`; only long words, long details and many file names are cut."""
+    """Print a report of `inspect_cache`; only long words, long details and long lists of files are cut."""
     console = console or Console(highlight=False, emoji=False, soft_wrap=True)
     if report.get("damaged"):
         _damage(report, console)
@@ -26,7 +26,7 @@ def render(report: dict[str, Any], console: Console | None = None) -> None:
 
 def _damage(report: dict[str, Any], console: Console) -> None:
     uri, damaged = report["uri"], report["damaged"]
-    state = {True: "sealed", False: "not sealed", None: "whether it is sealed cannot be told"}[report["sealed"]]
+    state = {True: "sealed", False: "not sealed", None: "the seal itself is damaged"}[report["sealed"]]
     objects = "1 damaged object" if len(damaged) == 1 else f"{len(damaged)} damaged objects"
     console.print(f"{escape(uri)}: {objects} ({state})", style="bold red", soft_wrap=True)
     for damage in damaged:
@@ -37,8 +37,8 @@ def _damage(report: dict[str, Any], console: Console) -> None:
             escape(f"The shards' arrays were not read: `emkd inspect {uri} --verify` reads everything."), soft_wrap=True
         )
     console.print(
-        "`emkd cache-teacher ... --repair`, with the flags of the first run, makes what is damaged anew; or restore "
-        "the objects from a copy of the cache.",
+        "To repair it, run `emkd cache-teacher ... --repair` with the flags of the first run, which writes the damaged "
+        "shards again; or restore the objects from a copy of the cache.",
         soft_wrap=True,
     )
 
@@ -84,14 +84,16 @@ def _facts(report: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def _progress(report: dict[str, Any]) -> str:
-    """How far the job of a cache without a seal is, and how it goes on."""
+    """How far the job of an unsealed cache is, and how to continue it."""
     shards, rows = report["shards"], report["rows"]
     if shards["committed"] == shards["planned"]:
-        return f"all {shards['planned']:,} shards are committed, only the seal is missing: {GO_ON} makes it"
+        return (
+            f"all {shards['planned']:,} shards are committed, only the seal is missing: run {SAME_COMMAND} to write it"
+        )
     done = f"{shards['committed']:,} of {shards['planned']:,} shards are committed"
     return (
-        f"{done}, with {rows['committed']:,} of {rows['planned']:,} rows; if no job is running, {GO_ON} goes on "
-        "with the others"
+        f"{done}, with {rows['committed']:,} of {rows['planned']:,} rows; if no job is running, run {SAME_COMMAND} to "
+        "continue"
     )
 
 
@@ -117,7 +119,7 @@ def _sizes(report: dict[str, Any]) -> Table:
 
 
 def _skipped(report: dict[str, Any]) -> Table:
-    """Each reason, how many rows it cost, and the first of them with what was wrong."""
+    """Each reason, how many rows it skipped, and the first of them in detail."""
     table = Table(box=None, pad_edge=False)
     table.add_column("skipped", no_wrap=True)
     table.add_column("rows", justify="right", no_wrap=True)

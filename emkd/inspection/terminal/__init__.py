@@ -1,0 +1,4 @@
+"""Reports on a terminal, without torch.
+
+Reading order: report (the whole cache, or its damage), sample (one sample), comparison (with a live teacher).
+"""
