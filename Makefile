@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 RUN := OMP_NUM_THREADS=1 RAY_USAGE_STATS_ENABLED=0
 OUT ?= demo-out
 
-.PHONY: setup demo test lint types check bench families clean
+.PHONY: setup demo test lint types check bench families rooms clean
 
 setup: $(VENV)/.ready
 
@@ -31,6 +31,10 @@ types: setup
 	$(BIN)/mypy
 
 check: lint types test
+
+# docs/rooms.svg from the imports.
+rooms: setup
+	$(BIN)/python -m tools.draw_rooms
 
 # docs/families.md from the outcome of its tests.
 families: setup
