@@ -1,7 +1,7 @@
 """Hooks of MkDocs: pages from outside of docs/, and links that lead out of it.
 
 README.md, CONTRIBUTING.md and a few others stand where GitHub expects them, and become pages of the site. A link from
-one page to another is rewritten to lead to the page; a link to any other file of the repository becomes the file's path,
+one page to another is rewritten to lead to the page; a link to another file of the repository becomes the file's path,
 since the site does not have the file. A link to nothing is an error.
 """
 
