@@ -1,6 +1,6 @@
 """What the demonstration's students are trained with: one recipe, and what each variant changes in its losses.
 
-The recipe's numbers were chosen on the validation scenes (benchmarks/demo_choice.py), never on the test scenes.
+The recipe's numbers were chosen on the validation scenes (benchmarks/demo/hyperparameters.py), never on the test scenes.
 """
 
 from typing import Any

@@ -2,7 +2,7 @@
 
 What is written can be opened by any Zarr reader (`metadata` is what zarr-python writes of an array). Chunks are encoded
 and decoded here because the bytes that are decoded are then the very object that was checked, and without zarr-python's
-own part of the time (`benchmarks/reading.py` has zarrs beside it).
+own part of the time (`benchmarks/storage/reading.py` has zarrs beside it).
 """
 
 import json
