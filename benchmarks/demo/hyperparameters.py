@@ -16,7 +16,8 @@ from statistics import mean
 from typing import Any
 
 from benchmarks.common.provenance import RESULTS, provenance, write_results
-from emkd.demo.run import one_quiet_thread, train_one
+from emkd.demo.run import train_one
+from emkd.demo.threads import one_quiet_thread
 from emkd.demo.variants import VARIANTS
 from emkd.trainer import evaluate_checkpoint
 

@@ -20,8 +20,9 @@ from typing import Any
 
 from benchmarks.common.provenance import RESULTS, provenance, write_results
 from emkd.demo.models import new_processor, new_teacher, save_model
-from emkd.demo.run import DATA_SEED, TRAIN_SCENES, WRONG_ANSWERS, cache_demo, one_quiet_thread, train_one
+from emkd.demo.run import DATA_SEED, TRAIN_SCENES, WRONG_ANSWERS, cache_demo, train_one
 from emkd.demo.scenes import write_scenes
+from emkd.demo.threads import one_quiet_thread
 from emkd.demo.variants import RECIPE, VARIANTS
 from emkd.trainer import evaluate_checkpoint
 from emkd.vlm import load

@@ -12,7 +12,7 @@ TF32 unless that is switched off, and a cache does not say on what it was made. 
 stored logits of vision or of answer tokens, or that of the level of those not stored where it is larger; 1 for
 affinities. What the disk rounds is no part of this: it is taken off each difference beforehand (differences.py).
 
-The constants are measured (benchmarks/fidelity/tolerance.py): with 2 to 48 layers of random weights, other batches, another
+The constants are from benchmarks/fidelity/tolerance.py: with 2 to 48 layers of random weights, other batches, another
 attention implementation and more or less exact arithmetic use at most 0.4 of what is tolerated, which leaves a factor
 of 2.5 for models that nobody measured; another seed is 30 and more times what is tolerated in the mean. In between,
 weights that are off by 0.3% are noticed in float32 and float16, by 3% in bfloat16 (1% with 24 layers or more); less may
