@@ -31,12 +31,12 @@ from typing import Any
 
 import torch
 
+from benchmarks.common.devices import NOT_MEASURED, measure_cases
 from benchmarks.common.measuring import MIB, Figures, in_process, medians, peak, reset_peak
 from benchmarks.common.provenance import RESULTS, provenance, write_results
 from benchmarks.step.cases import CASES, ROWS_NAME, Case, write_cache
 from benchmarks.step.variants import VARIANTS, Steps
 
-NOT_MEASURED = "not measured"
 LOSSES = ("sup", "rld", "vsd", "vlad")
 RATIOS = {
     "cache/sft": ("cache", "sft"),
@@ -149,14 +149,13 @@ def ratios(middle: dict[str, Figures]) -> Figures:
 
 def measure(names: list[str] | None = None) -> dict[str, Any]:
     """Measure some cases; default: all but `tiny`. `gpu` is "not measured" without a GPU."""
-    found: dict[str, Any] = {"agreement_at_full_vocabulary": agreement(CASES["demo"]), "cases": {}, "step_ratio": {}}
-    for name in names or ["demo", "cpu-larger", "cpu-real", "gpu"]:
-        if name == "gpu" and not torch.cuda.is_available():
-            found["cases"][name] = found["step_ratio"][name] = NOT_MEASURED
-            continue
-        found["cases"][name] = measure_case(name, "cuda" if name == "gpu" else "cpu")
-        found["step_ratio"][name] = ratios(found["cases"][name]["median"])
-    return found
+    agreed = agreement(CASES["demo"])
+    cases = measure_cases(names or ["demo", "cpu-larger", "cpu-real", "gpu"], measure_case)
+    return {
+        "agreement_at_full_vocabulary": agreed,
+        "cases": cases,
+        "step_ratio": {name: case if case == NOT_MEASURED else ratios(case["median"]) for name, case in cases.items()},
+    }
 
 
 def show(result: dict[str, Any]) -> str:

@@ -37,6 +37,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.common.devices import NOT_MEASURED, measure_cases
 from benchmarks.common.measuring import Figures, medians, timed
 from benchmarks.common.provenance import RESULTS, provenance, write_results
 from benchmarks.common.random_llava import SO400M, Shape, Text, Tower, demo_teacher, random_model, write_noise
@@ -52,8 +53,6 @@ from emkd.storage.lifecycle.create import create_cache
 from emkd.vlm.forward import collate, last_hidden_state, lm_logits, to_model
 from emkd.vlm.loading import VisionLanguageModel
 from emkd.vlm.states import States
-
-NOT_MEASURED = "not measured"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,14 +184,15 @@ def measure_case(name: str, device: str) -> dict[str, Any]:
 
 def measure(names: list[str] | None = None) -> dict[str, Any]:
     """Measure some cases; default: all but `tiny`. `gpu` is "not measured" without a GPU."""
-    found: dict[str, Any] = {"capture_overhead": {}, **encode_ms(), "cases": {}}
-    for name in names or ["cpu-100m", "cpu-100m-32k", "demo", "gpu"]:
-        if name == "gpu" and not torch.cuda.is_available():
-            found["cases"][name] = found["capture_overhead"][name] = NOT_MEASURED
-            continue
-        found["cases"][name] = case = measure_case(name, "cuda" if name == "gpu" else "cpu")
-        found["capture_overhead"][name] = case["median"]["worker"]["seconds"] / case["median"]["bare"]["seconds"]
-    return found
+    encoding = encode_ms()
+    cases = measure_cases(names or ["cpu-100m", "cpu-100m-32k", "demo", "gpu"], measure_case)
+    overhead = {name: case if case == NOT_MEASURED else overhead_of(case) for name, case in cases.items()}
+    return {"capture_overhead": overhead, **encoding, "cases": cases}
+
+
+def overhead_of(case: dict[str, Any]) -> float:
+    """Return the worker's seconds divided by the bare loop's."""
+    return float(case["median"]["worker"]["seconds"] / case["median"]["bare"]["seconds"])
 
 
 def show(result: dict[str, Any]) -> str:
