@@ -58,11 +58,11 @@ rooms: setup
 families: setup
 	$(RUN) $(BIN)/python -m tests.families.table
 
-# About an hour, on a machine that does nothing else. The demonstration is made first where it is not there.
+# About an hour on an idle machine. Runs the demonstration first if its folder does not exist.
 bench: setup $(OUT)/results.json
-	$(RUN) $(BIN)/python benchmarks/matching.py $(OUT)
-	$(RUN) $(BIN)/python benchmarks/step.py
-	$(RUN) $(BIN)/python benchmarks/storage.py
+	$(RUN) $(BIN)/python -m benchmarks.matching.all $(OUT)
+	$(RUN) $(BIN)/python -m benchmarks.step.optimizer_step
+	$(RUN) $(BIN)/python -m benchmarks.storage.all
 
 $(OUT)/results.json:
 	$(MAKE) demo

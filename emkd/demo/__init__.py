@@ -1,11 +1,11 @@
-"""The built-in example: a teacher, its cache and students on real handwritten digits, on one CPU core.
+"""The demonstration: a teacher, its cache and students on real handwritten digits, on one CPU core.
 
-Reading order: scenes.py (pictures of digits with questions about them, as Parquet or as arrays), models.py
-(tokenizer, processor, a tiny LLaVA and the student that starts from it), teacher.py (trains the teacher),
-variants.py (what students are trained with), run.py (the whole way), report.py (what it prints).
+Reading order: scenes.py (images of digits with questions about them, as Parquet or as arrays), models.py (tokenizer,
+processor, a tiny LLaVA and the student that starts from it), threads.py (one thread for all of it), teacher.py (trains
+the teacher), variants.py (recipe and losses of the students), run.py (all steps), report.py (what it prints).
 
-Nothing here is needed to distil models of your own: the room exists so that the whole way can be walked in
-minutes, with data that scikit-learn carries along and no download.
+You need nothing here to distil your own models. The demonstration runs every step in minutes, on data that scikit-learn
+contains, without a download.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -17,7 +17,7 @@ __all__ = ["run_demo"]
 
 
 def __getattr__(name: str) -> Any:
-    if name == "run_demo":  # needs Ray, which scenes and models do not
+    if name == "run_demo":  # imports Ray, which scenes and models do not need
         from emkd.demo.run import run_demo
 
         return run_demo

@@ -1,16 +1,16 @@
-"""A LLaVA small enough to train from nothing on one CPU core, with its tokenizer and processor.
+"""A LLaVA small enough to train from random weights on one CPU core, with its tokenizer and processor.
 
     new_tokenizer()          31 words: 4 specials, 16 questions, 11 answers
     new_processor()          LlavaProcessor: 40×40 pixels -> 64 <image> tokens
     new_teacher(seed)        SigLIP tower, projector, Qwen2; about 163,000 parameters, random
-    new_student(teacher)     a copy of the teacher, to be compressed by the training
+    new_student(teacher)     a copy of the teacher; training pools its vision tokens
     save_model(model, processor, folder)
 
-The classes are those of transformers and nothing is overridden, so everything that works with these models
-works with a LLaVA checkpoint of any size.
+All classes are those of transformers, without overrides, so everything that works with these models works with a LLaVA
+checkpoint of any size.
 
-A conversation is rendered as "<image> b3? seven a1? empty ...": every word is one token, turns have no marks
-and no end. What a turn adds never changes what stands before it.
+A conversation is rendered as "<image> b3? seven a1? empty ...": every word is one token, and no token marks the start
+or the end of a turn. A new turn never changes the tokens before it.
 
 Shape legend: d hidden size 64.
 """
@@ -43,8 +43,8 @@ PATCHES_PER_SIDE = SCENE_PIXELS // PATCH_PIXELS
 N_VISION_TOKENS = PATCHES_PER_SIDE**2
 HIDDEN_SIZE = 64
 
-# The space stands before a word, not behind it: an answer is then what a turn adds, and a prompt ends where
-# its last word ends. `add_generation_prompt` is not looked at, because no word announces an answer.
+# The space precedes a word instead of following it, so that a turn adds exactly its own word and a prompt ends with its
+# last word. The template ignores `add_generation_prompt`, because no token announces an answer.
 CHAT_TEMPLATE = """
 {%- for message in messages -%}
   {%- if message['content'] is string -%}
@@ -63,7 +63,7 @@ CHAT_TEMPLATE = """
 
 
 def new_tokenizer() -> PreTrainedTokenizerFast:
-    """One token per word. <image> is split off wherever it stands, "<image>b3?" included."""
+    """Return a tokenizer with one token for each word. It always splits off <image>, also in "<image>b3?"."""
     words = {word: number for number, word in enumerate(WORDS)}
     backend = Tokenizer(WordLevel(words, unk_token="<unk>"))
     backend.pre_tokenizer = WhitespaceSplit()
@@ -81,7 +81,7 @@ def new_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def new_processor() -> LlavaProcessor:
-    """Pixels to [-1, 1] at 40×40, one <image> token per patch of the tower."""
+    """Return a processor that scales pixels to [-1, 1] at 40×40 and writes one <image> token for each patch."""
     image_processor = SiglipImageProcessor(
         size={"height": SCENE_PIXELS, "width": SCENE_PIXELS}, image_mean=[0.5] * 3, image_std=[0.5] * 3
     )
@@ -96,7 +96,7 @@ def new_processor() -> LlavaProcessor:
 
 
 def teacher_config() -> LlavaConfig:
-    """Shapes and start of the whole model; LLaVA reads the tower's last layer, before SigLIP's final norm."""
+    """Return the configuration of the whole model. LLaVA reads the tower's last layer, before SigLIP's final norm."""
     vision = SiglipVisionConfig(
         hidden_size=HIDDEN_SIZE,
         intermediate_size=2 * HIDDEN_SIZE,
@@ -114,7 +114,7 @@ def teacher_config() -> LlavaConfig:
         num_attention_heads=4,
         num_key_value_heads=2,
         max_position_embeddings=4 * (N_VISION_TOKENS + 2 * N_CELLS),
-        initializer_range=0.1,  # near 1/√d; the usual 0.02 is meant for widths of thousands
+        initializer_range=0.1,  # near 1/√d; the usual 0.02 suits widths of thousands
         tie_word_embeddings=False,
         bos_token_id=None,
         eos_token_id=WORDS.index("<eos>"),
@@ -132,20 +132,20 @@ def teacher_config() -> LlavaConfig:
 
 
 def new_teacher(seed: int) -> LlavaForConditionalGeneration:
-    """Random weights from the seed; the caller's random state stays as it was."""
+    """Return a model with random weights from the seed. The caller's random state does not change."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = LlavaForConditionalGeneration(teacher_config())
     positions = model.model.vision_tower.embeddings.position_embedding.weight
-    with torch.no_grad():  # SigLIP starts from weak noise, and where a patch lies is all that a question asks for
+    with torch.no_grad():  # SigLIP initialises positions with weak noise, but every question depends on a position
         positions.copy_(sine_positions(PATCHES_PER_SIDE, HIDDEN_SIZE))
     return model.eval()
 
 
 def sine_positions(side: int, width: int) -> torch.Tensor:
-    """[side², width]: sines and cosines of the row in the first half, of the column in the second.
+    """Return positions [side², width]: sines and cosines of the row in the first half, of the column in the second.
 
-    Wavelengths run from 4 to 4·side patches, so that both neighbours and far ends can be told apart.
+    Wavelengths range from 4 to 4·side patches, so that both neighbours and opposite ends differ.
     """
     waves = 4 * side ** torch.linspace(0, 1, width // 4)
     angles = 2 * math.pi * torch.arange(side)[:, None] / waves
@@ -155,9 +155,9 @@ def sine_positions(side: int, width: int) -> torch.Tensor:
 
 
 def new_student(teacher: LlavaForConditionalGeneration, seed: int = 0) -> LlavaForConditionalGeneration:
-    """A model of its own with the teacher's tower, projector and language model, uncompressed.
+    """Return a separate model with the teacher's tower, projector and language model, and all vision tokens.
 
-    seed: where weights that the teacher does not have would start from; a copy has none.
+    seed: of weights that the teacher does not have; a copy has none
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -167,6 +167,6 @@ def new_student(teacher: LlavaForConditionalGeneration, seed: int = 0) -> LlavaF
 
 
 def save_model(model: LlavaForConditionalGeneration, processor: LlavaProcessor, folder: Path) -> None:
-    """Weights (safetensors), configuration, tokenizer and processor, as `from_pretrained` reads them."""
+    """Save weights (safetensors), configuration, tokenizer and processor, as `from_pretrained` reads them."""
     model.save_pretrained(folder)
     processor.save_pretrained(folder)

@@ -1,4 +1,4 @@
-"""What the demonstration prints: the table, what it means and what it does not, and the commands by hand."""
+"""What the demonstration prints: the table, what it shows and what it does not, and the commands to repeat it."""
 
 from collections.abc import Sequence
 from math import sqrt
@@ -22,20 +22,20 @@ PAIRED = (("emkd", "sft"), ("emkd", "rld"), ("emkd", "emkd-random"), ("emkd", "e
 
 REGIME = """\
 The regime: 100 labelled scenes, a quarter of whose answers are wrong, and students that start from the teacher's
-own projector and language model with a quarter of its vision tokens. Labels are few and noisy, so the teacher has
-much to give, nearly all of it through its answers (RLD): over 10 seeds VSD, VLAD and the choice of the matching
-moved accuracy by at most 0.3 points on top of it (benchmarks/results/demo_seeds.json). Where nothing helped: with
-all labels right, SFT alone came within a point of EM-KD; and a student whose projector and language model started
-from nothing did not learn the task by any variant in twice the steps (benchmarks/results/demo_regimes.json). All
-variants share one recipe, the best one for EM-KD on the validation scenes: 97.0% there, and 92.4% for SFT at its
-own best (benchmarks/results/demo_choice.json). The models are so small that the words of vision tokens mean
-nothing."""
+own projector and language model with a quarter of its vision tokens. Labels are few and noisy, so the teacher helps
+much, almost entirely through its answers (RLD): over 10 seeds VSD, VLAD and the choice of the matching changed
+accuracy by at most 0.3 points on top of RLD (benchmarks/results/demo_seeds.json). Distillation did not help in two
+regimes: with all labels right, SFT alone came within a point of EM-KD; and with a student whose projector and
+language model started from random weights, no variant learnt the task in twice the steps
+(benchmarks/results/demo_regimes.json). All variants share one recipe, the best one for EM-KD on the validation
+scenes: 97.0% there, and 92.4% for SFT at its own best (benchmarks/results/demo_choice.json). The models are so small
+that the words of vision tokens mean nothing."""
 
 
 def table(results: dict[str, Any], out: Path) -> str:
-    """The whole report of a run."""
+    """Return the whole report of a run."""
     lines = [
-        f"answers right on {out}/data/test.parquet (scenes of unseen digits)",
+        f"correct answers on {out}/data/test.parquet (scenes of unseen digits)",
         "",
         f"  {'teacher, 64 vision tokens':<34}{100 * results['teacher']['accuracy']:6.1f}%",
     ]
@@ -46,8 +46,8 @@ def table(results: dict[str, Any], out: Path) -> str:
     lines += ["", *_differences(results["students"]), "", REGIME, ""]
     cache = results["cache"]
     lines.append(
-        f"cache: {cache['samples']} samples, {cache['bytes']:,} bytes, {cache['bytes_per_vision_token']:.0f} a vision "
-        "token, indexes included (`emkd inspect` shows the parts)"
+        f"cache: {cache['samples']} samples, {cache['bytes']:,} bytes, {cache['bytes_per_vision_token']:.0f} for each "
+        "vision token, indexes included (`emkd inspect` shows the parts)"
     )
     seconds = ", ".join(f"{name} {value:.0f} s" for name, value in results["seconds"].items())
     return "\n".join([*lines, f"time: {seconds}", "", *commands(out)])
@@ -64,15 +64,15 @@ def _differences(students: dict[str, Any]) -> list[str]:
 
 
 def paired(one: Sequence[float], other: Sequence[float]) -> tuple[float, float | None]:
-    """Mean difference by seed, and its standard error (None for a single seed)."""
+    """Return the mean difference by seed, and its standard error (None for a single seed)."""
     differences = [a - b for a, b in zip(one, other, strict=True)]
     return mean(differences), stdev(differences) / sqrt(len(differences)) if len(differences) > 1 else None
 
 
 def commands(out: Path) -> list[str]:
-    """The same by hand."""
+    """Return the commands that repeat caching, training and inspecting."""
     return [
-        "The same by hand:",
+        "To repeat these steps yourself:",
         f"  emkd cache-teacher --teacher {out}/teacher --data {out}/data/train.parquet --cache {out}/my-cache "
         "--top-k 8 --answer-top-k 8 --gpus-per-worker 0",
         f"  emkd train-student --student {out}/student-init --data {out}/data/train.parquet --cache {out}/my-cache "

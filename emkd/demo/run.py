@@ -1,15 +1,15 @@
-"""`emkd demo`: data, teacher, cache, students, table. Every step but the teacher's own training is the call that
-a user makes.
+"""`emkd demo`: data, teacher, cache, students, table. Apart from the teacher's training, every step is a public call.
 
-    data/        scenes as Parquet: train (few, a quarter of the answers wrong), validation, test
-    teacher/     a vanilla LLaVA, trained from nothing in two minutes
-    cache/       its cache, by the Ray job
-    students/    <variant>-<seed>/, each with a quarter of the teacher's vision tokens
-    results.json
+data/         scenes as Parquet: train (few, a quarter of the answers wrong), validation, test
+teacher/      a plain LLaVA, trained from random weights in two minutes
+student-init/ the teacher's weights; a student pools its vision tokens when it trains
+cache/        the teacher's cache, written by the Ray job
+students/     <variant>-<seed>/, each with a quarter of the teacher's vision tokens
+recipe.yaml   the students' recipe
+results.json
 """
 
 import json
-import os
 import sys
 import time
 from collections.abc import Iterator
@@ -17,14 +17,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
-from transformers.utils import logging as transformers_logging
 
 from emkd.demo.models import new_processor, new_student, save_model
 from emkd.demo.report import table
 from emkd.demo.scenes import write_scenes
 from emkd.demo.teacher import train_teacher
+from emkd.demo.threads import one_quiet_thread
 from emkd.demo.variants import ABLATIONS, RECIPE, VARIANTS
 from emkd.errors import OutputExistsError
 from emkd.pipeline import JobSettings
@@ -40,9 +39,11 @@ DATA_SEED = 1
 
 
 def run_demo(out: Path, *, seeds: int = 3, ablate: bool = False, address: str | None = None) -> dict[str, Any]:
-    """Runs the whole demonstration in `out` and returns what results.json holds. Raises OutputExistsError.
+    """Run the whole demonstration in `out` and return the content of results.json.
 
-    address: a Ray cluster for the teacher's job that sees the same files; None starts one of our own
+    address: of a Ray cluster for the teacher's job that sees the same files; None starts a local one
+
+    Raises OutputExistsError if `out` is a file or a folder that is not empty.
     """
     if out.exists() and (out.is_file() or any(out.iterdir())):
         raise OutputExistsError(f"--out {out} exists and is not empty; name another folder or remove it")
@@ -64,7 +65,7 @@ def run_demo(out: Path, *, seeds: int = 3, ablate: bool = False, address: str | 
 
 
 def make_data(folder: Path) -> None:
-    """Three Parquet files; validation and test show digits that no training scene shows."""
+    """Write the three Parquet files. Validation and test scenes show digits that no training scene shows."""
     folder.mkdir(parents=True)
     write_scenes(folder / "train.parquet", TRAIN_SCENES, "train", DATA_SEED, wrong_answers=WRONG_ANSWERS)
     for pool in ("validation", "test"):
@@ -72,7 +73,7 @@ def make_data(folder: Path) -> None:
 
 
 def make_models(out: Path) -> None:
-    """teacher/ and student-init/, which has the teacher's weights and, until it is trained, all its tokens."""
+    """Write teacher/, recipe.yaml and student-init/, which has the teacher's weights and all its vision tokens."""
     train_teacher(out / "teacher", seed=0)
     student = new_student(load(str(out / "teacher")).model)
     save_model(student, new_processor(), out / "student-init")
@@ -80,7 +81,7 @@ def make_models(out: Path) -> None:
 
 
 def cache_settings(out: Path, address: str | None = None) -> JobSettings:
-    """What the teacher's job of the demonstration is called with."""
+    """Return the settings of the demonstration's job."""
     return JobSettings(
         teacher=str(out / "teacher"),
         data=str(out / "data" / "train.parquet"),
@@ -94,7 +95,7 @@ def cache_settings(out: Path, address: str | None = None) -> JobSettings:
 
 
 def cache_demo(out: Path, address: str | None = None) -> dict[str, Any]:
-    """The teacher's job over data/train.parquet, and what results.json says of it."""
+    """Run the teacher's job over data/train.parquet and return the cache's figures for results.json."""
     cache_teacher(cache_settings(out, address))
     cache = Cache.open(out / "cache")
     n_bytes = sum(path.stat().st_size for path in (out / "cache").rglob("*") if path.is_file())
@@ -114,13 +115,17 @@ def _students(out: Path, variants: dict[str, dict[str, Any]], seeds: int) -> dic
             folder = out / "students" / f"{variant}-{seed}"
             train_one(out, folder, losses, seed)
             found.append(_evaluate(folder, out))
-            _log(f"  {variant} seed {seed}: {100 * found[-1]['accuracy']:.1f}% right")
+            _log(f"  {variant} seed {seed}: {100 * found[-1]['accuracy']:.1f}% correct")
         results[variant] = {name: [entry[name] for entry in found] for name in found[0]}
     return results
 
 
 def train_one(out: Path, folder: Path, losses: dict[str, Any], seed: int, **flags: Any) -> None:
-    """One student of a variant, by the call that `emkd train-student` makes."""
+    """Train one student of a variant with the call that `emkd train-student` makes.
+
+    losses: loss weights that override the recipe
+    flags:  other overrides of the recipe, by path
+    """
     chosen = {f"losses.{name}": value for name, value in losses.items()}
     train_student(
         TrainSettings(
@@ -134,7 +139,7 @@ def train_one(out: Path, folder: Path, losses: dict[str, Any], seed: int, **flag
 
 
 def _evaluate(folder: Path, out: Path) -> dict[str, float]:
-    """Accuracy on the test scenes, once; nothing was chosen by it."""
+    """Return the accuracy on the test scenes, which no choice depends on."""
     return {"accuracy": evaluate_checkpoint(str(folder), str(out / "data" / "test.parquet"))["accuracy"]}
 
 
@@ -145,20 +150,6 @@ def _timed(seconds: dict[str, float], name: str, what: str) -> Iterator[None]:
     yield
     seconds[name] = round(time.perf_counter() - started, 1)
     _log(f"{what}: {seconds[name]} s")
-
-
-@contextmanager
-def one_quiet_thread() -> Iterator[None]:
-    """One thread, no bars of transformers: models this small are many times slower on two that wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-        transformers_logging.enable_progress_bar()
 
 
 def _log(text: str) -> None:

@@ -1,15 +1,15 @@
 """Scenes of handwritten digits and questions about them.
 
     draw_scenes(generator, n, pool) -> Scenes          arrays
-    fresh_scenes(pool, batch_size, seed)               the same in batches without end
+    fresh_scenes(pool, batch_size, seed)               endless batches of arrays
     write_scenes(path, n, pool, seed)                  a Parquet file with PNG images
-    file_scenes(n, pool, seed)                         what such a file shows, as arrays
+    file_scenes(n, pool, seed)                         the scenes of such a file, as arrays
 
-A scene is a picture of 4×4 cells of 10×10 pixels. A cell is empty or holds one 8×8 digit of scikit-learn's
+A scene is an image of 4×4 cells of 10×10 pixels. A cell is empty or holds one 8×8 digit of scikit-learn's
 `load_digits`. The user asks for each cell once, in random order, with one word ("b3?": column b, row 3); the
 assistant answers with one word ("seven", or "empty").
 
-The digits are cut into three pools that share no digit image, so a validation or test scene shows only
+The digits are split into three pools that share no digit image, so a validation or test scene shows only
 digits that no training scene shows.
 
 Shape legend: n scenes, 16 cells row by row (index 4·row + column), 16 questions in the order of asking.
@@ -40,8 +40,7 @@ ANSWERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight
 EMPTY = 10  # the label of a cell without a digit; label d stands for digit d
 QUESTIONS = tuple(f"{column}{row}?" for row in "1234" for column in "abcd")
 
-# Which of the 1,797 digit images belong to which pool. The files' order is by writer, so the pools differ in
-# handwriting, too.
+# The 1,797 digit images are sorted by writer, so the pools also differ in handwriting.
 POOLS = {"train": slice(0, 1200), "validation": slice(1200, 1400), "test": slice(1400, 1797)}
 
 EMPTY_SHARE = 0.25
@@ -85,7 +84,7 @@ class Scenes:
 
 @cache
 def _all_digits() -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """([1797, 8, 8] in 0-1, [1797] labels); read-only, because every caller gets the same arrays."""
+    """Return ([1797, 8, 8] in 0-1, [1797] labels); read-only, because every caller gets the same arrays."""
     data = load_digits()
     pixels, labels = data.images / 16.0, data.target.astype(np.int64)
     pixels.setflags(write=False)
@@ -94,15 +93,15 @@ def _all_digits() -> tuple[NDArray[np.float64], NDArray[np.int64]]:
 
 
 def pool_digits(pool: str) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """The digit images [m, 8, 8] in 0-1 of a pool, and what they show [m]."""
+    """Return the digit images [m, 8, 8] in 0-1 of a pool, and their labels [m]. Raises UsageError for other pools."""
     if pool not in POOLS:
-        raise UsageError(f"no pool of digits is called {pool!r}; expected one of {', '.join(POOLS)}")
+        raise UsageError(f"there is no pool of digits {pool!r}; expected one of {', '.join(POOLS)}")
     pixels, labels = _all_digits()
     return pixels[POOLS[pool]], labels[POOLS[pool]]
 
 
 def draw_scenes(generator: np.random.Generator, n: int, pool: str) -> Scenes:
-    """n scenes of digits of one pool; a pure function of the generator's state."""
+    """Return n scenes with digits of one pool, a pure function of the generator's state."""
     pixels, digit_labels = pool_digits(pool)
     shape = (n, SIDE, SIDE)
     chosen = generator.integers(len(pixels), size=shape)
@@ -121,7 +120,7 @@ def draw_scenes(generator: np.random.Generator, n: int, pool: str) -> Scenes:
 
 
 def _place(digits: NDArray[np.float64], jitter: NDArray[np.int64]) -> NDArray[np.float64]:
-    """[n, 4, 4, 10, 10]: each 8×8 digit at its own offset; jitter [2, n, 4, 4] is (down, right) in pixels."""
+    """Return cells [n, 4, 4, 10, 10] with each 8×8 digit at its offset; jitter [2, n, 4, 4]: (down, right), pixels."""
     cells = np.zeros((*digits.shape[:3], CELL_PIXELS, CELL_PIXELS))
     for down in range(CELL_PIXELS - DIGIT_PIXELS + 1):
         for right in range(CELL_PIXELS - DIGIT_PIXELS + 1):
@@ -132,38 +131,40 @@ def _place(digits: NDArray[np.float64], jitter: NDArray[np.int64]) -> NDArray[np
 
 
 def fresh_scenes(pool: str, batch_size: int, seed: int) -> Iterator[Scenes]:
-    """Batches of scenes without end, none like another; the same for the same seed."""
+    """Yield batches of new scenes without end. The same seed yields the same batches."""
     generator = np.random.default_rng(seed)
     while True:
         yield draw_scenes(generator, batch_size, pool)
 
 
 def file_scenes(n: int, pool: str, seed: int) -> Scenes:
-    """The scenes that `write_scenes` writes for the same arguments, with the true labels."""
+    """Return the scenes that `write_scenes` writes for the same arguments, with the true labels."""
     return draw_scenes(_generators(seed)[0], n, pool)
 
 
 def _generators(seed: int) -> tuple[np.random.Generator, np.random.Generator]:
-    """One for the scenes and one for mistakes, so that mistakes leave the scenes as they are."""
+    """Return a generator for the scenes and one for mistakes, so that mistakes do not change the scenes."""
     scenes, mistakes = np.random.SeedSequence(seed).spawn(2)
     return np.random.default_rng(scenes), np.random.default_rng(mistakes)
 
 
 def write_scenes(path: Path, n: int, pool: str, seed: int, wrong_answers: float = 0.0) -> Path:
-    """Writes n scenes as Parquet: id, images (PNG bytes), messages (16 questions and answers).
+    """Write n scenes as Parquet: id, images (PNG bytes), messages (16 questions and answers).
 
-    wrong_answers: this share of all answers (rounded to a whole number of them) is replaced by one of the
-    10 other words. Pictures and questions stay as they are at 0.
+    wrong_answers: the share of all answers (rounded to a whole number) that is replaced by one of the 10 other words;
+                   images and questions do not depend on it
+
+    Raises UsageError for fewer than 1 scene or a share outside 0-1.
     """
     if n < 1 or not 0 <= wrong_answers <= 1:
         raise UsageError(f"expected at least 1 scene and a share of wrong answers in 0-1, got {n} and {wrong_answers}")
     scenes = file_scenes(n, pool, seed)
-    said = _with_mistakes(scenes.answers, wrong_answers, _generators(seed)[1])
+    answers = _with_mistakes(scenes.answers, wrong_answers, _generators(seed)[1])
     rows = [
         {
             "id": f"{pool}-{number:05d}",
             "images": [{"bytes": _png(scenes.images[number]), "path": None}],
-            "messages": conversation(scenes.order[number], said[number]),
+            "messages": conversation(scenes.order[number], answers[number]),
         }
         for number in range(n)
     ]
@@ -173,7 +174,7 @@ def write_scenes(path: Path, n: int, pool: str, seed: int, wrong_answers: float 
 
 
 def conversation(order: NDArray[np.int64], answers: NDArray[np.int64]) -> list[dict[str, str]]:
-    """User and assistant turns of one scene from order [16] and answers [16]; the picture comes first."""
+    """Return the user and assistant turns of one scene from order [16] and answers [16]; the image comes first."""
     messages = []
     for turn, (cell, answer) in enumerate(zip(order, answers, strict=True)):
         mark = "" if turn else "<image>"
@@ -183,15 +184,15 @@ def conversation(order: NDArray[np.int64], answers: NDArray[np.int64]) -> list[d
 
 
 def _with_mistakes(answers: NDArray[np.int64], share: float, generator: np.random.Generator) -> NDArray[np.int64]:
-    """answers [n, 16] with a share of them moved on by 1-10 places: uniform over the other words."""
-    said = answers.copy().reshape(-1)
-    wrong = generator.choice(said.size, size=round(share * said.size), replace=False)
-    said[wrong] = (said[wrong] + generator.integers(1, len(ANSWERS), size=wrong.size)) % len(ANSWERS)
-    return said.reshape(answers.shape)
+    """Return answers [n, 16] with a share of them replaced, uniformly over the other words (shifted by 1-10)."""
+    found = answers.copy().reshape(-1)
+    wrong = generator.choice(found.size, size=round(share * found.size), replace=False)
+    found[wrong] = (found[wrong] + generator.integers(1, len(ANSWERS), size=wrong.size)) % len(ANSWERS)
+    return found.reshape(answers.shape)
 
 
 def _png(image: NDArray[np.uint8]) -> bytes:
-    """[40, 40, 3] -> an RGB PNG."""
+    """Encode [40, 40, 3] as an RGB PNG."""
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, format="PNG")
     return buffer.getvalue()

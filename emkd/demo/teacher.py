@@ -1,21 +1,20 @@
-"""Trains the example's teacher from nothing, in about two minutes on one core.
+"""Train the demonstration's teacher from random weights, in about two minutes on one core.
 
-    train_tower     the vision tower learns which digit each cell shows, from labels
-    train_language  the tower is frozen; projector and language model learn to answer from its tokens
-    train_teacher   both, on scenes that are never seen twice, and the saved checkpoint
-    accuracy        the share of questions that a model answers rightly
+    train_tower     trains the vision tower to classify each cell, from labels
+    train_language  freezes the tower and trains projector and language model to answer from its tokens
+    train_teacher   runs both, on scenes that never repeat, and saves the checkpoint
+    accuracy        the share of questions that a model answers correctly
 
-The tower goes first because 16 words a scene say little about pixels, and a label for every cell says what
-each of them shows. A plain loop is enough here: a user brings a teacher that is trained already.
+The tower trains first, because 16 answer words a scene carry little information about pixels, while a label for every
+cell says what the cell shows. A plain loop is enough here: users bring a trained teacher.
 
 Shape legend: B scenes of a batch, 16 cells or questions, T tokens (vision tokens first, then question and
-answer by turns), d hidden size, V words.
+answer alternately), d hidden size, V words.
 """
 
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import cast
 
@@ -26,6 +25,7 @@ from transformers import LlavaForConditionalGeneration, LlavaProcessor, get_cosi
 
 from emkd.demo.models import HIDDEN_SIZE, new_processor, new_teacher, save_model
 from emkd.demo.scenes import ANSWERS, N_CELLS, SIDE, Scenes, conversation, fresh_scenes
+from emkd.demo.threads import one_thread
 
 BATCH_SIZE = 16
 TOWER_LEARNING_RATE = 3e-3
@@ -35,7 +35,7 @@ WEIGHT_DECAY = 0.05
 BETAS = (0.9, 0.98)
 MAX_GRADIENT_NORM = 1.0
 
-OnStep = Callable[[str, int, int], None]  # (phase, steps done, steps in all)
+OnStep = Callable[[str, int, int], None]  # (phase, finished steps, all steps)
 
 
 def train_teacher(
@@ -47,10 +47,10 @@ def train_teacher(
     steps: int = 2000,
     on_step: OnStep | None = None,
 ) -> dict[str, float]:
-    """Trains a teacher on scenes of a pool and saves it, with its processor, to `out`.
+    """Train a teacher on scenes of a pool and save it with its processor to `out`.
 
-    Returns seconds in all, tower_seconds, language_seconds, the mean tower_loss and language_loss of the last
-    50 steps, and the number of parameters. The same seed gives the same weights on the same machine.
+    Return the total seconds, tower_seconds, language_seconds, the mean tower_loss and language_loss of the last 50
+    steps, and the number of parameters. The same seed gives the same weights on the same machine.
     """
     processor, model = new_processor(), new_teacher(seed)
     scenes = fresh_scenes(pool, BATCH_SIZE, seed)
@@ -80,9 +80,9 @@ def train_tower(
     seed: int = 0,
     on_step: OnStep | None = None,
 ) -> list[float]:
-    """Trains the tower on cell classification and leaves it frozen. Returns the loss of each step.
+    """Train the tower to classify cells, freeze it, and return the loss of each step.
 
-    A head (norm, linear) reads the mean of the 2×2 vision tokens that lie on a cell, and is thrown away.
+    A temporary head (norm, linear) reads the mean of the 2×2 vision tokens of a cell.
     """
     tower = model.model.vision_tower
     with torch.random.fork_rng(devices=[]):
@@ -91,7 +91,7 @@ def train_tower(
 
     def loss() -> torch.Tensor:
         batch = next(scenes)
-        # The hidden state that LLaVA reads: last_hidden_state has gone through one norm more.
+        # The hidden state that LLaVA reads: last_hidden_state follows one more norm.
         tokens = tower(_pixels(processor, batch), output_hidden_states=True).hidden_states[-1]
         logits = head(pool_cells(tokens))
         return functional.cross_entropy(logits.flatten(0, 1), torch.from_numpy(batch.labels).flatten())
@@ -110,7 +110,7 @@ def train_language(
     *,
     on_step: OnStep | None = None,
 ) -> list[float]:
-    """Trains what is not frozen (projector and language model) on the answer words. Returns all losses."""
+    """Train everything that is not frozen (projector, language model) on the answers; return the loss of each step."""
 
     def loss() -> torch.Tensor:
         inputs = model_inputs(processor, next(scenes))
@@ -125,9 +125,9 @@ def train_language(
 def accuracy(
     model: LlavaForConditionalGeneration, processor: LlavaProcessor, scenes: Scenes, batch_size: int = 50
 ) -> float:
-    """Share of right answers, each question following the true answers to the earlier ones.
+    """Return the share of correct answers; each question follows the true answers to the earlier questions.
 
-    The model's choice is its likeliest word of all V at the question: what greedy decoding would write.
+    The model's answer is its most likely word of all V at the question, as greedy decoding would write it.
     """
     right = 0
     with one_thread(), torch.inference_mode():
@@ -140,9 +140,9 @@ def accuracy(
 
 
 def model_inputs(processor: LlavaProcessor, scenes: Scenes) -> dict[str, torch.Tensor]:
-    """What the processor makes of the scenes: input_ids, attention_mask [B, T], pixel_values [B, 3, 40, 40].
+    """Return what the processor makes of the scenes: input_ids, attention_mask [B, T], pixel_values [B, 3, 40, 40].
 
-    Every scene has the same layout, so nothing is padded.
+    Every scene has the same number of tokens, so nothing is padded.
     """
     messages = [conversation(*turns) for turns in zip(scenes.order, scenes.answers, strict=True)]
     text = processor.apply_chat_template(messages, tokenize=False)
@@ -150,14 +150,14 @@ def model_inputs(processor: LlavaProcessor, scenes: Scenes) -> dict[str, torch.T
 
 
 def asked_positions(input_ids: torch.Tensor) -> torch.Tensor:
-    """[B, T] bool, True at the questions, whose logits predict the answer that stands one further."""
+    """Return [B, T] bool, True at the questions; the logits there predict the answer at the next position."""
     asked = torch.zeros_like(input_ids, dtype=torch.bool)
     asked[:, -2 * N_CELLS :: 2] = True
     return asked
 
 
 def pool_cells(tokens: torch.Tensor) -> torch.Tensor:
-    """[B, 64, d] vision tokens, row by row -> [B, 16, d] means of the 2×2 tokens on each cell."""
+    """Average vision tokens [B, 64, d], row by row, to [B, 16, d]: the mean of the 2×2 tokens of each cell."""
     per_cell = math.isqrt(tokens.shape[1]) // SIDE
     grid = tokens.unflatten(1, (SIDE, per_cell, SIDE, per_cell))
     return grid.mean(dim=(2, 4)).flatten(1, 2)
@@ -176,7 +176,7 @@ def _optimise(
     phase: str,
     on_step: OnStep | None,
 ) -> list[float]:
-    """AdamW with warm-up and cosine decay. Returns the loss of each step."""
+    """Run AdamW with warm-up and cosine decay; return the loss of each step."""
     optimiser = torch.optim.AdamW(parameters, lr=learning_rate, betas=BETAS, weight_decay=WEIGHT_DECAY)
     schedule = get_cosine_schedule_with_warmup(optimiser, min(WARMUP_STEPS, steps // 10), steps)
     losses = []
@@ -196,14 +196,3 @@ def _optimise(
 def _recent_mean(losses: Sequence[float], n: int = 50) -> float:
     recent = losses[-n:]
     return sum(recent) / len(recent) if recent else math.nan
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Torch on one thread: matrices of 64 columns gain nothing from more, and lose much on a busy machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

@@ -1,6 +1,7 @@
-"""What the demonstration's students are trained with: one recipe, and what each variant changes in its losses.
+"""The recipe of the demonstration's students, and the loss weights that each variant overrides.
 
-The recipe's numbers were chosen on the validation scenes (benchmarks/demo_choice.py), never on the test scenes.
+The recipe's numbers were chosen on the validation scenes (benchmarks/demo/hyperparameters.py), never on the test
+scenes.
 """
 
 from typing import Any

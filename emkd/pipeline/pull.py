@@ -5,7 +5,7 @@ again, and a shard that fails for good does not stop the others. Three things do
 be written, and failures one after the other, which are no longer the fault of single shards.
 
 Of a shard that is done nothing is kept but that it was, and of a failed one its number: neither the memory of the
-driver nor the time that it takes for a shard grows with their number (`python benchmarks/scale.py`).
+driver nor the time that it takes for a shard grows with their number (`python -m benchmarks.storage.million_samples`).
 """
 
 from collections import deque

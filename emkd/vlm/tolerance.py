@@ -13,11 +13,11 @@ of the stored logits of vision or of answer tokens, or of the level of their tai
 Rounding on disk is not part of it: it is subtracted from each difference first
 (emkd/inspection/compare/differences.py).
 
-The constants are measured (benchmarks/tolerance.py): with 2 to 48 layers of random weights, other batches, another
-attention implementation and more or less exact arithmetic use at most 0.4 of the tolerance, which leaves a factor of
-2.5 for models that were not measured; another seed exceeds the tolerance of the mean 30 times and more. In between,
-weights that are off by 0.3% are noticed in float32 and float16, by 3% in bfloat16 (1% with 24 layers or more); smaller
-changes may go unnoticed.
+The constants are measured (benchmarks/fidelity/tolerance.py): with 2 to 48 layers of random weights, other batches,
+another attention implementation and more or less exact arithmetic use at most 0.4 of the tolerance, which leaves a
+factor of 2.5 for models that were not measured; another seed exceeds the tolerance of the mean 30 times and more. In
+between, weights that are off by 0.3% are noticed in float32 and float16, by 3% in bfloat16 (1% with 24 layers or more);
+smaller changes may go unnoticed.
 """
 
 from dataclasses import dataclass

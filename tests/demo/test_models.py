@@ -1,4 +1,4 @@
-"""The example's tokenizer, processor and model promise what those of a large LLaVA do."""
+"""The demonstration's tokenizer, processor and model behave like those of a large LLaVA."""
 
 import io
 
@@ -159,7 +159,7 @@ def test_teacher_is_a_function_of_its_seed_and_leaves_the_random_state_alone():
 def test_tower_starts_from_positions_that_tell_rows_from_columns():
     table = sine_positions(8, 64)
     assert table.shape == (64, 64)
-    assert torch.pdist(table).min() > 1  # no two places alike
+    assert torch.pdist(table).min() > 1  # no two positions alike
     grid = table.unflatten(0, (8, 8))
     assert (grid[:, :, :32] == grid[:, :1, :32]).all()  # the first half knows the row
     assert (grid[:, :, 32:] == grid[:1, :, 32:]).all()

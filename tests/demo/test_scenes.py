@@ -1,4 +1,4 @@
-"""Scenes: who sees which digits, what a file holds, and that a seed says everything."""
+"""Scenes: which pool shows which digits, what a file holds, and that the seed decides everything."""
 
 import io
 
@@ -22,7 +22,7 @@ from emkd.demo.scenes import (
 from emkd.errors import UsageError
 
 
-def said(path):
+def answers_of(path):
     """[n, 16] answer words of a file."""
     rows = pq.read_table(path)["messages"].to_pylist()
     return np.array([[turn["content"] for turn in messages[1::2]] for messages in rows])
@@ -114,7 +114,7 @@ def test_file_holds_the_scenes_it_is_drawn_from(tmp_path):
         assert [turn["role"] for turn in row["messages"]] == ["user", "assistant"] * 16
         asked = [turn["content"] for turn in row["messages"][::2]]
         assert asked == ["<image>" * (t == 0) + QUESTIONS[cell] for t, cell in enumerate(scenes.order[number])]
-    assert said(path).tolist() == [[ANSWERS[label] for label in answers] for answers in scenes.answers]
+    assert answers_of(path).tolist() == [[ANSWERS[label] for label in answers] for answers in scenes.answers]
 
 
 def test_same_seed_same_bytes(tmp_path):
@@ -128,12 +128,12 @@ def test_same_seed_same_bytes(tmp_path):
 
 
 def test_a_quarter_of_the_answers_is_wrong_when_asked(tmp_path):
-    right = said(write_scenes(tmp_path / "right.parquet", 100, "train", seed=3))
-    wrong = said(write_scenes(tmp_path / "wrong.parquet", 100, "train", seed=3, wrong_answers=0.25))
+    right = answers_of(write_scenes(tmp_path / "right.parquet", 100, "train", seed=3))
+    wrong = answers_of(write_scenes(tmp_path / "wrong.parquet", 100, "train", seed=3, wrong_answers=0.25))
     assert (right != wrong).sum() == 400
     assert set(wrong.ravel()) == set(ANSWERS)
-    places = (np.searchsorted(np.sort(ANSWERS), words) for words in (right, wrong))
-    moved = np.subtract(*places)[right != wrong] % 11
+    indices = (np.searchsorted(np.sort(ANSWERS), words) for words in (right, wrong))
+    moved = np.subtract(*indices)[right != wrong] % 11
     assert (np.bincount(moved, minlength=11)[1:] > 20).all()  # 40 of each expected
 
     columns = pq.read_table(tmp_path / "right.parquet"), pq.read_table(tmp_path / "wrong.parquet")

@@ -1,4 +1,4 @@
-"""Training the example's teacher: the parts, and a run of a few steps."""
+"""Training the demonstration's teacher: the parts, and a run of a few steps."""
 
 import itertools
 
@@ -14,12 +14,12 @@ from emkd.demo.teacher import (
     accuracy,
     asked_positions,
     model_inputs,
-    one_thread,
     pool_cells,
     train_language,
     train_teacher,
     train_tower,
 )
+from emkd.demo.threads import one_thread
 
 
 @pytest.fixture(autouse=True)

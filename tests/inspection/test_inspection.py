@@ -167,7 +167,7 @@ def test_the_terminal_shows_the_same_numbers(cut_cache, capsys):
 
 
 def test_no_torch_no_ray_and_no_waiting(cut_cache):
-    """What takes seconds to import is not imported; the time itself is measured in benchmarks/inspect_time.py."""
+    """What takes seconds to import is not imported; the time itself is measured in benchmarks/storage/inspect_time.py."""
     code = (
         "import sys\nfrom emkd.cli import main\n"
         "try: main(sys.argv[1:])\n"

@@ -1,8 +1,8 @@
 """Encode chunks as bytes and decode them, with the codecs of the Zarr v3 core, called directly.
 
 Any Zarr reader opens the result: `metadata` returns what zarr-python writes for an array. emkd calls the codecs itself
-so that it decodes exactly the bytes that it checked, and to save zarr-python's overhead (`benchmarks/reading.py`
-compares with zarrs).
+so that it decodes exactly the bytes that it checked, and to save zarr-python's overhead
+(`benchmarks/storage/reading.py` compares with zarrs).
 """
 
 import json

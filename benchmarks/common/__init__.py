@@ -1,0 +1,1 @@
+"""What several benchmarks share. Importing it loads neither torch nor transformers."""
