@@ -22,7 +22,7 @@ from random_llava import Shape, Text, Tower, random_model, write_noise
 from emkd.pipeline.capture import CaptureSettings, Teacher
 from emkd.pipeline.manifest_of import identify
 from emkd.pipeline.settings import JobSettings
-from emkd.pipeline.shared import SharedImages
+from emkd.pipeline.shared_images import SharedImages
 from emkd.pipeline.worker import stored_bytes
 from emkd.samples.dataset import Dataset
 from emkd.storage.lifecycle.create import create_cache

@@ -10,6 +10,7 @@ from cases import CACHE_NAME, ROWS_NAME, Case
 from dense import DenseLosses, dense_losses, views
 
 from emkd.pipeline.capture import CaptureSettings, Teacher
+from emkd.pipeline.row_reader import EncodedRow
 from emkd.samples.dataset import Dataset
 from emkd.samples.encode import Encoded, Encoder
 from emkd.storage.cache import Cache
@@ -120,7 +121,10 @@ class Steps:
 
     def _with_records(self, batch: Batch) -> list[StudentSample]:
         """The samples with the teacher's records, captured now."""
-        rows = [(RowHint(row=number, id=""), item) for number, item in enumerate(batch.encoded)]
+        rows = [
+            EncodedRow(hint=RowHint(row=number, id=""), text_sha256="", encoded=item)
+            for number, item in enumerate(batch.encoded)
+        ]
         captured = {row.hint.row: row for row in self._held._capture_encoded(rows)}  # `capture` would encode them, too
         found = []
         for number, sample in enumerate(batch.samples):

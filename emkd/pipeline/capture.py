@@ -16,8 +16,8 @@ import torch
 from emkd.errors import ModelError, SampleError
 from emkd.pipeline.batching import batches
 from emkd.pipeline.memory import OUT_OF_MEMORY, free_memory, rows_that_fit, unless_out_of_memory
-from emkd.pipeline.reading import EncodedRow, RowReader, skipped_row
-from emkd.pipeline.shared import SharedImages
+from emkd.pipeline.row_reader import EncodedRow, RowReader
+from emkd.pipeline.shared_images import SharedImages
 from emkd.pipeline.topk import top_k_in_chunks
 from emkd.samples.dataset import Dataset
 from emkd.samples.encode import Encoded, Encoder
@@ -95,25 +95,23 @@ class Teacher:
         """
         reading.advance()
         yield from reading.skipped
-        keys = {hint.row: item.image_keys for hint, item in reading.usable}
         if shared is not None:
-            shared.expect(key for images in keys.values() for key in images)
+            shared.expect(key for row in reading.usable for key in row.encoded.image_keys)
         for result in self._capture_encoded(reading.usable):
-            unified = result if shared is None else shared.apply(result, keys[result.hint.row])
-            yield replace(unified, text_sha256=reading.texts[result.hint.row])
+            yield result if shared is None else shared.apply(result)
 
     def _capture_encoded(self, usable: list[EncodedRow]) -> Iterator[CapturedRow]:
         """Batch by batch; `usable` is emptied, so that the pixels of a batch go when it is done."""
-        planned = batches([item.n_tokens for _, item in usable], self.settings.batch_tokens)
+        planned = batches([row.encoded.n_tokens for row in usable], self.settings.batch_tokens)
         waiting: deque[list[EncodedRow]] = deque([usable[position] for position in positions] for positions in planned)
         usable.clear()
         while waiting:
             yield from self._whole_batch(waiting.popleft())
 
     def _whole_batch(self, batch: Sequence[EncodedRow]) -> list[CapturedRow]:
-        longest = max(item.n_tokens for _, item in batch)
+        longest = max(row.encoded.n_tokens for row in batch)
         return [
-            self._alone(row, result) if row[1].n_tokens < longest and result.reason == NOT_FINITE else result
+            self._alone(row, result) if row.encoded.n_tokens < longest and result.reason == NOT_FINITE else result
             for row, result in zip(batch, self._capture_batch(batch), strict=True)
         ]
 
@@ -134,21 +132,20 @@ class Teacher:
                 half = len(batch) // 2
                 first = self._capture_batch(batch[:half], halvings + 1)
                 return first + self._capture_batch(batch[half:], halvings + 1)
-            ((hint, item),) = batch
-            results = [skipped_row(hint, item.key, does_not_fit(item))]
+            (row,) = batch
+            results = [row.skipped(does_not_fit(row.encoded))]
         return [replace(result, halvings=halvings) for result in results]
 
     @torch.inference_mode()
     def _forward(self, batch: Sequence[EncodedRow]) -> list[CapturedRow]:
         """One pass of the teacher. What it takes of the device is free again once it returns or its error is gone."""
-        hidden = self._hidden([item for _, item in batch])
+        hidden = self._hidden([row.encoded for row in batch])
         results = []
-        for (hint, item), states in zip(batch, hidden, strict=True):
+        for row, states in zip(batch, hidden, strict=True):
             try:
-                record = self._record(item, States.of(item, states))
-                results.append(CapturedRow(hint=hint, key=item.key, record=record))
+                results.append(row.captured(self._record(row.encoded, States.of(row.encoded, states))))
             except SampleError as error:
-                results.append(skipped_row(hint, item.key, error))
+                results.append(row.skipped(error))
         return results
 
     @torch.inference_mode()

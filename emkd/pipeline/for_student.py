@@ -16,7 +16,7 @@ from emkd.errors import ModelError, SampleError, UsageError
 from emkd.pipeline.progress import log
 from emkd.pipeline.settings import JobSettings
 from emkd.samples.dataset import Dataset
-from emkd.samples.encode import Encoded, Encoder
+from emkd.samples.encode import Encoder
 from emkd.samples.template import adopt_template, check_places_images, describe_guess
 from emkd.storage.manifest.manifest import Manifest
 from emkd.vlm.identity import (
@@ -66,17 +66,20 @@ def check_student(settings: JobSettings, run: Manifest, teacher_tokenizer: bytes
     n_chosen = min(ROWS, run.plan.n_rows)
     # Not evenly spread: data that were put together in turns would show some of them alone.
     for row in sorted(random.Random(0).sample(range(run.plan.n_rows), n_chosen)):
-        theirs = _encoded(teacher, dataset, row)
-        if isinstance(theirs, SampleError):
-            continue  # the job skips the row, whoever the student is
+        try:
+            sample = dataset.sample(row)
+            theirs = teacher(sample)
+        except SampleError:
+            continue  # the job skips the row, whichever student it is for
         if theirs.images:
             check_places_images(processor)
-        ours = _encoded(student, dataset, row)
-        if isinstance(ours, SampleError):
-            refused.append(f"row {row}: {ours}")
-        else:
-            shared_text(ours, theirs, row, other_family=other, words=student.words)
-            compared += 1
+        try:
+            ours = student(sample)
+        except SampleError as error:
+            refused.append(f"row {row}: {error}")
+            continue
+        shared_text(ours, theirs, row, other_family=other, words=student.words)
+        compared += 1
     if refused:
         raise UsageError(
             f"--for-student {settings.for_student} cannot read {len(refused)} of {n_chosen} rows looked at that the "
@@ -98,10 +101,3 @@ def _encoder(settings: JobSettings, path: Path, processor: Any, max_length: int 
         raise ModelError(f"{path}: its config names no image_token_id; models of type {config.model_type!r}")
     limit = max_length or getattr(config.get_text_config(), "max_position_embeddings", None)
     return Encoder(processor, int(token), limit)
-
-
-def _encoded(encoder: Encoder, dataset: Dataset, row: int) -> Encoded | SampleError:
-    try:
-        return encoder(dataset.sample(row))
-    except SampleError as error:
-        return error

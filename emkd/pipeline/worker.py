@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from emkd.errors import DataMismatchError, ModelError
 from emkd.pipeline.behind import Behind
 from emkd.pipeline.capture import CaptureSettings, Teacher
-from emkd.pipeline.reading import ReadAhead, RowReader
+from emkd.pipeline.row_reader import ReadAhead, RowReader
 from emkd.pipeline.settings import JobSettings
-from emkd.pipeline.shared import SharedImages
+from emkd.pipeline.shared_images import SharedImages
 from emkd.pipeline.sizes import Sizes, measure
 from emkd.samples.dataset import Dataset
 from emkd.samples.render import end_token

@@ -140,6 +140,7 @@ class CapturedRow:
     """One row of a shard's plan after the teacher's pass: a record, or the reason why there is none.
 
     text_sha256: of its roles and texts, images left out; "" where it has no conversation, None where not known
+    image_keys: of each image, a hash of all that the teacher saw up to its end (`Encoded.image_keys`); not stored
     halvings: how often the row's batch was halved because it did not fit the memory. In bfloat16 the numbers
         depend on the batch, so that a shard with halvings need not be bit-equal to one without.
     """
@@ -151,3 +152,4 @@ class CapturedRow:
     detail: str = ""
     halvings: int = 0
     text_sha256: str | None = None
+    image_keys: tuple[str, ...] = ()

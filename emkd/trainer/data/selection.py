@@ -103,7 +103,7 @@ def _look_at_some(cache: Cache, dataset: Dataset, chosen: Selection) -> None:
         found, expected = dataset.key(row), cache.sample_key(number)
         if found is not None and found != expected:
             raise DataMismatchError(
-                f"row {row} (id {dataset.row_id(row)!r}) of {dataset.data} is not what the teacher saw: its key is "
+                f"row {row} (id {dataset.row(row).id!r}) of {dataset.data} is not what the teacher saw: its key is "
                 f"{found[:12]}, the cache has {expected[:12]}. Its images are others than when they were cached: give "
                 "the data (and the --image-root) that the cache was made from"
             )

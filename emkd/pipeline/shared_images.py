@@ -51,11 +51,11 @@ class SharedImages:
         ]
         return replace(record, vision=TopLogits.joined(parts))
 
-    def apply(self, row: CapturedRow, keys: Sequence[str]) -> CapturedRow:
+    def apply(self, row: CapturedRow) -> CapturedRow:
         """The row with the record that `unify` makes of its own. A row without one frees what it would have shown."""
         if row.record is not None:
-            return replace(row, record=self.unify(row.record, keys))
-        for key in keys:
+            return replace(row, record=self.unify(row.record, row.image_keys))
+        for key in row.image_keys:
             self._leave(key)
         return row
 

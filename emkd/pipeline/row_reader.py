@@ -2,20 +2,50 @@
 
     rows --Dataset, Encoder--> RowReader --Teacher.captured--> records
 
-Decoding pictures and preparing pixels may take as long as the teacher's pass, on a processor that has little else to
-do. A row that cannot be used becomes a CapturedRow with its reason, and costs no other row.
+Decoding images and preparing pixels may take as long as the teacher's pass, on a CPU that has little else to do.
+A row that cannot be used becomes a CapturedRow with its reason, and costs no other row.
 """
 
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 
 from emkd.errors import SampleError
 from emkd.pipeline.memory import OUT_OF_MEMORY, rows_that_fit
 from emkd.samples.dataset import Dataset
 from emkd.samples.encode import Encoded, Encoder
-from emkd.storage.record import CapturedRow, RowHint
+from emkd.storage.record import CapturedRow, Record, RowHint
 
-EncodedRow = tuple[RowHint, Encoded]
+
+@dataclass(frozen=True, kw_only=True)
+class EncodedRow:
+    """A row that the teacher can be fed with."""
+
+    hint: RowHint
+    text_sha256: str
+    encoded: Encoded
+
+    def captured(self, record: Record) -> CapturedRow:
+        """The row with what the teacher made of it."""
+        return CapturedRow(
+            hint=self.hint,
+            key=self.encoded.key,
+            record=record,
+            text_sha256=self.text_sha256,
+            image_keys=self.encoded.image_keys,
+        )
+
+    def skipped(self, error: SampleError) -> CapturedRow:
+        """The row without a record, and why."""
+        return CapturedRow(
+            hint=self.hint,
+            key=self.encoded.key,
+            record=None,
+            reason=error.reason,
+            detail=error.detail,
+            text_sha256=self.text_sha256,
+            image_keys=self.encoded.image_keys,
+        )
 
 
 class RowReader:
@@ -23,7 +53,6 @@ class RowReader:
 
     usable:  what the teacher is fed with, in the order of the rows
     skipped: the rows that cannot be used
-    texts:   of each row, the hash of its texts
     n_bytes: of the usable rows' tensors, nearly all of it pixels
     """
 
@@ -32,7 +61,6 @@ class RowReader:
         self._n_read = 0
         self.usable: list[EncodedRow] = []
         self.skipped: list[CapturedRow] = []
-        self.texts: dict[int, str] = {}
         self.n_bytes = 0
         self.stopped = False  # set by another thread: `advance` returns after the row in hand
 
@@ -50,26 +78,21 @@ class RowReader:
                 self.skipped.append(found)
             else:
                 self.usable.append(found)
-                self.n_bytes += found[1].n_bytes
+                self.n_bytes += found.encoded.n_bytes
             self._n_read += 1
 
     def _read(self, row: int) -> EncodedRow | CapturedRow:
-        text = self.texts[row] = self._dataset.text_sha256(row)
-        hint, key = RowHint(row=row, id=""), ""
+        parsed = self._dataset.row(row)
+        hint, text, key = RowHint(row=row, id=parsed.id), parsed.text_sha256, ""
         try:
-            hint = RowHint(row=row, id=self._dataset.row_id(row))
             with rows_that_fit():
-                sample = self._dataset.sample(row)
+                sample = parsed.sample()
                 key = sample.key
-                return hint, self._encoder(sample)
+                return EncodedRow(hint=hint, text_sha256=text, encoded=self._encoder(sample))
         except SampleError as error:
-            return skipped_row(hint, key, error, text)
-
-
-def skipped_row(hint: RowHint, key: str, error: SampleError, text_sha256: str | None = None) -> CapturedRow:
-    return CapturedRow(
-        hint=hint, key=key, record=None, reason=error.reason, detail=error.detail, text_sha256=text_sha256
-    )
+            return CapturedRow(
+                hint=hint, key=key, record=None, reason=error.reason, detail=error.detail, text_sha256=text
+            )
 
 
 class ReadAhead:
