@@ -15,9 +15,8 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from emkd.errors import DataMismatchError, SampleError, TeacherMismatchError, TokenizerMismatchError
-from emkd.pipeline.capture import Teacher
+from emkd.pipeline.capture import CaptureSettings, Teacher
 from emkd.pipeline.memory import rows_that_fit
-from emkd.pipeline.worker import capture_settings
 from emkd.samples.dataset import Dataset
 from emkd.samples.encode import Encoded
 from emkd.storage.cache import Cache
@@ -61,7 +60,7 @@ def load_teacher(cache: Cache, settings: LiveSettings) -> Teacher:
             f"{settings.against_teacher} has {vlm.n_tokens} ids, the cache's teacher had {manifest.vocabulary_size}: "
             f"their logits cannot be compared. The cache was made by {made_by(cache)}: name that one"
         )
-    return Teacher(vlm, capture_settings(manifest))
+    return Teacher(vlm, CaptureSettings.of(manifest))
 
 
 def _check_tokenizer(name: str, cache: Cache, found: bytes) -> None:

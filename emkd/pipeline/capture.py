@@ -21,6 +21,7 @@ from emkd.pipeline.shared_images import SharedImages
 from emkd.pipeline.topk import top_k_in_chunks
 from emkd.samples.dataset import Dataset
 from emkd.samples.encode import Encoded, Encoder
+from emkd.storage.manifest.manifest import Manifest
 from emkd.storage.precision import STEPS
 from emkd.storage.record import CapturedRow, Record
 from emkd.vlm.affinity import affinity
@@ -40,7 +41,7 @@ NOT_FINITE = "not-finite"
 
 @dataclass(frozen=True, kw_only=True)
 class CaptureSettings:
-    """What is kept of the teacher's pass.
+    """What a teacher's pass keeps, and how it runs.
 
     batch_tokens:  padded tokens of one forward pass
     chunk_logits:  logits that exist at a time while the top-k is taken
@@ -52,6 +53,17 @@ class CaptureSettings:
     batch_tokens: int
     max_length: int | None
     chunk_logits: int = 1 << 26
+
+    @classmethod
+    def of(cls, manifest: Manifest) -> "CaptureSettings":
+        """What the manifest records, and nothing that a user could choose otherwise for the same cache."""
+        return cls(
+            top_k=manifest.top_k,
+            answer_top_k=manifest.answer_top_k,
+            logits_precision=manifest.logits_precision,
+            batch_tokens=manifest.batch_tokens,
+            max_length=manifest.max_length,
+        )
 
 
 class Teacher:

@@ -66,7 +66,11 @@ class Preflight:
 
 
 class CaptureWorker:
-    """Captures shards of one job, one after the other."""
+    """Captures shards of one job, one after the other.
+
+    settings: where things are on this machine: model, data, cache, devices
+    manifest: everything that decides the numbers: dtype, attention, batches, precision
+    """
 
     def __init__(self, settings: JobSettings, manifest: Manifest) -> None:
         self.settings, self.manifest = settings, manifest
@@ -139,14 +143,14 @@ class CaptureWorker:
             self._dataset = Dataset(self.settings.data, self.settings.image_root)
             vlm = load(
                 self.settings.teacher,
-                revision=self.settings.revision,
+                revision=self.manifest.teacher.revision,
                 dtype=self.manifest.teacher.dtype,
-                attn_implementation=self.settings.attn_implementation,
+                attn_implementation=self.manifest.teacher.attn_implementation,
                 device="cuda" if self.settings.gpus_per_worker else "cpu",
                 trust_remote_code=self.settings.trust_remote_code,
             )
             self._check(vlm)
-            self._teacher = Teacher(vlm, capture_settings(self.manifest))
+            self._teacher = Teacher(vlm, CaptureSettings.of(self.manifest))
             self._check_family(self._teacher, self._dataset)
         return self._teacher, self._dataset
 
@@ -187,17 +191,6 @@ def _counted(captured: Iterable[CapturedRow], counts: Counter[str]) -> Iterator[
 def record_bytes(row: CapturedRow) -> int:
     """Bytes of a row's arrays."""
     return 0 if row.record is None else row.record.n_bytes
-
-
-def capture_settings(manifest: Manifest) -> CaptureSettings:
-    """What the manifest promises is what is captured."""
-    return CaptureSettings(
-        top_k=manifest.top_k,
-        answer_top_k=manifest.answer_top_k,
-        logits_precision=manifest.logits_precision,
-        batch_tokens=manifest.batch_tokens,
-        max_length=manifest.max_length,
-    )
 
 
 def stored_bytes(index: ShardIndex) -> int:

@@ -1,0 +1,5 @@
+"""`python -m emkd.cli`"""
+
+from emkd.cli import main
+
+main()
