@@ -6,8 +6,7 @@ Decoding images and preparing pixels may take as long as the teacher's pass, on 
 A row that cannot be used becomes a CapturedRow with its reason, and costs no other row.
 """
 
-from collections.abc import Callable, Iterable
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from emkd.errors import SampleError
@@ -93,42 +92,3 @@ class RowReader:
             return CapturedRow(
                 hint=hint, key=key, record=None, reason=error.reason, detail=error.detail, text_sha256=text
             )
-
-
-class ReadAhead:
-    """Reads the shard that will be asked for next in a thread of its own, one shard at a time.
-
-        reading = ahead.take(number)     # what was begun, or begun now
-        reading.advance()                # what is missing of it
-        ahead.begin(number + 1)
-        ...                              # the teacher's passes over `reading`
-
-    reading_of: the rows of a shard, none of them read
-    limit:      bytes that are held of a shard whose turn has not come
-
-    What reading raises is raised by `take` for that shard, and by no other.
-    """
-
-    def __init__(self, reading_of: Callable[[int], RowReader], limit: int) -> None:
-        self._reading_of, self._limit = reading_of, limit
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="emkd-ahead")
-        self._begun: tuple[int, RowReader, Future[None]] | None = None
-
-    def begin(self, number: int) -> None:
-        """Reads on by itself from here. The one before has to be taken."""
-        if self._begun is not None:
-            raise ValueError(f"shard {self._begun[0]} was begun and not taken")
-        reading = self._reading_of(number)
-        self._begun = number, reading, self._thread.submit(reading.advance, self._limit)
-
-    def take(self, number: int) -> RowReader:
-        """The rows of a shard, as far as they are read; nothing runs any more. Another one that was begun is dropped:
-        some other worker does it."""
-        begun, self._begun = self._begun, None
-        if begun is not None and begun[0] == number:
-            begun[2].result()
-            return begun[1]
-        if begun is not None:
-            begun[1].stopped = True
-            begun[2].exception()  # waits; what it may have raised is told by the worker that does this shard
-        return self._reading_of(number)

@@ -11,11 +11,11 @@ Shape legend: n tokens, d hidden size, V ids of the tokenizer, k stored logits, 
 import os
 import sys
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 
 import torch
 from torch.nn.functional import log_softmax
 
+from emkd.background import BackgroundConsumer
 from emkd.vlm.truncated import TruncatedLogits, joined, truncated
 
 BLOCK = 128  # ids; V / BLOCK maxima and k * BLOCK candidates are looked at one by one
@@ -122,8 +122,8 @@ def top_k_in_chunks(
     beside = on_cpu and len(hidden) > chunk and _has_core_to_spare()
     # No tokens are a chunk of none: [0, V] says how many k may be.
     made = (head(rows) for rows in hidden.split(chunk))
-    parts = [part for some in (_beside(take, made) if beside else map(take, made)) for part in some]
-    return joined(list(parts))
+    parts = _beside(take, made) if beside else list(map(take, made))
+    return joined([part for some in parts for part in some])
 
 
 def _has_core_to_spare() -> bool:
@@ -134,24 +134,20 @@ def _has_core_to_spare() -> bool:
 
 def _beside(
     take: Callable[[torch.Tensor], list[TruncatedLogits]], made: Iterator[torch.Tensor]
-) -> Iterator[list[TruncatedLogits]]:
+) -> list[list[TruncatedLogits]]:
     """`take` of what is made, each in a second thread while the next one is being made."""
-    inference = torch.is_inference_mode_enabled()  # of this thread; the other one begins without
+    inference = torch.is_inference_mode_enabled()  # of this thread; a new one starts without
+    parts: list[list[TruncatedLogits]] = []
 
-    def run(box: list[torch.Tensor]) -> list[TruncatedLogits]:
+    def run(logits: torch.Tensor) -> None:
         with torch.inference_mode(inference):
-            return take(box.pop())  # the logits are gone before there is a result
+            parts.append(take(logits))
 
-    with ThreadPoolExecutor(1, thread_name_prefix="emkd-top-k") as pool:
-        waiting: Future[list[TruncatedLogits]] | None = None
+    with BackgroundConsumer(run, lambda logits: 1, 1, "emkd-top-k") as chunks:  # one chunk at a time
         for logits in made:
-            if waiting is not None:
-                yield waiting.result()
-            box = [logits]
-            del logits
-            waiting = pool.submit(run, box)
-        if waiting is not None:
-            yield waiting.result()
+            chunks.put(logits)
+            del logits  # held here, it would take memory while the next one is made
+    return parts
 
 
 def _in_cache(logits: torch.Tensor) -> Iterator[torch.Tensor]:

@@ -11,10 +11,11 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
+from emkd.background import BackgroundConsumer
 from emkd.errors import DataMismatchError, ModelError
-from emkd.pipeline.behind import Behind
 from emkd.pipeline.capture import CaptureSettings, Teacher
-from emkd.pipeline.row_reader import ReadAhead, RowReader
+from emkd.pipeline.read_ahead import ReadAhead
+from emkd.pipeline.row_reader import RowReader
 from emkd.pipeline.settings import JobSettings
 from emkd.pipeline.shared_images import SharedImages
 from emkd.pipeline.sizes import Sizes, measure
@@ -130,9 +131,9 @@ class CaptureWorker:
         """Encodes and writes rows behind the teacher's next pass. Of what fails or is interrupted nothing is left."""
         writer = ShardWriter(files, number, uuid.uuid4().hex[:12], self.manifest)
         try:
-            with Behind(writer.add, record_bytes, HELD_BYTES) as behind:
+            with BackgroundConsumer(writer.add, record_bytes, HELD_BYTES, "emkd-write") as rows:
                 for row in captured:
-                    behind.put(row)
+                    rows.put(row)
             return writer.finish()
         except BaseException:
             writer.abandon()

@@ -56,7 +56,7 @@ def begin(teacher_path, data, cache, **chosen) -> CaptureWorker:
 
 
 def gone() -> bool:
-    return all(thread.name != "emkd-behind" for thread in threading.enumerate())
+    return all(thread.name != "emkd-write" for thread in threading.enumerate())
 
 
 def objects_of(cache, below) -> list[str]:

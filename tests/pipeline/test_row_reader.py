@@ -8,7 +8,8 @@ import pytest
 
 from emkd.errors import DataFormatError
 from emkd.pipeline.pull import Shards
-from emkd.pipeline.row_reader import ReadAhead, RowReader
+from emkd.pipeline.read_ahead import ReadAhead
+from emkd.pipeline.row_reader import RowReader
 from emkd.samples import Dataset
 from emkd.samples.encode import Encoder
 from emkd.storage.index.commit import read_index
@@ -18,7 +19,7 @@ from tests.pipeline.test_capture_shard import ROWS, before_pass, begin, data  # 
 
 N = 6  # rows of tiny.rows()
 SECONDS = 60  # to wait for another thread before it is called stuck
-AHEAD = "emkd-ahead"
+AHEAD = "emkd-read-ahead"
 
 
 @pytest.fixture
