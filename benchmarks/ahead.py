@@ -33,7 +33,7 @@ from provenance import provenance
 from random_llava import SCHEMA, SPECIALS, Shape, random_model
 from random_llava import _words as words_of
 
-from emkd.pipeline.manifest_of import identify
+from emkd.pipeline.job_manifest import job_manifest
 from emkd.pipeline.settings import JobSettings
 from emkd.pipeline.worker import CaptureWorker
 from emkd.samples.dataset import Dataset
@@ -80,7 +80,7 @@ class Job:
             rows_per_shard=ROWS,
             gpus_per_worker=0,
         )
-        self.manifest, self.tokenizer = identify(self.settings, Dataset(self.settings.data))
+        self.manifest, self.tokenizer = job_manifest(self.settings, Dataset(self.settings.data))
         self.worker = CaptureWorker(self.settings, self.manifest)
         self.worker.preflight([0])  # loads the teacher
 

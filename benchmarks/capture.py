@@ -46,7 +46,7 @@ from random_llava import Shape, Text, Tower, random_model, write_noise
 
 from emkd.demo.scenes import write_scenes
 from emkd.pipeline.batching import batches
-from emkd.pipeline.manifest_of import identify
+from emkd.pipeline.job_manifest import job_manifest
 from emkd.pipeline.settings import JobSettings
 from emkd.pipeline.worker import CaptureWorker
 from emkd.samples.dataset import Dataset
@@ -130,7 +130,7 @@ class Ways:
             gpus_per_worker=float(device == "cuda"),
         )
         self.dataset = Dataset(settings.data)
-        self.manifest, tokenizer = identify(settings, self.dataset)
+        self.manifest, tokenizer = job_manifest(settings, self.dataset)
         create_cache(settings.cache, self.manifest, tokenizer)
         self.captor = CaptureWorker(settings, self.manifest)
         self.captor.preflight([0])  # loads the teacher

@@ -7,9 +7,9 @@ Index: sealed caches without arrays (scale_cache.py), 250 samples a shard. Each 
 own, with a warm page cache: `Cache.open` and its peak memory, then the first search and others; all that training asks
 of the index alone, in its order; the order itself; `emkd inspect` from its start to its end; sealing.
 
-Driver: `emkd.pipeline.pull.pull` and the progress of a real job (once for the largest number), and one real Ray actor
-whose capture_shard returns at once; seconds a shard, and how much the driver's resident memory grows after its first
-500 shards.
+Driver: `emkd.pipeline.shard_pool.run_shards` and the progress of a real job (once for the largest number), and one real
+Ray actor whose capture_shard returns at once; seconds a shard, and how much the driver's resident memory grows after
+its first 500 shards.
 
 Another script writes what `measure` returns to results/storage.json.
 """
@@ -126,7 +126,7 @@ def drive(n_shards: int) -> Figures:
     from emkd.interrupt import finish_on_interrupt
     from emkd.pipeline.actors import RETRIES
     from emkd.pipeline.progress import progress
-    from emkd.pipeline.pull import pull
+    from emkd.pipeline.shard_pool import run_shards
     from emkd.pipeline.worker import ShardReport
     from emkd.ray_session import session
 
@@ -138,7 +138,7 @@ def drive(n_shards: int) -> Figures:
             progress(WARM_SHARDS, 250 * WARM_SHARDS) as show,
             finish_on_interrupt("finishing the shards in hand") as interrupt,
         ):
-            pull([worker], range(WARM_SHARDS), interrupt, show)
+            run_shards([worker], range(WARM_SHARDS), interrupt, show)
         before, done, started, used = resident_mib(), 0, time.perf_counter(), time.process_time()
         with (
             progress(n_shards, 250 * n_shards) as show,
@@ -152,7 +152,7 @@ def drive(n_shards: int) -> Figures:
                     at[done] = time.perf_counter() - started
                 show(report)
 
-            outcome = pull([worker], range(n_shards), interrupt, counted)
+            outcome = run_shards([worker], range(n_shards), interrupt, counted)
         grown, used = resident_mib() - before, time.process_time() - used
     if outcome.n_done != n_shards:
         raise RuntimeError(f"{outcome.n_done} of {n_shards} shards were done: {outcome.first_failure}")

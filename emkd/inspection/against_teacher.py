@@ -22,7 +22,7 @@ from emkd.inspection.damage import open_for_inspection
 from emkd.inspection.differences import Difference, Differences
 from emkd.inspection.live import LiveSettings, likeness, load_teacher, made_by, pick, read
 from emkd.pipeline.capture import Teacher, does_not_fit
-from emkd.pipeline.memory import unless_out_of_memory
+from emkd.pipeline.out_of_memory import unless_out_of_memory
 from emkd.samples.dataset import Dataset
 from emkd.samples.encode import Encoded
 from emkd.storage.cache import Cache

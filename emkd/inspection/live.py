@@ -16,7 +16,7 @@ from tokenizers import Tokenizer
 
 from emkd.errors import DataMismatchError, SampleError, TeacherMismatchError, TokenizerMismatchError
 from emkd.pipeline.capture import CaptureSettings, Teacher
-from emkd.pipeline.memory import rows_that_fit
+from emkd.pipeline.out_of_memory import rows_that_fit
 from emkd.samples.dataset import Dataset
 from emkd.samples.encode import Encoded
 from emkd.storage.cache import Cache

@@ -15,7 +15,7 @@ import torch
 
 from emkd.errors import ModelError, SampleError
 from emkd.pipeline.batching import batches
-from emkd.pipeline.memory import OUT_OF_MEMORY, free_memory, rows_that_fit, unless_out_of_memory
+from emkd.pipeline.out_of_memory import OUT_OF_MEMORY, free_memory, rows_that_fit, unless_out_of_memory
 from emkd.pipeline.row_reader import EncodedRow, RowReader
 from emkd.pipeline.shared_images import SharedImages
 from emkd.pipeline.topk import top_k_in_chunks

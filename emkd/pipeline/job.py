@@ -1,6 +1,6 @@
 """The teacher's job: a pool of Ray actors that pull shards until none is missing, then the seal.
 
-    identify -> plan -> preflight -> create the cache -> missing shards -> workers -> seal
+    job_manifest -> plan -> preflight -> create the cache -> missing shards -> workers -> seal
 
 Running the same command again does what is missing. Nothing is written before the preflight has gone well, but for
 `repair`, which first withdraws what is damaged.
@@ -17,11 +17,11 @@ from emkd.errors import DataMismatchError, JobFailedError
 from emkd.interrupt import finish_on_interrupt
 from emkd.pipeline.actors import start_workers
 from emkd.pipeline.for_student import check_student
-from emkd.pipeline.manifest_of import identify
+from emkd.pipeline.job_manifest import job_manifest
 from emkd.pipeline.preflight import Estimate, preflight
 from emkd.pipeline.progress import log, progress, size_text
-from emkd.pipeline.pull import Outcome, pull
 from emkd.pipeline.settings import JobSettings
+from emkd.pipeline.shard_pool import Outcome, run_shards
 from emkd.ray_session import session
 from emkd.samples.dataset import Dataset
 from emkd.storage.cache import Cache
@@ -104,7 +104,7 @@ def _prepared(settings: JobSettings) -> tuple[JobSettings, Dataset, Manifest, by
     """Absolute paths, the data, and manifest and tokenizer.json as this run alone would write them."""
     settings = settings.with_absolute_paths()
     dataset = Dataset(settings.data, settings.image_root)
-    run, tokenizer = identify(settings, dataset)
+    run, tokenizer = job_manifest(settings, dataset)
     if settings.for_student is not None:
         check_student(settings, run, tokenizer, dataset)
     return settings, dataset, run, tokenizer
@@ -174,7 +174,7 @@ def _run(settings: JobSettings, files: LocalFiles, plan: JobPlan, tokenizer: byt
         begin_extension(files, plan.extension)
     rows = sum(len(manifest.rows(shard)) for shard in missing)
     with progress(len(missing), rows) as show, finish_on_interrupt("finishing the shards in hand") as interrupt:
-        outcome = pull(workers, missing, interrupt, show)
+        outcome = run_shards(workers, missing, interrupt, show)
     _check_outcome(settings, outcome, len(missing), estimate)
 
 

@@ -8,9 +8,9 @@ from typing import Any
 
 from emkd.errors import JobFailedError
 from emkd.pipeline.actors import result_of
+from emkd.pipeline.cache_size import Sizes
 from emkd.pipeline.progress import log, size_text, time_text
 from emkd.pipeline.settings import JobSettings
-from emkd.pipeline.sizes import Sizes
 from emkd.pipeline.worker import Preflight
 from emkd.storage.manifest.manifest import Manifest
 from emkd.storage.objects.local import open_files

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from emkd.errors import SampleError
-from emkd.pipeline.memory import OUT_OF_MEMORY, rows_that_fit
+from emkd.pipeline.out_of_memory import OUT_OF_MEMORY, rows_that_fit
 from emkd.samples.dataset import Dataset
 from emkd.samples.encode import Encoded, Encoder
 from emkd.storage.record import CapturedRow, Record, RowHint

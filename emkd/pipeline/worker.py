@@ -13,12 +13,12 @@ from dataclasses import dataclass
 
 from emkd.background import BackgroundConsumer
 from emkd.errors import DataMismatchError, ModelError
+from emkd.pipeline.cache_size import Sizes, measure_sizes
 from emkd.pipeline.capture import CaptureSettings, Teacher
 from emkd.pipeline.read_ahead import ReadAhead
 from emkd.pipeline.row_reader import RowReader
 from emkd.pipeline.settings import JobSettings
 from emkd.pipeline.shared_images import SharedImages
-from emkd.pipeline.sizes import Sizes, measure
 from emkd.samples.dataset import Dataset
 from emkd.samples.render import end_token
 from emkd.storage.index.commit import ShardIndex, commit_shard
@@ -84,7 +84,9 @@ class CaptureWorker:
         teacher, dataset = self._loaded()
         started = time.perf_counter()
         captured = teacher.capture(dataset, rows, SharedImages(self.manifest.teacher.dtype))
-        sizes = measure(captured, self.manifest, len(tokenizer_json(teacher.vlm.path)), self.settings.rows_per_shard)
+        sizes = measure_sizes(
+            captured, self.manifest, len(tokenizer_json(teacher.vlm.path)), self.settings.rows_per_shard
+        )
         return Preflight(
             n_rows=len(captured),
             sizes=sizes,

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from emkd.errors import CacheWriteError
-from emkd.pipeline.manifest_of import identify
+from emkd.pipeline.job_manifest import job_manifest
 from emkd.pipeline.settings import JobSettings
 from emkd.pipeline.shared_images import SharedImages
 from emkd.pipeline.worker import CaptureWorker, record_bytes
@@ -50,7 +50,7 @@ def begin(teacher_path, data, cache, **chosen) -> CaptureWorker:
         teacher=str(teacher_path), data=str(data), cache=str(cache), gpus_per_worker=0, top_k=8, answer_top_k=8,
         batch_tokens=BUDGET, **chosen,
     )  # fmt: skip
-    manifest, tokenizer = identify(settings, Dataset(settings.data))
+    manifest, tokenizer = job_manifest(settings, Dataset(settings.data))
     create_cache(settings.cache, manifest, tokenizer)
     return CaptureWorker(settings, manifest)
 

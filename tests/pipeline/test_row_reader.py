@@ -7,9 +7,9 @@ from itertools import pairwise
 import pytest
 
 from emkd.errors import DataFormatError
-from emkd.pipeline.pull import Shards
 from emkd.pipeline.read_ahead import ReadAhead
 from emkd.pipeline.row_reader import RowReader
+from emkd.pipeline.shard_pool import Shards
 from emkd.samples import Dataset
 from emkd.samples.encode import Encoder
 from emkd.storage.index.commit import read_index

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from emkd.errors import ModelError
-from emkd.pipeline.manifest_of import identify
+from emkd.pipeline.job_manifest import job_manifest
 from emkd.pipeline.settings import JobSettings
 from emkd.pipeline.worker import CaptureWorker
 from emkd.samples import Dataset
@@ -19,7 +19,7 @@ def worker(teacher_path, data_path, tmp_path):
         settings = JobSettings(
             teacher=str(teacher_path), data=str(data_path), cache=str(tmp_path / "c"), gpus_per_worker=0
         )
-        manifest, _ = identify(settings, Dataset(str(data_path)))
+        manifest, _ = job_manifest(settings, Dataset(str(data_path)))
         tokenizer = manifest.tokenizer.model_copy(update=tokenizer)
         return CaptureWorker(settings, manifest.model_copy(update={"tokenizer": tokenizer}))
 
@@ -46,7 +46,7 @@ def test_the_teacher_is_loaded_as_the_manifest_says(teacher_path, data_path, tmp
         teacher=str(teacher_path), data=str(data_path), cache=str(tmp_path / "c"), gpus_per_worker=0,
         dtype="bfloat16", attn_implementation=attention, top_k=3, max_length=40,
     )  # fmt: skip
-    manifest, _ = identify(settings, Dataset(str(data_path)))
+    manifest, _ = job_manifest(settings, Dataset(str(data_path)))
     other = replace(settings, dtype="float32", attn_implementation="sdpa", top_k=5, max_length=50)
     seen = {}
     monkeypatch.setattr(

@@ -23,7 +23,7 @@ from emkd.vlm.loading import load_processor, resolve
 WRITERS = ("emkd", "torch", "transformers", "tokenizers", "zarr", "numcodecs", "xxhash", "pyarrow", "ray")
 
 
-def identify(settings: JobSettings, dataset: Dataset) -> tuple[Manifest, bytes]:
+def job_manifest(settings: JobSettings, dataset: Dataset) -> tuple[Manifest, bytes]:
     """(manifest, tokenizer.json) of a job, from files alone: no weights are loaded. Raises ModelError."""
     path = resolve(settings.teacher, settings.revision)
     processor = load_processor(path, settings.trust_remote_code)

@@ -73,7 +73,7 @@ class Shards:
         return number, self._next.get(worker)
 
 
-def pull(
+def run_shards(
     workers: Sequence[Any], shards: Sequence[int], interrupt: Interrupt, show: Callable[[ShardReport], None]
 ) -> Outcome:
     """Give each worker its next shard when it is done with one; returns when nothing is in hand any more."""

@@ -26,7 +26,9 @@ class Sizes:
     once: int
 
 
-def measure(captured: Sequence[CapturedRow], manifest: Manifest, tokenizer_bytes: int, rows_per_shard: int) -> Sizes:
+def measure_sizes(
+    captured: Sequence[CapturedRow], manifest: Manifest, tokenizer_bytes: int, rows_per_shard: int
+) -> Sizes:
     """What rows like the captured ones take. `tokenizer_bytes` is the size of tokenizer.json.
 
     Small shards compress less than large ones, so the captured rows are written in shards of the job's own size, as
