@@ -1,8 +1,8 @@
-"""`--for-student`: before the teacher runs, whether a student will be able to use the cache.
+"""`--for-student`: check before the teacher runs that a student will be able to use the cache.
 
-What a training run would find out after the teacher's GPU weeks is looked at here on a few rows: the tokenizer,
-the text and the answers that the student makes with the teacher's chat template, which part of a picture it sees and
-how it prepares images. No weights are loaded.
+A training run would find out only after weeks of GPU time. Here a few rows show it: the tokenizer, the text and the
+answers that the student makes with the teacher's chat template, which part of an image it sees, and how it prepares
+images. Loads no weights.
 """
 
 import random
@@ -35,8 +35,10 @@ ROWS = 32
 
 
 def check_student(settings: JobSettings, run: Manifest, teacher_tokenizer: bytes, dataset: Dataset) -> None:
-    """Raises TokenizerMismatchError, GeometryMismatchError, ModelError or UsageError where `settings.for_student`
-    cannot use the cache of `run`; logs what differs without being an obstacle."""
+    """Check that `settings.for_student` can use the cache of `run`; log differences that are no obstacle.
+
+    Raises TokenizerMismatchError, GeometryMismatchError, ModelError or UsageError if it cannot.
+    """
     assert settings.for_student is not None  # the caller's condition
     path = resolve(settings.for_student)
     student_tokenizer = tokenizer_json(path)
@@ -52,7 +54,7 @@ def check_student(settings: JobSettings, run: Manifest, teacher_tokenizer: bytes
         log(f"{settings.for_student} and the teacher prepare images differently: {', '.join(differing)}")
     adopted = adopt_template(processor, template)
     if adopted.changed:
-        log(f"{settings.for_student} has not the teacher's chat template: it will be trained with that one")
+        log(f"{settings.for_student} does not have the teacher's chat template: it will be trained with the teacher's")
     if adopted.guessed is not None:
         log(describe_guess(adopted.guessed))
     student = _encoder(settings, path, processor, None)
@@ -64,7 +66,7 @@ def check_student(settings: JobSettings, run: Manifest, teacher_tokenizer: bytes
     other = family_of(own_type) != family_of(run.teacher.architecture)
     compared, refused = 0, []
     n_chosen = min(ROWS, run.plan.n_rows)
-    # Not evenly spread: data that were put together in turns would show some of them alone.
+    # Not evenly spread: of data that are interleaved from several sets, that would check some sets alone.
     for row in sorted(random.Random(0).sample(range(run.plan.n_rows), n_chosen)):
         try:
             sample = dataset.sample(row)
@@ -82,11 +84,11 @@ def check_student(settings: JobSettings, run: Manifest, teacher_tokenizer: bytes
         compared += 1
     if refused:
         raise UsageError(
-            f"--for-student {settings.for_student} cannot read {len(refused)} of {n_chosen} rows looked at that the "
-            f"teacher can: {refused[0]}"
+            f"--for-student {settings.for_student} cannot read {len(refused)} of the {n_chosen} rows checked that the "
+            f"teacher can read: {refused[0]}"
         )
     if not compared:
-        raise UsageError(f"--for-student: the teacher can read none of the {n_chosen} rows looked at")
+        raise UsageError(f"--for-student: the teacher cannot read any of the {n_chosen} rows checked")
     log(
         f"{settings.for_student} can use this cache: it reads all of {compared} rows, drawn from {run.plan.n_rows}, as "
         "the teacher does"
@@ -94,7 +96,7 @@ def check_student(settings: JobSettings, run: Manifest, teacher_tokenizer: bytes
 
 
 def _encoder(settings: JobSettings, path: Path, processor: Any, max_length: int | None) -> Encoder:
-    """Without a limit of its own a model reads what its language model was made for."""
+    """An encoder for one of the two models. Without `max_length`, its limit is that of its language model."""
     config = AutoConfig.from_pretrained(path, trust_remote_code=settings.trust_remote_code)
     token = getattr(config, "image_token_id", None)
     if token is None:

@@ -61,13 +61,13 @@ class RowReader:
         self.usable: list[EncodedRow] = []
         self.skipped: list[CapturedRow] = []
         self.n_bytes = 0
-        self.stopped = False  # set by another thread: `advance` returns after the row in hand
+        self.stopped = False  # another thread sets it: `advance` returns after the row in hand
 
     def advance(self, limit: int | None = None) -> None:
-        """Reads on to the last row.
+        """Read on to the last row.
 
-        limit: returns earlier, once more bytes than these are held, or where the memory that somebody else uses now
-            is missing: such a row is not skipped, but read again by the next call
+        limit: bytes; returns early once more bytes than this are held, or if a row does not fit the memory that the
+            teacher's pass leaves: that row is not skipped, the next call reads it again
         """
         while self._n_read < len(self._rows) and not self.stopped and (limit is None or self.n_bytes <= limit):
             found = self._read(self._rows[self._n_read])

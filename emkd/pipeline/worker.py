@@ -1,8 +1,8 @@
-"""One worker of the teacher's job: holds the teacher, captures whole shards. A plain class; job.py makes it an
-actor.
+"""One worker of the teacher's job: it holds the teacher and captures whole shards. A plain class; actors.py makes it
+a Ray actor.
 
-The teacher is loaded when first needed, not when the worker is made, so that a restarted worker loads it again
-and an error while loading reaches the user as it is.
+The worker loads the teacher on its first call, not when it is made, so that a restarted worker loads it again and an
+error while loading reaches the user unchanged.
 """
 
 import time
@@ -30,17 +30,21 @@ from emkd.vlm.checks import check_teacher
 from emkd.vlm.identity import tokenizer_json, weights_sha256
 from emkd.vlm.loading import VisionLanguageModel, load
 
-# Of records that wait to be encoded: the rows of several batches, but of very large samples not many.
+# Limit for records that wait to be encoded: the rows of several batches, or a few very large samples.
 HELD_BYTES = 256 * 2**20
-# Of pixels that wait for their shard's turn: those of a few hundred pictures in tiles.
+# Limit for pixels that wait for the turn of their shard: a few hundred images in tiles.
 AHEAD_BYTES = 2 * 2**30
 
 
 @dataclass(frozen=True, kw_only=True)
 class ShardReport:
-    """What came of one shard. `committed` is False where another run was faster; `n_halved` rows were in batches
-    that had to be halved because they did not fit the memory; `n_shared` images are stored with those of other rows,
-    `n_different` should have been (see `SharedImages`)."""
+    """What became of one shard.
+
+    committed:   False if another run committed the shard first
+    n_halved:    rows of batches that had to be halved because they did not fit the memory
+    n_shared:    images that are stored with those of other rows
+    n_different: images that should have been, but differ (see `SharedImages`)
+    """
 
     number: int
     committed: bool
@@ -55,8 +59,13 @@ class ShardReport:
 
 @dataclass(frozen=True, kw_only=True)
 class Preflight:
-    """What a few rows cost on disk and in time; reasons of those that were skipped; whether answers end in a
-    special token."""
+    """What a few rows cost.
+
+    sizes, seconds: on disk, and in time
+    vision_tokens:  of all rows together
+    skipped:        a line for each row that was skipped, with the reason
+    end_token:      whether answers end in a special token
+    """
 
     n_rows: int
     sizes: Sizes
@@ -80,7 +89,7 @@ class CaptureWorker:
         self._ahead = ReadAhead(self._reading, AHEAD_BYTES)
 
     def preflight(self, rows: Sequence[int]) -> Preflight:
-        """Sends some rows through everything, into a folder that is thrown away."""
+        """Send some rows through the whole job, into a temporary folder."""
         teacher, dataset = self._loaded()
         started = time.perf_counter()
         captured = teacher.capture(dataset, rows, SharedImages(self.manifest.teacher.dtype))
@@ -97,9 +106,9 @@ class CaptureWorker:
         )
 
     def capture_shard(self, number: int, following: int | None = None) -> ShardReport:
-        """Captures, writes and commits one shard of the plan.
+        """Capture, write and commit one shard of the plan.
 
-        following: the shard that will be asked for next, whose rows are read meanwhile; another one may be, too
+        following: the shard that will probably be asked for next, whose rows are read meanwhile
         """
         teacher, dataset = self._loaded()
         self._check_dataset(dataset, self.manifest.source(number))
@@ -130,7 +139,7 @@ class CaptureWorker:
         return teacher.reading(dataset, self.manifest.rows(number))
 
     def _write(self, files: LocalFiles, number: int, captured: Iterable[CapturedRow]) -> ShardIndex:
-        """Encodes and writes rows behind the teacher's next pass. Of what fails or is interrupted nothing is left."""
+        """Encode and write rows during the teacher's next pass. Leaves nothing behind if it fails or is interrupted."""
         writer = ShardWriter(files, number, uuid.uuid4().hex[:12], self.manifest)
         try:
             with BackgroundConsumer(writer.add, record_bytes, HELD_BYTES, "emkd-write") as rows:
@@ -158,7 +167,7 @@ class CaptureWorker:
         return self._teacher, self._dataset
 
     def _check_dataset(self, dataset: Dataset, source: int) -> None:
-        """On this machine the dataset has to be the one that the plan's rows are of."""
+        """Raise DataMismatchError if the dataset on this machine is not the one of the plan."""
         if dataset.fingerprint != self.manifest.datasets[source].fingerprint:
             raise DataMismatchError(
                 f"{self.settings.data}: this worker found other files by that name than the driver; put the same data "
@@ -172,19 +181,19 @@ class CaptureWorker:
             raise ModelError(f"{self.settings.teacher}: its LM head has {rows} rows, its config says {expected}")
         if weights_sha256(vlm.path) != self.manifest.teacher.weights_sha256:
             raise ModelError(
-                f"{self.settings.teacher}: this worker found other weights by that name than the cache was begun with; "
+                f"{self.settings.teacher}: this worker found other weights by that name than those of the cache; "
                 "put the same checkpoint on every machine, or name a --revision"
             )
 
     def _check_family(self, teacher: Teacher, dataset: Dataset) -> None:
-        """On the first usable row: what is taken from the teacher's states is what the model itself does."""
+        """Check on the first usable row that emkd's logits are those of the model's own forward pass."""
         encoded = teacher.first_usable(dataset, range(dataset.n_rows))
         if encoded is not None:
             check_teacher(teacher.vlm, encoded, teacher.pad_token_id)
 
 
 def _counted(captured: Iterable[CapturedRow], counts: Counter[str]) -> Iterator[CapturedRow]:
-    """The same rows, counted by what came of them."""
+    """Yield the same rows, and count what became of them."""
     for row in captured:
         counts["skipped" if row.record is None else "samples"] += 1
         counts["halved"] += row.halvings > 0

@@ -272,7 +272,7 @@ def test_a_model_that_inserts_tokens_of_its_own_is_refused(teacher_path, data_pa
         output.last_hidden_state = torch.nn.functional.pad(output.last_hidden_state, (0, 0, 0, 1))
 
     found.vlm.model.model.register_forward_hook(longer)
-    with pytest.raises(ModelError, match="expands images by itself"):
+    with pytest.raises(ModelError, match="expands images itself"):
         found.capture(Dataset(str(data_path)), range(6))
 
 

@@ -47,7 +47,7 @@ def test_the_teachers_chat_template_is_read_with(teacher_path, data_path, studen
     template.write_text(template.read_text().replace("{{ m['role'] }}:", "{{ m['role'] }}: yes"))
     check(teacher_path, data_path, student)
     told = capfd.readouterr().err
-    assert "has not the teacher's chat template: it will be trained with that one" in told
+    assert "does not have the teacher's chat template: it will be trained with the teacher's" in told
     assert "reads all of 6 rows, drawn from 6, as the teacher does" in told
     template.unlink()  # a base model, which never had one
     check(teacher_path, data_path, student)
@@ -85,7 +85,7 @@ def test_a_student_that_is_too_short(teacher_path, data_path, student_path, tmp_
     config = student / "config.json"
     config.write_text(config.read_text().replace('"max_position_embeddings": 256', '"max_position_embeddings": 30'))
     with pytest.raises(
-        UsageError, match=r"cannot read [1-6] of 6 rows looked at that the teacher can: row \d: too-long"
+        UsageError, match=r"cannot read [1-6] of the 6 rows checked that the teacher can read: row \d: too-long"
     ):
         check(teacher_path, data_path, student)
     with pytest.raises(UsageError, match="too-long"):
@@ -113,7 +113,9 @@ def test_rows_are_taken_from_the_whole_dataset(teacher_path, data_path, student_
     rows = [tiny.rows()[0]] * 48
     long = {**rows[0], "messages": [tiny.turn("user", "<image>" + " what" * 50), tiny.turn("assistant", "red")]}
     check(teacher_path, tiny.write_data(tmp_path / "short.parquet", rows), student)
-    with pytest.raises(UsageError, match=r"cannot read \d+ of 32 rows looked at that the teacher can: row \d+: too"):
+    with pytest.raises(
+        UsageError, match=r"cannot read \d+ of the 32 rows checked that the teacher can read: row \d+: too"
+    ):
         check(teacher_path, tiny.write_data(tmp_path / "long.parquet", [*rows[:2], long] * 16), student)
 
 

@@ -54,7 +54,7 @@ def test_failed_shards_are_told_with_the_first_and_what_is_missing():
     outcome.fail(2, JobFailedError("also later"))
     with pytest.raises(
         JobFailedError,
-        match=r"3 of 5 shards failed, 1 were committed; 1 were not begun. Shard 1: broken. .* about 4.04 kB; run the same",
+        match=r"3 of 5 shards failed, 1 were committed; 1 were not started. Shard 1: broken. .* about 4.04 kB; run the same",
     ):
         _check_outcome(settings(), outcome, 5, ESTIMATE)
 
