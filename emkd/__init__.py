@@ -1,19 +1,24 @@
 """emkd: distil a vision-language teacher into an efficient student without keeping it in memory.
 
 The teacher runs once over a dataset and leaves a cache; students train from the cache alone (EM-KD,
-arXiv 2511.21106, in its offline form). The rooms, in reading order:
+arXiv 2511.21106, in its offline form). The packages and modules, in reading order:
 
-    samples/     a dataset row becomes a Sample, then token ids, answer tokens and image spans
-    vlm/         a vision-language model as EM-KD sees it: loading, identity, forward, affinity, pooling
-    storage/     what rests on disk: record, manifest, shards, index, seal
-    pipeline/    the teacher's way to the cache: plan, capture, Ray job
-    trainer/     the student's way from the cache: stream, match, losses, Trainer
-    inspection/  what a cache holds, for people and for scripts
-    demo/        the built-in example on real handwritten digits
-    cluster.py   a Ray session, for the job and for training on several workers
-    cli.py       the command line over all of them
+    samples/       dataset rows become samples, then token ids, answer tokens and image spans
+    storage/       what rests on disk: record, manifest, shards, index, seal
+    vlm/           a vision-language model as EM-KD sees it: loading, identity, forward, affinity, pooling
+    agreement/     whether a student can use a cache
+    pipeline/      the teacher's way to the cache: plan, capture, Ray job
+    trainer/       the student's way from the cache: read, match, losses, Trainer
+    init_student/  a student made of a vision tower and a language model
+    inspection/    what a cache holds, for people and for scripts
+    demo/          the built-in example on real handwritten digits
+    cli/           the command line over all of them
+    errors         every error that emkd raises on purpose
+    background     threads that run beside the main one
+    interrupt      Ctrl-C while something has to be finished
+    ray_session    a Ray session, for the job and for training on several workers
 
-Importing this package is instant: the names below load their rooms when first used.
+Importing this package is instant: each name below loads its package when you first use it.
 """
 
 from importlib import import_module

@@ -3,9 +3,9 @@
     EmkdError
     ├── UsageError          (ValueError)         the call was wrong; exit code 2
     │   ├── InputNotFoundError (FileNotFoundError)  a file, folder or model that was named does not exist
-    │   ├── OutputExistsError  (FileExistsError)    an output folder is already in use
+    │   ├── OutputExistsError  (FileExistsError)    an output folder is not empty
     │   ├── TokenizerMismatchError                  student and teacher read text differently
-    │   ├── GeometryMismatchError                   student and teacher see different parts of a picture
+    │   ├── GeometryMismatchError                   student and teacher see different parts of an image
     │   ├── CacheConflictError                      a cache was made with other settings than asked for
     │   └── DataMismatchError                       the cache was made from other data
     ├── DataFormatError     (ValueError)         a dataset file is not in a known format
@@ -14,12 +14,12 @@
     │   ├── CacheIncompleteError                    the cache is not sealed
     │   ├── CacheVersionError                       written by a newer emkd
     │   ├── SampleNotFoundError (KeyError)          no such sample
-    │   ├── TeacherMismatchError (ValueError)       a live teacher does not answer as the cache says
+    │   ├── TeacherMismatchError (ValueError)       a live teacher answers differently than the cache
     │   ├── DamagedCacheError   (OSError)           a stored object is missing, cut short or changed
-    │   └── CacheWriteError     (OSError)           a full disk, a place that may not be written
+    │   └── CacheWriteError     (OSError)           a full disk, a folder that cannot be written
     ├── JobFailedError      (RuntimeError)       the teacher's job, or training on several workers, could not finish
     ├── DamagedCheckpointError (OSError)         a checkpoint is not as it was saved
-    ├── TrainingDivergedError (ArithmeticError)  a student's logits are no numbers any more
+    ├── TrainingDivergedError (ArithmeticError)  a student's logits are not finite
     └── SampleError         (ValueError)         one row cannot be used; `reason` is a stable short code
 
 A message says what is wrong, where, what was expected, what was found, and what to do next. The command
@@ -34,7 +34,7 @@ class EmkdError(Exception):
 
 
 class UsageError(EmkdError, ValueError):
-    """The call itself was wrong: calling it again in the same way cannot help."""
+    """The call itself was wrong: the same call would fail again."""
 
     exit_code = 2
 
@@ -52,7 +52,7 @@ class TokenizerMismatchError(UsageError):
 
 
 class GeometryMismatchError(UsageError):
-    """Student and teacher see different parts of a picture."""
+    """Student and teacher see different parts of an image."""
 
 
 class CacheConflictError(UsageError):
@@ -60,7 +60,7 @@ class CacheConflictError(UsageError):
 
 
 class DataMismatchError(UsageError):
-    """The data named is not the data that the cache was made from."""
+    """The data are not those that the cache was made from."""
 
 
 class DataFormatError(EmkdError, ValueError):
@@ -72,7 +72,7 @@ class ModelError(EmkdError, ValueError):
 
 
 class CacheError(EmkdError):
-    """Something about a cache."""
+    """A cache cannot be used or written."""
 
 
 class CacheIncompleteError(CacheError):
@@ -91,7 +91,7 @@ class SampleNotFoundError(CacheError, KeyError):
 
 
 class TeacherMismatchError(CacheError, ValueError):
-    """A live teacher reads or answers a cached sample in another way than the cache says."""
+    """A live teacher reads or answers a cached sample differently than the cache."""
 
 
 class DamagedCacheError(CacheError, OSError):
@@ -99,8 +99,10 @@ class DamagedCacheError(CacheError, OSError):
 
 
 class CacheWriteError(CacheError, OSError):
-    """The place of a cache cannot be written: the disk is full, it is read-only, permission is denied. What was
-    committed stays; every other shard would fail in the same way."""
+    """The folder of a cache cannot be written: the disk is full or read-only, or permission is denied.
+
+    What was committed stays; every other shard would fail in the same way.
+    """
 
 
 class JobFailedError(EmkdError, RuntimeError):
@@ -112,7 +114,7 @@ class DamagedCheckpointError(EmkdError, OSError):
 
 
 class TrainingDivergedError(EmkdError, ArithmeticError):
-    """A student's logits are infinite or no numbers: nothing can be matched, and nothing would be learnt."""
+    """A student's logits are infinite or NaN: its tokens cannot be matched, and no step would improve it."""
 
 
 class SampleError(EmkdError, ValueError):

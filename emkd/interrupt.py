@@ -1,4 +1,4 @@
-"""Ctrl-C while something is under way that has to be finished: once waits for it, twice stops at once."""
+"""Ctrl-C while something has to be finished: once waits for it, twice stops at once."""
 
 import signal
 import sys
@@ -9,7 +9,10 @@ from typing import Any
 
 
 class Interrupt:
-    """`asked` is True once the user wants an end."""
+    """Whether the user has pressed Ctrl-C: then `asked` is True.
+
+    waiting: what is finished first, as the user reads it
+    """
 
     def __init__(self, waiting: str) -> None:
         self.waiting, self.asked = waiting, False
@@ -23,8 +26,10 @@ class Interrupt:
 
 @contextmanager
 def finish_on_interrupt(waiting: str) -> Iterator[Interrupt]:
-    """While open, the first SIGINT only sets `asked` and says what is waited for. Python delivers signals to the main
-    thread alone: in another one Ctrl-C stays what it is."""
+    """While open, let the first SIGINT only set `asked` and print what is finished first.
+
+    Python delivers signals to the main thread alone: in another thread, Ctrl-C keeps its meaning.
+    """
     interrupt = Interrupt(waiting)
     if threading.current_thread() is not threading.main_thread():
         yield interrupt

@@ -1,6 +1,6 @@
-"""A Ray session: one of our own on this machine, ended at the end, or a cluster that runs already.
+"""A Ray session: Ray started on this machine and stopped at the end, or a cluster that runs already.
 
-Used by the teacher's job (pipeline/) and by training on several workers (trainer/launch.py); nothing else needs Ray.
+The teacher's job (pipeline/) and training on several workers (trainer/workers.py) use it; nothing else needs Ray.
 """
 
 import logging
@@ -19,17 +19,18 @@ from emkd.interrupt import finish_on_interrupt
 def session(
     address: str | None, *, workers: int, gpus_per_worker: float, cpus: int | None = None, worker_output: bool = False
 ) -> Iterator[None]:
-    """Ray while open. Raises JobFailedError where it does not start, UsageError where it lacks what workers need.
+    """Ray while open. Raises JobFailedError if it does not start, UsageError if it lacks what the workers need.
 
-    cpus:           of a session of our own; default: one for each worker
-    worker_output:  whether what workers print comes out here
+    address:        of a running cluster; None starts Ray on this machine, unless RAY_ADDRESS is set
+    cpus:           of Ray on this machine; None means one per worker
+    worker_output:  whether the output of workers is printed here
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     address = address or os.environ.get("RAY_ADDRESS")
     own: dict[str, Any] = {"num_cpus": cpus or workers, "include_dashboard": False}
     try:
-        # A process that leaves Ray while it starts may crash on its way out.
-        with finish_on_interrupt("waiting for Ray to have started") as interrupt:
+        # A process that leaves Ray while Ray starts may crash at exit.
+        with finish_on_interrupt("waiting for Ray to start") as interrupt:
             ray.init(
                 address=address or "local",
                 log_to_driver=worker_output,
@@ -49,7 +50,10 @@ def session(
 
 
 def check_resources(workers: int, gpus_per_worker: float, on_cpu: str = "--gpus-per-worker 0") -> None:
-    """Raises UsageError for more than Ray has: it would wait for it for ever."""
+    """Raise UsageError if the workers need more than Ray has: Ray would wait for ever.
+
+    on_cpu: what to set to run without GPUs, for the message
+    """
     have = ray.cluster_resources()
     needs = {"CPU": 1.0 * workers, "GPU": gpus_per_worker * workers}
     for resource, need in needs.items():

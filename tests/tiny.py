@@ -28,7 +28,7 @@ from transformers import (
     SiglipVisionConfig,
 )
 
-from emkd.pipeline.manifest_of import identify
+from emkd.pipeline.job_manifest import job_manifest
 from emkd.pipeline.settings import JobSettings
 from emkd.pipeline.worker import CaptureWorker
 from emkd.samples.dataset import Dataset
@@ -220,7 +220,7 @@ def make_cache(
     }  # fmt: skip
     settings = JobSettings(teacher=str(teacher), data=str(data), cache=str(cache), **{**defaults, **chosen})
     dataset = Dataset(settings.data, settings.image_root)
-    run, tokenizer = identify(settings, dataset)
+    run, tokenizer = job_manifest(settings, dataset)
     run = run.in_format(1) if first_format else run
     if extend:
         extend_cache(open_files(settings.cache), run, tokenizer, dataset.keyed_rows)

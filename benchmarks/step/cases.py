@@ -22,8 +22,7 @@ from benchmarks.common.manifests import synthetic_manifest
 from benchmarks.common.random_llava import SO400M, Shape, Text, Tower, demo_teacher, random_model, write_noise
 from emkd.demo.scenes import write_scenes
 from emkd.demo.variants import RECIPE
-from emkd.pipeline.capture import Teacher
-from emkd.pipeline.worker import capture_settings
+from emkd.pipeline.capture import CaptureSettings, Teacher
 from emkd.samples.dataset import Dataset
 from emkd.storage.index.commit import commit_shard
 from emkd.storage.lifecycle.create import create_cache
@@ -195,7 +194,7 @@ def write_cache(case: Case, folder: Path, teacher: VisionLanguageModel) -> Manif
     tokenizer = teacher.processor.tokenizer.backend_tokenizer.to_str().encode()
     manifest = _manifest(case, dataset, teacher, tokenizer)
     files = create_cache(folder / CACHE_NAME, manifest, tokenizer)
-    rows = Teacher(teacher, capture_settings(manifest)).capture(dataset, manifest.rows(0))
+    rows = Teacher(teacher, CaptureSettings.of(manifest)).capture(dataset, manifest.rows(0))
     skipped = [f"row {row.hint.row}: {row.reason}: {row.detail}" for row in rows if row.record is None]
     if skipped:
         raise RuntimeError(f"{len(skipped)} of the batch's {len(rows)} rows are skipped, expected none: {skipped[0]}")

@@ -10,6 +10,7 @@ import torch
 from benchmarks.step.cases import CACHE_NAME, ROWS_NAME, Case
 from benchmarks.step.dense import DenseLosses, dense_losses, views
 from emkd.pipeline.capture import CaptureSettings, Teacher
+from emkd.pipeline.row_reader import EncodedRow
 from emkd.samples.dataset import Dataset
 from emkd.samples.encode import Encoded, Encoder
 from emkd.storage.cache import Cache
@@ -124,7 +125,10 @@ class Steps:
 
     def _with_records(self, batch: Batch) -> list[StudentSample]:
         """Return the samples with the teacher's records, captured in this step."""
-        rows = [(RowHint(row=number, id=""), item) for number, item in enumerate(batch.encoded)]
+        rows = [
+            EncodedRow(hint=RowHint(row=number, id=""), text_sha256="", encoded=item)
+            for number, item in enumerate(batch.encoded)
+        ]
         captured = {row.hint.row: row for row in self._held._capture_encoded(rows)}  # `capture` would encode them again
         found = []
         for number, sample in enumerate(batch.samples):

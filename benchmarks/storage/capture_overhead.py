@@ -44,7 +44,7 @@ from benchmarks.common.random_llava import SO400M, Shape, Text, Tower, demo_teac
 from benchmarks.storage.encode_time import encode_ms
 from emkd.demo.scenes import write_scenes
 from emkd.pipeline.batching import batches
-from emkd.pipeline.manifest_of import identify
+from emkd.pipeline.job_manifest import job_manifest
 from emkd.pipeline.settings import JobSettings
 from emkd.pipeline.worker import CaptureWorker
 from emkd.samples.dataset import Dataset
@@ -124,7 +124,7 @@ class Ways:
             gpus_per_worker=float(device == "cuda"),
         )
         self.dataset = Dataset(settings.data)
-        self.manifest, tokenizer = identify(settings, self.dataset)
+        self.manifest, tokenizer = job_manifest(settings, self.dataset)
         create_cache(settings.cache, self.manifest, tokenizer)
         self.captor = CaptureWorker(settings, self.manifest)
         self.captor.preflight([0])  # loads the teacher

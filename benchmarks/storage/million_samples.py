@@ -7,9 +7,9 @@ Index: sealed caches without arrays (index_only_cache.py), 250 samples a shard. 
 process with a warm page cache: `Cache.open` and its peak memory, then the first search and further searches; everything
 that training reads from the index, in training order; the order itself; `emkd inspect` from start to end; sealing.
 
-Driver: `emkd.pipeline.pull.pull` and the progress of a real job with one real Ray actor whose capture_shard returns
-immediately (one run for the largest number of shards). Reports the time for a shard, and how much the driver's resident
-memory grows after its first 500 shards.
+Driver: `emkd.pipeline.shard_pool.run_shards` and the progress of a real job with one real Ray actor whose
+capture_shard returns immediately (one run for the largest number of shards). Reports the time for a shard, and how
+much the driver's resident memory grows after its first 500 shards.
 
 storage/all.py writes what `measure` returns to results/storage.json.
 """
@@ -112,7 +112,7 @@ def drive(n_shards: int) -> Figures:
     from emkd.interrupt import finish_on_interrupt
     from emkd.pipeline.actors import RETRIES
     from emkd.pipeline.progress import progress
-    from emkd.pipeline.pull import pull
+    from emkd.pipeline.shard_pool import run_shards
     from emkd.pipeline.worker import ShardReport
     from emkd.ray_session import session
 
@@ -124,7 +124,7 @@ def drive(n_shards: int) -> Figures:
             progress(WARM_SHARDS, 250 * WARM_SHARDS) as show,
             finish_on_interrupt("finishing the shards in hand") as interrupt,
         ):
-            pull([worker], range(WARM_SHARDS), interrupt, show)
+            run_shards([worker], range(WARM_SHARDS), interrupt, show)
         before, done, started, used = resident() / MIB, 0, time.perf_counter(), time.process_time()
         with (
             progress(n_shards, 250 * n_shards) as show,
@@ -138,7 +138,7 @@ def drive(n_shards: int) -> Figures:
                     at[done] = time.perf_counter() - started
                 show(report)
 
-            outcome = pull([worker], range(n_shards), interrupt, counted)
+            outcome = run_shards([worker], range(n_shards), interrupt, counted)
         grown, used = resident() / MIB - before, time.process_time() - used
     if outcome.n_done != n_shards:
         raise RuntimeError(f"the driver finished {outcome.n_done} of {n_shards} shards: {outcome.first_failure}")

@@ -29,7 +29,7 @@ from benchmarks.common.measuring import seconds
 from benchmarks.common.provenance import RESULTS, provenance, write_results
 from benchmarks.common.random_llava import Shape, random_model, write_rows
 from benchmarks.storage.capture_overhead import SMALL_VOCABULARY, TOWER
-from emkd.pipeline.manifest_of import identify
+from emkd.pipeline.job_manifest import job_manifest
 from emkd.pipeline.settings import JobSettings
 from emkd.pipeline.worker import CaptureWorker
 from emkd.samples.dataset import Dataset
@@ -71,7 +71,7 @@ class Job:
             rows_per_shard=ROWS,
             gpus_per_worker=0,
         )
-        self.manifest, self.tokenizer = identify(self.settings, Dataset(self.settings.data))
+        self.manifest, self.tokenizer = job_manifest(self.settings, Dataset(self.settings.data))
         self.worker = CaptureWorker(self.settings, self.manifest)
         self.worker.preflight([0])  # loads the teacher
 

@@ -20,9 +20,9 @@ import torch
 from benchmarks.common.measuring import medians
 from benchmarks.common.random_llava import Shape, Text, Tower, random_model, write_noise
 from emkd.pipeline.capture import CaptureSettings, Teacher
-from emkd.pipeline.manifest_of import identify
+from emkd.pipeline.job_manifest import job_manifest
 from emkd.pipeline.settings import JobSettings
-from emkd.pipeline.shared import SharedImages
+from emkd.pipeline.shared_images import SharedImages
 from emkd.pipeline.worker import stored_bytes
 from emkd.samples.dataset import Dataset
 from emkd.storage.lifecycle.create import create_cache
@@ -59,7 +59,7 @@ class Rows:
         settings = JobSettings(
             teacher=str(teacher), data=str(path), cache=self.cache, rows_per_shard=ROWS, gpus_per_worker=0
         )
-        self.manifest, tokenizer = identify(settings, self.dataset)
+        self.manifest, tokenizer = job_manifest(settings, self.dataset)
         self.files = create_cache(self.cache, self.manifest, tokenizer)
 
     def capture(self, teacher: Teacher, attempt: str, sharing: bool) -> dict[str, Any]:

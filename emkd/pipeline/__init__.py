@@ -1,10 +1,24 @@
 """The teacher's way to the cache.
 
-Reading order: settings.py (what the user chooses), identify.py (the manifest), batching.py, topk.py, memory.py (what
-to do when it runs out), reading.py (rows before their pass), capture.py (rows to records, no Ray), shared.py (images
-that rows have in common), behind.py (what goes on behind the next pass), worker.py (one shard after the other), job.py
-(the whole job), cluster.py (Ray), pull.py (workers and shards), for_student.py, preflight.py and sizes.py (size and
-time beforehand), progress.py (what is told on the way).
+The modules, in reading order:
+
+    settings       what the user chooses
+    job_manifest   the manifest of a job, from its settings
+    row_reader     rows of a shard become what the teacher is fed with
+    read_ahead     the rows of the next shard, read during the passes over this one
+    batching       which rows go through the teacher together
+    topk           the k largest logits, chunk by chunk
+    out_of_memory  what counts as running out of memory, and how to continue with less
+    shared_images  images that several rows of a shard show
+    capture        rows become records; runs without Ray
+    worker         one shard after the other: read, capture, write, commit
+    actors         the workers as Ray actors
+    shard_pool     which worker captures which shard
+    cache_size     how large a cache will be, from a few rows
+    preflight      size and time of the job before it starts
+    for_student    whether a student will be able to use the cache
+    progress       what the driver logs while the job runs
+    job            the whole job, from its settings to the seal
 """
 
 from typing import TYPE_CHECKING, Any

@@ -1,4 +1,4 @@
-"""The job's Ray actors, and what their calls end with."""
+"""The workers of a job as Ray actors, and what a call on one of them returns or raises."""
 
 from typing import Any
 
@@ -9,20 +9,22 @@ from emkd.pipeline.settings import JobSettings
 from emkd.pipeline.worker import CaptureWorker
 from emkd.storage.manifest.manifest import Manifest
 
-# A shard whose worker died is tried again this often.
+# How often a shard is retried when its worker has died.
 RETRIES = 2
 
 
 def start_workers(settings: JobSettings, manifest: Manifest, count: int) -> list[Any]:
-    """Actors that hold the teacher; a killed one is restarted and its call tried again."""
+    """Start actors that hold the teacher. Ray restarts a killed actor and retries its call."""
     actor = ray.remote(max_restarts=-1, max_task_retries=RETRIES)(CaptureWorker)
     options = {"num_cpus": 1, "num_gpus": settings.gpus_per_worker}
     return [actor.options(**options).remote(settings, manifest) for _ in range(count)]
 
 
 def result_of(reference: Any) -> Any:
-    """What a call on a worker returned. Raises what it raised, where that is an error of ours, and JobFailedError
-    with the last words of a worker that broke or died."""
+    """Return what a call on a worker returned.
+
+    Raises the EmkdError that the call raised, or JobFailedError with the error of a worker that failed or died.
+    """
     try:
         return ray.get(reference)
     except ray.exceptions.RayTaskError as error:
@@ -30,4 +32,4 @@ def result_of(reference: Any) -> Any:
             raise error.cause from None
         raise JobFailedError(f"a worker failed: {type(error.cause).__name__}: {error.cause}\n{error}") from error
     except ray.exceptions.RayError as error:
-        raise JobFailedError(f"a worker died, and was tried {RETRIES + 1} times: {error}") from error
+        raise JobFailedError(f"a worker died in each of {RETRIES + 1} attempts: {error}") from error

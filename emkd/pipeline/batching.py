@@ -1,19 +1,21 @@
-"""Which samples of a shard go through the teacher together: a pure function."""
+"""Which rows of a shard go through the teacher together: a pure function."""
 
 from collections.abc import Sequence
 
 
 def batches(lengths: Sequence[int], budget: int) -> list[list[int]]:
-    """Positions of samples grouped into batches of at most `budget` padded tokens, similar lengths together.
+    """Group rows into batches of at most `budget` padded tokens, rows of similar lengths together.
 
-    A function of the lengths alone: results in bfloat16 depend on the batch, so the same shard always has to be
-    cut in the same way. A sample longer than the budget is a batch of its own.
+    lengths: tokens of each row.  Returns the indices of the rows of each batch
+
+    The batches depend on the lengths alone: results in bfloat16 depend on the batch, so the same shard must always be
+    batched in the same way. A row longer than the budget is a batch of its own.
     """
     grouped: list[list[int]] = []
-    for position in sorted(range(len(lengths)), key=lambda p: (-lengths[p], p)):
-        # Descending: the first of a batch is its longest, which all others are padded to.
+    for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+        # Lengths descend: the first row of a batch is the longest, and the others are padded to it.
         if grouped and (len(grouped[-1]) + 1) * lengths[grouped[-1][0]] <= budget:
-            grouped[-1].append(position)
+            grouped[-1].append(index)
         else:
-            grouped.append([position])
+            grouped.append([index])
     return grouped

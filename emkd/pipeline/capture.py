@@ -2,8 +2,10 @@
 
     RowReader --batches--> one forward each --top-k in chunks on the device--> Record
 
-A row that cannot be used is a CapturedRow with its reason (see `reading`), and costs no other row. A batch that does
-not fit the memory is halved until it does; which rows went through that is in their CapturedRow.
+A row that cannot be used is a CapturedRow with its reason (see row_reader), and costs no other row. A batch that does
+not fit the memory is halved until it does; the CapturedRow of its rows says how often.
+
+Shape legend: B rows of a batch, T tokens of the longest one, d hidden size, n tokens, V ids of the tokenizer
 """
 
 from collections import deque
@@ -15,12 +17,13 @@ import torch
 
 from emkd.errors import ModelError, SampleError
 from emkd.pipeline.batching import batches
-from emkd.pipeline.memory import OUT_OF_MEMORY, free_memory, rows_that_fit, unless_out_of_memory
-from emkd.pipeline.reading import EncodedRow, RowReader, skipped_row
-from emkd.pipeline.shared import SharedImages
+from emkd.pipeline.out_of_memory import OUT_OF_MEMORY, free_memory, rows_that_fit, unless_out_of_memory
+from emkd.pipeline.row_reader import EncodedRow, RowReader
+from emkd.pipeline.shared_images import SharedImages
 from emkd.pipeline.topk import top_k_in_chunks
 from emkd.samples.dataset import Dataset
 from emkd.samples.encode import Encoded, Encoder
+from emkd.storage.manifest.manifest import Manifest
 from emkd.storage.precision import STEPS
 from emkd.storage.record import CapturedRow, Record
 from emkd.vlm.affinity import affinity
@@ -29,8 +32,8 @@ from emkd.vlm.loading import VisionLanguageModel
 from emkd.vlm.states import States
 from emkd.vlm.truncated import TruncatedLogits
 
-# What logits are rounded to before the k largest are chosen. Multiples of a step are so coarse that a choice among
-# equal ones would be one by id: the exact ones decide, and the writer rounds.
+# What logits are rounded to before the k largest are chosen. Multiples of a step are so coarse that ties among them
+# would be decided by id: there the exact logits decide, and the writer rounds.
 STORED_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16} | dict.fromkeys(
     ("float32", *STEPS), torch.float32
 )
@@ -40,10 +43,10 @@ NOT_FINITE = "not-finite"
 
 @dataclass(frozen=True, kw_only=True)
 class CaptureSettings:
-    """What is kept of the teacher's pass.
+    """What a teacher's pass keeps, and how it runs.
 
     batch_tokens:  padded tokens of one forward pass
-    chunk_logits:  logits that exist at a time while the top-k is taken
+    chunk_logits:  logits that are in memory at a time while the top-k is taken
     """
 
     top_k: int
@@ -52,6 +55,17 @@ class CaptureSettings:
     batch_tokens: int
     max_length: int | None
     chunk_logits: int = 1 << 26
+
+    @classmethod
+    def of(cls, manifest: Manifest) -> "CaptureSettings":
+        """What the manifest records, and nothing that a user could choose otherwise for the same cache."""
+        return cls(
+            top_k=manifest.top_k,
+            answer_top_k=manifest.answer_top_k,
+            logits_precision=manifest.logits_precision,
+            batch_tokens=manifest.batch_tokens,
+            max_length=manifest.max_length,
+        )
 
 
 class Teacher:
@@ -63,11 +77,11 @@ class Teacher:
 
     @property
     def pad_token_id(self) -> int:
-        """What fills up a batch; attention masks it out, so that any id does (see `_alone` for the exception)."""
+        """The id that pads a batch; attention masks it, so that any id will do (`_alone` has the exception)."""
         return self.vlm.processor.tokenizer.pad_token_id or 0
 
     def first_usable(self, dataset: Dataset, rows: Iterable[int]) -> Encoded | None:
-        """The first of the rows that can be encoded, None where none can."""
+        """The first of the rows that can be encoded, or None."""
         for row in rows:
             try:
                 with rows_that_fit():
@@ -77,56 +91,53 @@ class Teacher:
         return None
 
     def capture(self, dataset: Dataset, rows: Iterable[int], shared: SharedImages | None = None) -> list[CapturedRow]:
-        """As `captured`, of rows that are read now, and in their order."""
+        """Read rows and capture them; the results are in the order of the rows."""
         order = list(rows)
         found = {result.hint.row: result for result in self.captured(self.reading(dataset, order), shared)}
         return [found[row] for row in order]
 
     def reading(self, dataset: Dataset, rows: Iterable[int]) -> RowReader:
-        """The rows as this teacher is fed with them; none of them is read yet."""
+        """A reader of these rows for this teacher; it has not read any yet."""
         return RowReader(self.encoder, dataset, rows)
 
     def captured(self, reading: RowReader, shared: SharedImages | None = None) -> Iterator[CapturedRow]:
-        """One CapturedRow for each row as soon as it is done: first those that cannot be read, then batch by batch.
+        """Yield a CapturedRow for each row as soon as it is done: rows that cannot be used, then batch by batch.
 
-        reading: what is missing of it is read first: batches are a function of all lengths, and a pass takes the
-            longest first
-        shared: gives rows of one image the same numbers;  without it each has its own
+        reading: is read to its end first: batches depend on all lengths, and the longest rows come first
+        shared:  gives rows that show one image the same logits; without it, each row keeps its own
         """
         reading.advance()
         yield from reading.skipped
-        keys = {hint.row: item.image_keys for hint, item in reading.usable}
         if shared is not None:
-            shared.expect(key for images in keys.values() for key in images)
+            shared.expect(key for row in reading.usable for key in row.encoded.image_keys)
         for result in self._capture_encoded(reading.usable):
-            unified = result if shared is None else shared.apply(result, keys[result.hint.row])
-            yield replace(unified, text_sha256=reading.texts[result.hint.row])
+            yield result if shared is None else shared.apply(result)
 
     def _capture_encoded(self, usable: list[EncodedRow]) -> Iterator[CapturedRow]:
-        """Batch by batch; `usable` is emptied, so that the pixels of a batch go when it is done."""
-        planned = batches([item.n_tokens for _, item in usable], self.settings.batch_tokens)
+        """Capture batch by batch. Empties `usable`, so that the pixels of a batch are freed when it is done."""
+        planned = batches([row.encoded.n_tokens for row in usable], self.settings.batch_tokens)
         waiting: deque[list[EncodedRow]] = deque([usable[position] for position in positions] for positions in planned)
         usable.clear()
         while waiting:
             yield from self._whole_batch(waiting.popleft())
 
     def _whole_batch(self, batch: Sequence[EncodedRow]) -> list[CapturedRow]:
-        longest = max(item.n_tokens for _, item in batch)
+        longest = max(row.encoded.n_tokens for row in batch)
         return [
-            self._alone(row, result) if row[1].n_tokens < longest and result.reason == NOT_FINITE else result
+            self._alone(row, result) if row.encoded.n_tokens < longest and result.reason == NOT_FINITE else result
             for row, result in zip(batch, self._capture_batch(batch), strict=True)
         ]
 
     def _alone(self, row: EncodedRow, result: CapturedRow) -> CapturedRow:
-        """The row again, without padding: it is skipped only where it is not finite by itself.
+        """Capture the row again without padding: it is skipped only if it is not finite even then.
 
-        Attention gives padding a weight of zero, and zero times a padding token that is not finite (its embedding,
-        or an overflow in float16) is not zero but NaN.
+        Attention gives padding a weight of zero, but zero times a padding token that is not finite (its embedding,
+        or an overflow in float16) is NaN.
         """
         return replace(self._capture_batch([row])[0], halvings=result.halvings)
 
     def _capture_batch(self, batch: Sequence[EncodedRow], halvings: int = 0) -> list[CapturedRow]:
-        """The batch in as many forward passes as the memory asks for. Other batches stay as they are planned."""
+        """Capture the batch in as many forward passes as memory requires. Other batches stay as planned."""
         results = unless_out_of_memory(lambda: self._forward(batch))
         if results is None:
             free_memory(self.vlm.device)
@@ -134,30 +145,29 @@ class Teacher:
                 half = len(batch) // 2
                 first = self._capture_batch(batch[:half], halvings + 1)
                 return first + self._capture_batch(batch[half:], halvings + 1)
-            ((hint, item),) = batch
-            results = [skipped_row(hint, item.key, does_not_fit(item))]
+            (row,) = batch
+            results = [row.skipped(does_not_fit(row.encoded))]
         return [replace(result, halvings=halvings) for result in results]
 
     @torch.inference_mode()
     def _forward(self, batch: Sequence[EncodedRow]) -> list[CapturedRow]:
-        """One pass of the teacher. What it takes of the device is free again once it returns or its error is gone."""
-        hidden = self._hidden([item for _, item in batch])
+        """One pass of the teacher. Its memory on the device is free once it has returned, or once its error is gone."""
+        hidden = self._hidden([row.encoded for row in batch])
         results = []
-        for (hint, item), states in zip(batch, hidden, strict=True):
+        for row, states in zip(batch, hidden, strict=True):
             try:
-                record = self._record(item, States.of(item, states))
-                results.append(CapturedRow(hint=hint, key=item.key, record=record))
+                results.append(row.captured(self._record(row.encoded, States.of(row.encoded, states))))
             except SampleError as error:
-                results.append(skipped_row(hint, item.key, error))
+                results.append(row.skipped(error))
         return results
 
     @torch.inference_mode()
     def states(self, item: Encoded) -> States:
-        """Of one sample by itself, before anything is cut or rounded."""
+        """The hidden states of a single sample, before anything is cut or rounded."""
         return States.of(item, self._hidden([item])[0])
 
     def _hidden(self, items: Sequence[Encoded]) -> torch.Tensor:
-        """[B, T, d] of one pass of the teacher."""
+        """[B, T, d] last hidden states of one pass of the teacher."""
         inputs = to_model(collate(items, self.pad_token_id), self.vlm.model)
         hidden = last_hidden_state(self.vlm.model, inputs)
         _check_shape(inputs["input_ids"], hidden)
@@ -181,7 +191,7 @@ class Teacher:
     def _top_k(self, hidden: torch.Tensor, k: int) -> TruncatedLogits:
         stored = STORED_DTYPES[self.settings.logits_precision]
         top = top_k_in_chunks(hidden, self._head, k, stored, self.chunk)
-        if not top.is_finite:  # rare, and told by what is kept alone; now each logit is looked at
+        if not top.is_finite:  # rare, and visible in what is kept; only now each logit is checked
             for rows in hidden.split(self.chunk):
                 self.logits(rows)
             _check_finite("logits rounded to the cache's precision", top.logits)
@@ -192,31 +202,34 @@ class Teacher:
 
     @property
     def chunk(self) -> int:
-        """Tokens whose logits exist at a time."""
+        """Tokens whose logits are in memory at a time."""
         return max(1, self.settings.chunk_logits // self.vlm.n_tokens)
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """float32 logits [n, V] of hidden states [n, d]. SampleError: what is not finite has no order and no top-k."""
+        """float32 logits [n, V] of hidden states [n, d].
+
+        Raises SampleError if they are not finite: then they have no order and no top-k.
+        """
         logits = lm_logits(self.vlm.model, hidden, self.vlm.n_tokens)
         _check_finite("the teacher's logits", logits)
         return logits
 
 
 def _check_shape(ids: torch.Tensor, hidden: torch.Tensor) -> None:
-    """Positions of `Encoded` are those of the ids: a model that inserts tokens of its own would shift them all."""
+    """Raise ModelError if the model inserts tokens of its own: they would shift all positions of `Encoded`."""
     if hidden.shape[:2] != ids.shape:
         raise ModelError(
-            f"the model answers {tuple(ids.shape)} tokens with {tuple(hidden.shape[:2])} hidden states: it expands "
-            "images by itself, and its processor has to do that; save the checkpoint with a current transformers"
+            f"the model returns {tuple(hidden.shape[:2])} hidden states for {tuple(ids.shape)} tokens: it expands "
+            "images itself, but its processor has to do that; save the checkpoint with a current transformers"
         )
 
 
 def does_not_fit(item: Encoded) -> SampleError:
-    """A sample that is too large for the memory by itself."""
+    """The error for a sample that does not fit the memory even alone."""
     return SampleError(
         OUT_OF_MEMORY,
-        f"{item.n_tokens} tokens ({item.n_vision} of vision) do not fit the device's memory even alone; take a device "
-        "with more memory, --attn-implementation sdpa where it is eager, or a smaller image",
+        f"{item.n_tokens} tokens ({item.n_vision} of vision) do not fit the device's memory even alone; use a device "
+        "with more memory, --attn-implementation sdpa in place of eager, or a smaller image",
     )
 
 

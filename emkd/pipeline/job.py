@@ -1,9 +1,9 @@
 """The teacher's job: a pool of Ray actors that pull shards until none is missing, then the seal.
 
-    identify -> plan -> preflight -> create the cache -> missing shards -> workers -> seal
+    manifest -> plan -> preflight -> create the cache -> missing shards -> workers -> seal
 
-Running the same command again does what is missing. Nothing is written before the preflight has gone well, but for
-`repair`, which first withdraws what is damaged.
+The same command, run again, does what is missing. Nothing is written before the preflight has succeeded, except that
+`repair` withdraws damaged shards first.
 """
 
 from collections import Counter
@@ -17,11 +17,11 @@ from emkd.errors import DataMismatchError, JobFailedError
 from emkd.interrupt import finish_on_interrupt
 from emkd.pipeline.actors import start_workers
 from emkd.pipeline.for_student import check_student
-from emkd.pipeline.manifest_of import identify
+from emkd.pipeline.job_manifest import job_manifest
 from emkd.pipeline.preflight import Estimate, preflight
 from emkd.pipeline.progress import log, progress, size_text
-from emkd.pipeline.pull import Outcome, pull
 from emkd.pipeline.settings import JobSettings
+from emkd.pipeline.shard_pool import Outcome, run_shards
 from emkd.ray_session import session
 from emkd.samples.dataset import Dataset
 from emkd.storage.cache import Cache
@@ -41,20 +41,20 @@ from emkd.storage.objects.files import Files
 from emkd.storage.objects.names import MANIFEST_NAME, committed_shards
 from emkd.storage.objects.open import open_files
 
-SAME_ROWS = 8  # committed rows that a run that goes on compares with its data
+SAME_ROWS = 8  # committed rows that a resumed run compares with its data
 
 
 def cache_teacher(settings: JobSettings, *, extend: bool = False, repair: bool = False, clean: bool = False) -> Cache:
-    """Runs the teacher over the dataset and returns the sealed cache.
+    """Run the teacher over the dataset and return the sealed cache.
 
-    extend: adds rows that the cache lacks, of a larger or another dataset; what is committed stays
-    repair: reads every byte first, and makes damaged shards anew
-    clean:  removes what killed runs left behind, once the cache is sealed; nothing else ever does
+    extend: add the rows that the cache lacks, of a larger or another dataset; what is committed stays
+    repair: read every byte first, and rewrite damaged shards
+    clean:  remove what killed runs left behind, once the cache is sealed; nothing else ever does
 
-    Raises UsageError for a wrong call, CacheConflictError where the cache exists with other settings,
-    DataMismatchError where committed rows are no longer what they were, CacheIncompleteError where shards of other data
-    are missing, DamagedCacheError, CacheWriteError, JobFailedError where shards failed or too many rows were skipped,
-    KeyboardInterrupt after Ctrl-C. What was committed stays in any case.
+    Raises UsageError for a wrong call, CacheConflictError if the cache exists with other settings, DataMismatchError
+    if committed rows have changed, CacheIncompleteError if shards of other data are missing, DamagedCacheError,
+    CacheWriteError, JobFailedError if shards failed or too many rows were skipped, KeyboardInterrupt after Ctrl-C.
+    What was committed stays in every case.
     """
     settings, dataset, run, tokenizer = _prepared(settings)
     files = open_files(settings.cache)
@@ -68,10 +68,10 @@ def cache_teacher(settings: JobSettings, *, extend: bool = False, repair: bool =
         log(f"{len(missing)} of {len(plan.manifest.shards)} shards to do")
         with session(settings.address, workers=settings.workers, gpus_per_worker=settings.gpus_per_worker):
             _run(settings, files, plan, tokenizer, missing)
-    elif plan.extension is not None:  # its shards are there: a plan that was lost is written again
+    elif plan.extension is not None:  # its shards are committed: a plan that was lost is written again
         begin_extension(files, plan.extension)
     elif not conflicts(plan.manifest, run):
-        create_cache(settings.cache, run, tokenizer)  # a run that was killed may have left it without its tokenizer
+        create_cache(settings.cache, run, tokenizer)  # a killed run may have left it without its tokenizer
     _seal(settings, files)
     if clean:
         for name in delete_lost_attempts(files):
@@ -80,16 +80,17 @@ def cache_teacher(settings: JobSettings, *, extend: bool = False, repair: bool =
 
 
 def estimate_job(settings: JobSettings, *, extend: bool = False) -> Estimate:
-    """What `cache_teacher` would cost, from a few rows that really go through the teacher; nothing is written.
+    """Estimate what `cache_teacher` would cost, from a few rows that go through the teacher. Writes nothing.
 
-    Of a cache that is there, what is missing; of a whole one, what it would cost again, and that is said.
+    For an unfinished cache this is the cost of what is missing; for a finished one the cost of making it again, and the
+    log says so.
     """
     settings, dataset, run, tokenizer = _prepared(settings)
     files = open_files(settings.cache)
     plan = _planned(files, run, tokenizer, dataset, extend)
     missing = _missing(files, plan, run)
     if not missing:
-        log("nothing is missing in the cache; what follows is what making it anew would take")
+        log("the cache is complete; the estimate is for making it again from scratch")
     shards = missing or list(plan.manifest.shards)
     with session(settings.address, workers=settings.workers, gpus_per_worker=settings.gpus_per_worker):
         return preflight(start_workers(settings, plan.manifest, 1)[0], settings, plan.manifest, shards)
@@ -97,24 +98,30 @@ def estimate_job(settings: JobSettings, *, extend: bool = False) -> Estimate:
 
 @dataclass(frozen=True)
 class JobPlan:
-    """The manifest that the job works by; `extension` is the last of it where it is not written yet."""
+    """The manifest that the job follows.
+
+    extension: the last extension of the manifest, if it is not written yet
+    """
 
     manifest: Manifest
     extension: Extension | None = None
 
 
 def _prepared(settings: JobSettings) -> tuple[JobSettings, Dataset, Manifest, bytes]:
-    """Absolute paths, the data, and manifest and tokenizer.json as this run alone would write them."""
+    """(settings with absolute paths, dataset, manifest and tokenizer.json as this run alone would write them)"""
     settings = settings.with_absolute_paths()
     dataset = Dataset(settings.data, settings.image_root)
-    run, tokenizer = identify(settings, dataset)
+    run, tokenizer = job_manifest(settings, dataset)
     if settings.for_student is not None:
         check_student(settings, run, tokenizer, dataset)
     return settings, dataset, run, tokenizer
 
 
 def _planned(files: Files, run: Manifest, tokenizer: bytes, dataset: Dataset, extend: bool) -> JobPlan:
-    """What this run agrees on with the cache that is there; nothing is written."""
+    """The plan of this run, which agrees with the cache if there is one. Writes nothing.
+
+    Raises CacheConflictError if the cache has other settings.
+    """
     if not extend and not files.exists(MANIFEST_NAME):
         check_folder(files)
         return JobPlan(run)
@@ -131,15 +138,17 @@ def _planned(files: Files, run: Manifest, tokenizer: bytes, dataset: Dataset, ex
 
 
 def _missing(files: Files, plan: JobPlan, run: Manifest) -> list[int]:
-    """The shards that are not committed and have rows of this run's data."""
+    """The shards of this run's data that are not committed."""
     manifest = plan.manifest
     missing = missing_shards(files, manifest)
     return [n for n in missing if manifest.datasets[manifest.source(n)].fingerprint == run.dataset.fingerprint]
 
 
 def _check_same_rows(files: Files, plan: JobPlan, run: Manifest, dataset: Dataset) -> None:
-    """A few rows that are committed are still what they were: the files of JSON data do not hold the images, which
-    another --image-root may have others of."""
+    """Raise DataMismatchError if a few committed rows have changed.
+
+    The files of JSON data do not hold the images: another --image-root may have other images.
+    """
     manifest, committed = plan.manifest, set(committed_shards(files))
     for shard in (n for n in manifest.shards if n in committed):
         if manifest.datasets[manifest.source(shard)].fingerprint != run.dataset.fingerprint:
@@ -150,7 +159,8 @@ def _check_same_rows(files: Files, plan: JobPlan, run: Manifest, dataset: Datase
             if key and found != key:
                 raise DataMismatchError(
                     f"{dataset.data}: row {row} is not what was cached: its key is {found or 'none (unreadable)'}, "
-                    f"the cache has {key}. Its images changed, or --image-root has others; give those of the first run"
+                    f"the cache has {key}. Its images changed, or --image-root has other images; use those of the "
+                    "first run"
                 )
         return
 
@@ -161,7 +171,7 @@ def _withdraw_damaged(files: Files, run: Manifest, tokenizer: bytes) -> None:
     for damage in damages:
         log(f"damaged: {damage.name}: {damage.what}")
     shards = withdraw(files, damages, run, tokenizer)
-    what = f"damaged objects: {len(damages)}; shards to be made anew: {len(shards)}"
+    what = f"damaged objects: {len(damages)}; shards to rewrite: {len(shards)}"
     log(what if damages else "nothing is damaged")
 
 
@@ -177,7 +187,7 @@ def _run(settings: JobSettings, files: Files, plan: JobPlan, tokenizer: bytes, m
         begin_extension(files, plan.extension)
     rows = sum(len(manifest.rows(shard)) for shard in missing)
     with progress(len(missing), rows) as show, finish_on_interrupt("finishing the shards in hand") as interrupt:
-        outcome = pull(workers, missing, interrupt, show)
+        outcome = run_shards(workers, missing, interrupt, show)
     _check_outcome(settings, outcome, len(missing), estimate)
 
 
@@ -185,7 +195,7 @@ def _check_outcome(settings: JobSettings, outcome: Outcome, n_shards: int, estim
     open_shards = len(outcome.failed) + len(outcome.left)
     if outcome.first_failure is not None:
         number, error = outcome.first_failure
-        stopped = f"; {len(outcome.left)} were not begun" if outcome.left else ""
+        stopped = f"; {len(outcome.left)} were not started" if outcome.left else ""
         raise JobFailedError(
             f"{len(outcome.failed)} of {n_shards} shards failed, {outcome.n_done} were committed{stopped}. Shard "
             f"{number}: {error}. What is missing needs about {size_text(estimate.bytes_of(open_shards))}; run the same "
@@ -198,7 +208,7 @@ def _check_outcome(settings: JobSettings, outcome: Outcome, n_shards: int, estim
 
 
 def _seal(settings: JobSettings, files: Files) -> None:
-    """Judges the skipped rows and seals, reading the index of each shard once."""
+    """Check the share of skipped rows and seal the cache; read the index of each shard once."""
     manifest = read_manifest(files)
     if read_seal(files) is not None:
         _check_skipped(settings, manifest, Cache.open(settings.cache).rows)
@@ -211,8 +221,10 @@ def _seal(settings: JobSettings, files: Files) -> None:
 
 
 def _check_skipped(settings: JobSettings, manifest: Manifest, rows: Rows) -> None:
-    """Too many skipped rows are a fault of the call or of the data, not something to train around. Each dataset of the
-    cache is judged by itself."""
+    """Raise JobFailedError if too many rows of a dataset were skipped: the call or the data are wrong.
+
+    The share is that of each dataset of the cache, not of all together.
+    """
     sources = {shard: manifest.source(shard) for shard in np.unique(rows.numbers("shard")).tolist()}
     n_rows = Counter({source: 0 for source in sorted(set(sources.values()))})
     for shard, source in sources.items():
@@ -231,5 +243,5 @@ def _check_share(settings: JobSettings, n_rows: int, skipped: Sequence[dict[str,
         raise JobFailedError(
             f"{len(skipped)} of {n_rows} rows were skipped ({reasons}), more than --max-skipped "
             f"{settings.max_skipped}; the first is row {first['row']} (id {first['id']!r}): {first['detail']}. "
-            "Mend the data, or accept them by a larger --max-skipped: nothing is computed again"
+            "Fix the data, or accept them with a larger --max-skipped: then nothing is computed again"
         )

@@ -1,4 +1,4 @@
-"""Before the long run: a few rows through everything, and from them the size and time of the whole."""
+"""Before the job: a few rows go through all of it, and show the size and time of the whole."""
 
 from bisect import bisect_right
 from collections.abc import Sequence
@@ -8,9 +8,9 @@ from typing import Any
 
 from emkd.errors import JobFailedError
 from emkd.pipeline.actors import result_of
+from emkd.pipeline.cache_size import Sizes
 from emkd.pipeline.progress import log, size_text, time_text
 from emkd.pipeline.settings import JobSettings
-from emkd.pipeline.sizes import Sizes
 from emkd.pipeline.worker import Preflight
 from emkd.storage.manifest.manifest import Manifest
 from emkd.storage.objects.open import open_files
@@ -20,7 +20,7 @@ PREFLIGHT_ROWS = 32
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """What the job will cost, from the preflight's rows. Sizes are of all files, indexes and seal included."""
+    """What the job will cost, estimated from the preflight's rows. Sizes include all files, indexes and seal too."""
 
     n_rows: int
     n_shards: int
@@ -39,7 +39,7 @@ class Estimate:
         return round(rows * self.sizes.per_row + n_shards * self.sizes.per_shard)
 
     def check_space(self, cache: str) -> None:
-        """JobFailedError where the disk is too small."""
+        """Raise JobFailedError if the disk is too small."""
         if self.n_bytes > self.free_bytes:
             raise JobFailedError(
                 f"{cache}: the job needs about {size_text(self.n_bytes)} and {size_text(self.free_bytes)} are free; "
@@ -49,7 +49,7 @@ class Estimate:
     def describe(self) -> str:
         return (
             f"{self.n_rows:,} rows in {self.n_shards:,} shards: about {size_text(self.n_bytes)} "
-            f"({self.bytes_per_vision_token:.0f} bytes a vision token, all files included) and "
+            f"({self.bytes_per_vision_token:.0f} bytes per vision token, all files included) and "
             f"{time_text(self.seconds)}; {size_text(self.free_bytes)} free"
         )
 
@@ -57,17 +57,17 @@ class Estimate:
 def preflight(
     worker: Any, settings: JobSettings, manifest: Manifest, shards: Sequence[int], *, fresh: bool = True
 ) -> Estimate:
-    """A few rows, evenly spread, through everything; fails here rather than hours later.
+    """Send a few rows, evenly spread, through the whole job, so that it fails here rather than hours later.
 
-    fresh: nothing is committed yet, and that none of the rows can be used is a fault of the call; later it may be
-        just these rows, and --max-skipped judges at the end
+    fresh: nothing is committed yet; then it is an error if none of the rows can be used. In a job that is resumed it
+        may be just these rows, and --max-skipped decides at the end
     """
     n_rows, chosen = _spread(manifest, shards)
     seen: Preflight = result_of(worker.preflight.remote(chosen))
     if fresh and len(seen.skipped) == seen.n_rows:
-        raise JobFailedError(f"none of {seen.n_rows} rows looked at can be used; {seen.skipped[0]}")
+        raise JobFailedError(f"none of the {seen.n_rows} rows checked can be used; the first is {seen.skipped[0]}")
     if not seen.end_token:
-        log("the chat template writes no end token behind answers: students will not learn where to stop")
+        log("the chat template writes no end token after answers: students will not learn where to stop")
     for line in seen.skipped:
         log(f"preflight would skip {line}")
     n_bytes = n_rows * seen.sizes.per_row + len(shards) * seen.sizes.per_shard
@@ -83,11 +83,13 @@ def preflight(
 
 
 def _spread(manifest: Manifest, shards: Sequence[int]) -> tuple[int, list[int]]:
-    """How many rows the shards have, and a few of them, evenly spread; a list of all would be the largest thing that
-    the driver of a large job ever holds."""
+    """(number of rows of the shards, a few of these rows, evenly spread)
+
+    A list of all rows would be the largest object in the driver of a large job.
+    """
     starts = list(accumulate((len(manifest.rows(shard)) for shard in shards), initial=0))
     n_chosen = min(PREFLIGHT_ROWS, starts[-1])
-    places = [starts[-1] * i // n_chosen for i in range(n_chosen)]
-    holding = [bisect_right(starts, place) - 1 for place in places]
-    rows = [manifest.rows(shards[n])[place - starts[n]] for n, place in zip(holding, places, strict=True)]
+    chosen = [starts[-1] * i // n_chosen for i in range(n_chosen)]  # indices into the rows of all shards
+    holding = [bisect_right(starts, index) - 1 for index in chosen]
+    rows = [manifest.rows(shards[n])[index - starts[n]] for n, index in zip(holding, chosen, strict=True)]
     return starts[-1], rows

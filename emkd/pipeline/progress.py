@@ -1,4 +1,4 @@
-"""What the driver tells while a job runs; all of it goes to stderr."""
+"""What the driver logs while a job runs; all of it goes to stderr."""
 
 import sys
 import time
@@ -11,12 +11,12 @@ from rich.progress import BarColumn, Progress, TextColumn
 
 from emkd.pipeline.worker import ShardReport
 
-LINE_SECONDS = 5.0  # where there is no terminal, a line at most this often
+LINE_SECONDS = 5.0  # without a terminal, at most one line per this many seconds
 
 
 @dataclass
 class JobProgress:
-    """What has been done so far, of `n_shards` shards with `n_rows` rows, in `seconds` seconds."""
+    """What is done so far, of `n_shards` shards with `n_rows` rows, since `started` (seconds of a monotonic clock)."""
 
     n_shards: int
     n_rows: int
@@ -60,15 +60,15 @@ class JobProgress:
             parts.append(f"{self.shared:,} images shared with other rows")
         if self.different:
             parts.append(
-                f"{self.different:,} images not shared though they follow the same text: this teacher's vision tokens "
-                "depend on more than that"
+                f"{self.different:,} images not shared although they follow the same text: this teacher's vision "
+                "tokens depend on more than that"
             )
         return ", ".join(parts)
 
 
 @contextmanager
 def progress(n_shards: int, n_rows: int) -> Iterator[Callable[[ShardReport], None]]:
-    """A bar on a terminal's stderr, lines elsewhere."""
+    """Show a progress bar if stderr is a terminal, and log lines otherwise. Yields what to call after each shard."""
     console = Console(stderr=True)
     totals, last_line = JobProgress(n_shards, n_rows), -LINE_SECONDS
     columns = (TextColumn("{task.completed}/{task.total} shards"), BarColumn(), TextColumn("{task.fields[text]}"))
@@ -90,7 +90,7 @@ def progress(n_shards: int, n_rows: int) -> Iterator[Callable[[ShardReport], Non
 
 
 def size_text(n_bytes: float) -> str:
-    """A size as people read it, in powers of 1,000."""
+    """A size for people, in powers of 1,000."""
     for unit in ("bytes", "kB", "MB", "GB"):
         if n_bytes < 1000:
             return f"{n_bytes:.3g} {unit}"
@@ -99,7 +99,7 @@ def size_text(n_bytes: float) -> str:
 
 
 def time_text(seconds: float) -> str:
-    """A duration as people read it: 12 s, 3 min 5 s, 5 h 12 min, 3 d 4 h."""
+    """A duration for people: 12 s, 3 min 5 s, 5 h 12 min, 3 d 4 h."""
     whole = round(seconds)
     for unit, size, smaller, smaller_size in (("d", 86400, "h", 3600), ("h", 3600, "min", 60), ("min", 60, "s", 1)):
         if whole >= size:
@@ -108,5 +108,5 @@ def time_text(seconds: float) -> str:
 
 
 def log(text: str) -> None:
-    """A line on stderr."""
+    """Print one line to stderr."""
     print(text, file=sys.stderr, flush=True)

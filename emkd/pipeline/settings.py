@@ -1,26 +1,32 @@
-"""What a user chooses for the teacher's job."""
+"""What a user chooses for the teacher's job; the command line takes its defaults from here.
+
+The command line imports this module to print `--help`, so that it imports nothing that takes time.
+"""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import get_args
+from typing import TYPE_CHECKING, get_args
 
 from emkd.errors import UsageError
-from emkd.storage.manifest.manifest import Compression
-from emkd.storage.precision import AffinityPrecision, LogitsPrecision
+
+if TYPE_CHECKING:
+    from emkd.storage.manifest.manifest import Compression
+    from emkd.storage.precision import AffinityPrecision, LogitsPrecision
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
 @dataclass(frozen=True, kw_only=True)
 class JobSettings:
-    """The arguments of `emkd cache-teacher`, by the same names. Checked when made: raises UsageError.
+    """The arguments of `emkd cache-teacher`, by the same names. Raises UsageError for a wrong value.
 
-    top_k, answer_top_k:  stored logits of a vision and of an answer token; 0 means all V
+    top_k, answer_top_k:  stored logits per vision token and per answer token; 0 means all V
+    precision:            of the stored logits; the manifest calls it `logits_precision`
     batch_tokens:         padded tokens of one forward pass
-    max_length:           longest sample in tokens; None is what the model was made for
-    max_skipped:          share of rows that may be skipped before the job fails
-    limit:                only the first rows; None is all
-    for_student:          a student that has to be able to use the cache; not part of it
+    max_length:           longest sample in tokens; None means the model's own limit
+    max_skipped:          share of the rows that may be skipped before the job fails
+    limit:                use only the first rows; None means all
+    for_student:          a student that must be able to use the cache; the cache does not record it
     """
 
     teacher: str
@@ -29,9 +35,9 @@ class JobSettings:
     image_root: Path | None = None
     top_k: int = 64
     answer_top_k: int = 64
-    precision: LogitsPrecision = "bfloat16"
-    affinity_precision: AffinityPrecision = "int8"
-    compression: Compression = "zstd"
+    precision: "LogitsPrecision" = "bfloat16"
+    affinity_precision: "AffinityPrecision" = "int8"
+    compression: "Compression" = "zstd"
     workers: int = 1
     gpus_per_worker: float = 1
     address: str | None = None
@@ -47,6 +53,9 @@ class JobSettings:
     for_student: str | None = None
 
     def __post_init__(self) -> None:
+        from emkd.storage.manifest.manifest import Compression
+        from emkd.storage.precision import AffinityPrecision, LogitsPrecision
+
         _one_of("--precision", self.precision, get_args(LogitsPrecision))
         _one_of("--affinity-precision", self.affinity_precision, get_args(AffinityPrecision))
         _one_of("--compression", self.compression, get_args(Compression))
@@ -67,7 +76,7 @@ class JobSettings:
             raise UsageError(f"--max-skipped {self.max_skipped}: expected a share between 0 and 1")
 
     def with_absolute_paths(self) -> "JobSettings":
-        """The same with local paths made absolute: Ray's workers have a working folder of their own."""
+        """The same settings with absolute local paths: Ray's workers run in a folder of their own."""
         return replace(
             self,
             teacher=_model(self.teacher) or self.teacher,
@@ -83,7 +92,7 @@ def _absolute(path: str) -> str:
 
 
 def _model(name: str | None) -> str | None:
-    """A folder as an absolute path; a name on the hub as it is."""
+    """A folder as an absolute path; a name on the hub unchanged."""
     return _absolute(name) if name is not None and Path(name).expanduser().is_dir() else name
 
 

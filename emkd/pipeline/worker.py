@@ -1,8 +1,8 @@
-"""One worker of the teacher's job: holds the teacher, captures whole shards. A plain class; job.py makes it an
-actor.
+"""One worker of the teacher's job: it holds the teacher and captures whole shards. A plain class; actors.py makes it
+a Ray actor.
 
-The teacher is loaded when first needed, not when the worker is made, so that a restarted worker loads it again
-and an error while loading reaches the user as it is.
+The worker loads the teacher on its first call, not when it is made, so that a restarted worker loads it again and an
+error while loading reaches the user unchanged.
 """
 
 import time
@@ -11,13 +11,14 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
+from emkd.background import BackgroundConsumer
 from emkd.errors import DataMismatchError, ModelError
-from emkd.pipeline.behind import Behind
+from emkd.pipeline.cache_size import Sizes, measure_sizes
 from emkd.pipeline.capture import CaptureSettings, Teacher
-from emkd.pipeline.reading import ReadAhead, RowReader
+from emkd.pipeline.read_ahead import ReadAhead
+from emkd.pipeline.row_reader import RowReader
 from emkd.pipeline.settings import JobSettings
-from emkd.pipeline.shared import SharedImages
-from emkd.pipeline.sizes import Sizes, measure
+from emkd.pipeline.shared_images import SharedImages
 from emkd.samples.dataset import Dataset
 from emkd.samples.render import end_token
 from emkd.storage.index.commit import ShardIndex, commit_shard
@@ -30,17 +31,21 @@ from emkd.vlm.checks import check_teacher
 from emkd.vlm.identity import tokenizer_json, weights_sha256
 from emkd.vlm.loading import VisionLanguageModel, load
 
-# Of records that wait to be encoded: the rows of several batches, but of very large samples not many.
+# Limit for records that wait to be encoded: the rows of several batches, or a few very large samples.
 HELD_BYTES = 256 * 2**20
-# Of pixels that wait for their shard's turn: those of a few hundred pictures in tiles.
+# Limit for pixels that wait for the turn of their shard: a few hundred images in tiles.
 AHEAD_BYTES = 2 * 2**30
 
 
 @dataclass(frozen=True, kw_only=True)
 class ShardReport:
-    """What came of one shard. `committed` is False where another run was faster; `n_halved` rows were in batches
-    that had to be halved because they did not fit the memory; `n_shared` images are stored with those of other rows,
-    `n_different` should have been (see `SharedImages`)."""
+    """What became of one shard.
+
+    committed:   False if another run committed the shard first
+    n_halved:    rows of batches that had to be halved because they did not fit the memory
+    n_shared:    images that are stored with those of other rows
+    n_different: images that should have been, but differ (see `SharedImages`)
+    """
 
     number: int
     committed: bool
@@ -55,8 +60,13 @@ class ShardReport:
 
 @dataclass(frozen=True, kw_only=True)
 class Preflight:
-    """What a few rows cost on disk and in time; reasons of those that were skipped; whether answers end in a
-    special token."""
+    """What a few rows cost.
+
+    sizes, seconds: on disk, and in time
+    vision_tokens:  of all rows together
+    skipped:        a line for each row that was skipped, with the reason
+    end_token:      whether answers end in a special token
+    """
 
     n_rows: int
     sizes: Sizes
@@ -67,7 +77,11 @@ class Preflight:
 
 
 class CaptureWorker:
-    """Captures shards of one job, one after the other."""
+    """Captures shards of one job, one after the other.
+
+    settings: where things are on this machine: model, data, cache, devices
+    manifest: everything that decides the numbers: dtype, attention, batches, precision
+    """
 
     def __init__(self, settings: JobSettings, manifest: Manifest) -> None:
         self.settings, self.manifest = settings, manifest
@@ -76,11 +90,13 @@ class CaptureWorker:
         self._ahead = ReadAhead(self._reading, AHEAD_BYTES)
 
     def preflight(self, rows: Sequence[int]) -> Preflight:
-        """Sends some rows through everything, into a folder that is thrown away."""
+        """Send some rows through the whole job, into a temporary folder."""
         teacher, dataset = self._loaded()
         started = time.perf_counter()
         captured = teacher.capture(dataset, rows, SharedImages(self.manifest.teacher.dtype))
-        sizes = measure(captured, self.manifest, len(tokenizer_json(teacher.vlm.path)), self.settings.rows_per_shard)
+        sizes = measure_sizes(
+            captured, self.manifest, len(tokenizer_json(teacher.vlm.path)), self.settings.rows_per_shard
+        )
         return Preflight(
             n_rows=len(captured),
             sizes=sizes,
@@ -91,9 +107,9 @@ class CaptureWorker:
         )
 
     def capture_shard(self, number: int, following: int | None = None) -> ShardReport:
-        """Captures, writes and commits one shard of the plan.
+        """Capture, write and commit one shard of the plan.
 
-        following: the shard that will be asked for next, whose rows are read meanwhile; another one may be, too
+        following: the shard that will probably be asked for next, whose rows are read meanwhile
         """
         teacher, dataset = self._loaded()
         self._check_dataset(dataset, self.manifest.source(number))
@@ -124,12 +140,12 @@ class CaptureWorker:
         return teacher.reading(dataset, self.manifest.rows(number))
 
     def _write(self, files: Files, number: int, captured: Iterable[CapturedRow]) -> ShardIndex:
-        """Encodes and writes rows behind the teacher's next pass. Of what fails or is interrupted nothing is left."""
+        """Encode and write rows during the teacher's next pass. Leaves nothing behind if it fails or is interrupted."""
         writer = ShardWriter(files, number, uuid.uuid4().hex[:12], self.manifest)
         try:
-            with Behind(writer.add, record_bytes, HELD_BYTES) as behind:
+            with BackgroundConsumer(writer.add, record_bytes, HELD_BYTES, "emkd-write") as rows:
                 for row in captured:
-                    behind.put(row)
+                    rows.put(row)
             return writer.finish()
         except BaseException:
             writer.abandon()
@@ -140,19 +156,19 @@ class CaptureWorker:
             self._dataset = Dataset(self.settings.data, self.settings.image_root)
             vlm = load(
                 self.settings.teacher,
-                revision=self.settings.revision,
+                revision=self.manifest.teacher.revision,
                 dtype=self.manifest.teacher.dtype,
-                attn_implementation=self.settings.attn_implementation,
+                attn_implementation=self.manifest.teacher.attn_implementation,
                 device="cuda" if self.settings.gpus_per_worker else "cpu",
                 trust_remote_code=self.settings.trust_remote_code,
             )
             self._check(vlm)
-            self._teacher = Teacher(vlm, capture_settings(self.manifest))
+            self._teacher = Teacher(vlm, CaptureSettings.of(self.manifest))
             self._check_family(self._teacher, self._dataset)
         return self._teacher, self._dataset
 
     def _check_dataset(self, dataset: Dataset, source: int) -> None:
-        """On this machine the dataset has to be the one that the plan's rows are of."""
+        """Raise DataMismatchError if the dataset on this machine is not the one of the plan."""
         if dataset.fingerprint != self.manifest.datasets[source].fingerprint:
             raise DataMismatchError(
                 f"{self.settings.data}: this worker found other files by that name than the driver; put the same data "
@@ -166,19 +182,19 @@ class CaptureWorker:
             raise ModelError(f"{self.settings.teacher}: its LM head has {rows} rows, its config says {expected}")
         if weights_sha256(vlm.path) != self.manifest.teacher.weights_sha256:
             raise ModelError(
-                f"{self.settings.teacher}: this worker found other weights by that name than the cache was begun with; "
+                f"{self.settings.teacher}: this worker found other weights by that name than those of the cache; "
                 "put the same checkpoint on every machine, or name a --revision"
             )
 
     def _check_family(self, teacher: Teacher, dataset: Dataset) -> None:
-        """On the first usable row: what is taken from the teacher's states is what the model itself does."""
+        """Check on the first usable row that emkd's logits are those of the model's own forward pass."""
         encoded = teacher.first_usable(dataset, range(dataset.n_rows))
         if encoded is not None:
             check_teacher(teacher.vlm, encoded, teacher.pad_token_id)
 
 
 def _counted(captured: Iterable[CapturedRow], counts: Counter[str]) -> Iterator[CapturedRow]:
-    """The same rows, counted by what came of them."""
+    """Yield the same rows, and count what became of them."""
     for row in captured:
         counts["skipped" if row.record is None else "samples"] += 1
         counts["halved"] += row.halvings > 0
@@ -188,17 +204,6 @@ def _counted(captured: Iterable[CapturedRow], counts: Counter[str]) -> Iterator[
 def record_bytes(row: CapturedRow) -> int:
     """Bytes of a row's arrays."""
     return 0 if row.record is None else row.record.n_bytes
-
-
-def capture_settings(manifest: Manifest) -> CaptureSettings:
-    """What the manifest promises is what is captured."""
-    return CaptureSettings(
-        top_k=manifest.top_k,
-        answer_top_k=manifest.answer_top_k,
-        logits_precision=manifest.logits_precision,
-        batch_tokens=manifest.batch_tokens,
-        max_length=manifest.max_length,
-    )
 
 
 def stored_bytes(index: ShardIndex) -> int:

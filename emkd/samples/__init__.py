@@ -1,11 +1,21 @@
-"""Dataset rows become samples, samples become token ids. Both teacher and student use this room.
+"""Dataset rows become samples, and samples become token ids. Both teacher and student use this package.
 
-Reading order: dataset.py (all rows), sources.py (the files that they are in), sample.py (Sample and its key), images.py
-(bytes and pixels), render.py (the text that a model reads), encode.py (token ids, answer tokens, image spans),
-geometry.py (how an image's tokens lie in two dimensions), agreement.py (whether teacher and student read the same).
+The modules, in reading order:
+
+    dataset   all rows of --data, by number
+    sources   the files that the rows are in: Parquet, JSON, JSONL
+    row       one row, parsed
+    sample    the conversation and its images, and their key
+    images    image entries become bytes, and bytes become pixels
+    render    the text that a model reads, and which characters of it are answers
+    template  the teacher's chat template, for students
+    process   text and images through a model's processor
+    encode    token ids, answer tokens, image spans
+    geometry  how an image's tokens lie in two dimensions
 """
 
 from emkd.samples.dataset import Dataset
+from emkd.samples.row import ParsedRow
 from emkd.samples.sample import Sample, Turn
 
-__all__ = ["Dataset", "Sample", "Turn"]
+__all__ = ["Dataset", "ParsedRow", "Sample", "Turn"]

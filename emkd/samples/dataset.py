@@ -1,6 +1,6 @@
 """Datasets: Parquet files or LLaVA-style JSON/JSONL, as rows numbered from 0 in a fixed order.
 
-    Dataset.open("data/*.parquet") -> .n_rows, .fingerprint -> .sample(17) -> Sample
+    Dataset("data/*.parquet") -> .n_rows, .fingerprint -> .row(17) -> ParsedRow -> .sample() -> Sample
 
 A row has `messages` (list of {role, content}) or `conversations` (list of {from, value}), and may have `id` and
 `images` or `image`: in Parquet {bytes, path}, in JSON and JSONL paths below the image root. Files are taken in the
@@ -21,9 +21,9 @@ from pathlib import Path
 from typing import Any
 
 from emkd.errors import DataFormatError, InputNotFoundError, SampleError, UsageError
-from emkd.samples.images import read_image_bytes
-from emkd.samples.sample import Sample, Turn, check_image_count, parse_turns, sample_key, text_sha256
-from emkd.samples.sources import CONVERSATION_COLUMNS, IMAGE_COLUMNS, JsonSource, ParquetSource, Row, Source
+from emkd.samples.row import ParsedRow, text_hash
+from emkd.samples.sample import Sample
+from emkd.samples.sources import JsonSource, ParquetSource, RawRow, Source
 
 SUFFIXES = (".parquet", ".json", ".jsonl")
 
@@ -77,41 +77,24 @@ class Dataset:
         listing = [[f.name, f.n_rows, f.n_bytes, f.digest] for f in self.files]
         return hashlib.sha256(json.dumps(listing).encode()).hexdigest()
 
-    def raw_row(self, row: int) -> Row:
-        """The row as its file has it. Raises SampleError where a text of it is not text, DataFormatError, OSError."""
+    def row(self, row: int) -> ParsedRow:
+        """Read and parse one row; its images are read by `ParsedRow.sample`. Raises DataFormatError, OSError."""
         source = bisect_right(self._starts, row) - 1
-        return self._sources[source].row(row - self._starts[source])
-
-    def row_id(self, row: int) -> str:
-        """The row's own id, "" where it has none. A lone surrogate is escaped: the index could not store it."""
-        value = self.raw_row(row).get("id")
-        return "" if value is None else str(value).encode(errors="backslashreplace").decode()
+        try:
+            raw: RawRow | SampleError = self._sources[source].row(row - self._starts[source])
+        except SampleError as error:
+            raw = error
+        return ParsedRow.of(row, raw, self.image_root)
 
     def sample(self, row: int) -> Sample:
-        """The row as a Sample, its images read but not decoded. Raises SampleError where it cannot be used."""
-        raw = self.raw_row(row)
-        turns = _turns(raw)
-        entries: Any = next((raw[name] for name in IMAGE_COLUMNS if raw.get(name)), [])
-        entries = entries if isinstance(entries, list) else [entries]  # LLaVA names a single image without a list
-        check_image_count(turns, len(entries))
-        images = tuple(read_image_bytes(entry, self.image_root) for entry in entries)
-        return Sample(row=row, id=self.row_id(row), key=sample_key(turns, images), turns=turns, images=images)
-
-    def text_sha256(self, row: int) -> str:
-        """Hash of the row's roles and texts, "" where it has no conversation that can be read."""
-        try:
-            return text_sha256(_turns(self.raw_row(row)))
-        except SampleError:
-            return ""
+        """The row as a Sample, its images read but not decoded. Raises SampleError if it cannot be used."""
+        return self.row(row).sample()
 
     def text_hashes(self) -> Iterator[str]:
         """`text_sha256` of every row, in order: all texts are read, and no image. Raises DataFormatError, OSError."""
         for source in self._sources:
             for raw in source.texts():
-                try:
-                    yield "" if isinstance(raw, SampleError) else text_sha256(_turns(raw))
-                except SampleError:
-                    yield ""
+                yield text_hash(raw)
 
     def keyed_rows(self) -> Iterator[tuple[int, str | None]]:
         """(row, key) of every row; None where a row cannot be read. Reads everything: slow on purpose."""
@@ -124,10 +107,6 @@ class Dataset:
             return self.sample(row).key
         except SampleError:
             return None
-
-
-def _turns(raw: Row) -> tuple[Turn, ...]:
-    return parse_turns(next((raw[name] for name in CONVERSATION_COLUMNS if raw.get(name)), []))
 
 
 def find_files(data: str) -> list[Path]:

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 from emkd.errors import DataFormatError, SampleError
 
-Row = dict[str, Any]
+RawRow = dict[str, Any]
 
 # Under either name, in Parquet as in JSON; where a row has both, the first one counts.
 CONVERSATION_COLUMNS = ("messages", "conversations")
@@ -50,8 +50,8 @@ class Source(Protocol):
     n_rows: int
 
     def digest(self) -> str: ...
-    def row(self, index: int) -> Row: ...
-    def texts(self) -> Iterator[Row | SampleError]: ...
+    def row(self, index: int) -> RawRow: ...
+    def texts(self) -> Iterator[RawRow | SampleError]: ...
 
 
 class ParquetSource:
@@ -80,7 +80,7 @@ class ParquetSource:
     def digest(self) -> str:
         return sampled_sha256(self.path)
 
-    def row(self, index: int) -> Row:
+    def row(self, index: int) -> RawRow:
         group = bisect_right(self._starts, index) - 1
         if group not in self._groups:
             self._groups[group] = self._read(group, self._columns)
@@ -92,7 +92,7 @@ class ParquetSource:
             raise found
         return found
 
-    def texts(self) -> Iterator[Row | SampleError]:
+    def texts(self) -> Iterator[RawRow | SampleError]:
         for group in range(self._file.num_row_groups):
             yield from _rows_of(self._read(group, self._text_columns))
 
@@ -117,7 +117,7 @@ class ParquetSource:
         return table
 
 
-def _rows_of(table: pa.Table) -> list[Row | SampleError]:
+def _rows_of(table: pa.Table) -> list[RawRow | SampleError]:
     """The rows as Python objects. A row whose text is not UTF-8, which Parquet does not check, costs no other."""
     try:
         return list(table.to_pylist())
@@ -125,7 +125,7 @@ def _rows_of(table: pa.Table) -> list[Row | SampleError]:
         return [_row_of(table.slice(index, 1)) for index in range(table.num_rows)]
 
 
-def _row_of(table: pa.Table) -> Row | SampleError:
+def _row_of(table: pa.Table) -> RawRow | SampleError:
     try:
         return dict(table.to_pylist()[0])
     except UnicodeDecodeError as error:
@@ -139,20 +139,20 @@ class JsonSource:
         self.path = path
         data = path.read_bytes()
         self._digest = hashlib.sha256(data).hexdigest()
-        self._rows: list[Row] = _json_rows(path, data) if path.suffix == ".json" else list(_jsonl_rows(path, data))
+        self._rows: list[RawRow] = _json_rows(path, data) if path.suffix == ".json" else list(_jsonl_rows(path, data))
         self.n_rows = len(self._rows)
 
     def digest(self) -> str:
         return self._digest
 
-    def row(self, index: int) -> Row:
+    def row(self, index: int) -> RawRow:
         return self._rows[index]
 
-    def texts(self) -> Iterator[Row | SampleError]:
+    def texts(self) -> Iterator[RawRow | SampleError]:
         return iter(self._rows)
 
 
-def _json_rows(path: Path, data: bytes) -> list[Row]:
+def _json_rows(path: Path, data: bytes) -> list[RawRow]:
     found = _parsed(path, data)
     if not isinstance(found, list):
         raise DataFormatError(f"{path} must hold a list of objects, one per sample; it is {_kind(found)}. {_SEE}")
@@ -162,7 +162,7 @@ def _json_rows(path: Path, data: bytes) -> list[Row]:
     return found
 
 
-def _jsonl_rows(path: Path, data: bytes) -> Iterator[Row]:
+def _jsonl_rows(path: Path, data: bytes) -> Iterator[RawRow]:
     """A row for each line that is not blank."""
     for number, line in enumerate(data.splitlines(), start=1):
         if not line.strip():

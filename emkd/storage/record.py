@@ -143,6 +143,7 @@ class CapturedRow:
     """One row of a shard's plan after the teacher's pass: its record, or the reason why it was skipped.
 
     text_sha256: hash of its roles and texts, without images; "" if it has no conversation, None if not known
+    image_keys:  of each image, a hash of all that the teacher saw up to its end (`Encoded.image_keys`); not stored
     halvings:    how often the row's batch was halved because it did not fit into memory. In bfloat16 the numbers
                  depend on the batch, so a shard with halvings may differ in bits from one without.
     """
@@ -154,3 +155,4 @@ class CapturedRow:
     detail: str = ""
     halvings: int = 0
     text_sha256: str | None = None
+    image_keys: tuple[str, ...] = ()

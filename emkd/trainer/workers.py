@@ -8,7 +8,7 @@ at the previous failure. Errors that emkd raises itself end the run at once.
 """
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +20,7 @@ import ray.train
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.util.queue import Empty, Queue
 
+from emkd.background import BackgroundCall
 from emkd.errors import EmkdError, JobFailedError
 from emkd.ray_session import check_resources, session
 from emkd.trainer import report
@@ -85,30 +86,10 @@ def _fit(settings: TrainSettings, use_gpu: bool, lines: Queue) -> dict[str, floa
             torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
             run_config=ray.train.RunConfig(storage_path=folder),
         )
-        result = _interruptible(trainer.fit)
+        # In the main thread Ray Train would take Ctrl-C for itself and end without a word.
+        result = BackgroundCall(trainer.fit, "emkd-ray-train").result()
     metrics: dict[str, float] = result.return_value
     return metrics
-
-
-def _interruptible(call: Callable[[], Any]) -> Any:
-    """What `call` returns or raises, from a thread of its own: in the main one Ray Train would take Ctrl-C for itself
-    and end without a word."""
-    outcome: list[tuple[bool, Any]] = []
-
-    def run() -> None:
-        try:
-            outcome.append((True, call()))
-        except BaseException as error:  # noqa: BLE001  raised below, in the thread that waits
-            outcome.append((False, error))
-
-    thread = threading.Thread(target=run, daemon=True)
-    thread.start()
-    while thread.is_alive():
-        thread.join(timeout=0.2)
-    went_well, value = outcome[0]
-    if not went_well:
-        raise value
-    return value
 
 
 def _train_one_rank(config: dict[str, Any]) -> dict[str, float]:
@@ -134,14 +115,15 @@ def _relayed() -> Iterator[Queue]:
             except ray.exceptions.RayError:  # Ray has ended, and with it whoever had something to say
                 return
 
-    thread = threading.Thread(target=show, daemon=True)
-    thread.start()
+    shown = BackgroundCall(show, "emkd-relay")
     try:
         yield lines
     finally:
         done.set()
-        thread.join(timeout=10)
+        ended = shown.wait(timeout=10)
         lines.shutdown()
+    if ended:
+        shown.result()
 
 
 def _with_absolute_paths(settings: TrainSettings) -> TrainSettings:

@@ -13,7 +13,7 @@ from emkd.errors import EmkdError, GeometryMismatchError, ModelError, TeacherMis
 from emkd.inspection.compare.against_teacher import LiveSettings, compare_with_teacher
 from emkd.pipeline import JobSettings
 from emkd.pipeline.for_student import check_student
-from emkd.pipeline.manifest_of import identify
+from emkd.pipeline.job_manifest import job_manifest
 from emkd.samples import Dataset
 from emkd.trainer import Recipe, TrainSettings, train_student, with_flags
 from emkd.vlm.identity import image_processor_settings, tokenizer_json
@@ -36,7 +36,7 @@ class Callers:
             teacher=str(self.teacher), data=str(self.data), cache="unused", gpus_per_worker=0, for_student=str(model)
         )
         dataset = Dataset(settings.data)
-        check_student(settings, *identify(settings, dataset), dataset)
+        check_student(settings, *job_manifest(settings, dataset), dataset)
 
     def training(self, model: Path) -> None:
         output = self.folder / "out"

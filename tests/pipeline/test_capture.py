@@ -12,6 +12,7 @@ from emkd.samples import Dataset, encode
 from emkd.storage.cache import Cache
 from emkd.vlm import load
 from tests import tiny
+from tests.storage.builders import array_fields
 from tests.trainer import dense
 
 V = len(tiny.VOCABULARY)
@@ -271,27 +272,23 @@ def test_a_model_that_inserts_tokens_of_its_own_is_refused(teacher_path, data_pa
         output.last_hidden_state = torch.nn.functional.pad(output.last_hidden_state, (0, 0, 0, 1))
 
     found.vlm.model.model.register_forward_hook(longer)
-    with pytest.raises(ModelError, match="expands images by itself"):
+    with pytest.raises(ModelError, match="expands images itself"):
         found.capture(Dataset(str(data_path)), range(6))
 
 
-def arrays(record):
-    return {name: value for name, value in vars(record).items() if isinstance(value, np.ndarray)}
-
-
 def assert_equal(record, expected) -> None:
-    for name, value in arrays(expected).items():
-        assert np.array_equal(arrays(record)[name], value), name
+    for name, value in array_fields(expected).items():
+        assert np.array_equal(array_fields(record)[name], value), name
     assert (record.key, record.images) == (expected.key, expected.images)
 
 
 def assert_close(record, expected) -> None:
     """All V logits of each token, and the affinities; ids of nearly equal logits may stand in another order."""
     for kind in ("vision", "answer"):
-        ids, logits = (getattr(expected, f"{kind}_{name}") for name in ("ids", "logits"))
-        everything = np.zeros((len(ids), V))
-        np.put_along_axis(everything, ids.astype(np.int64), logits.astype(np.float64), axis=1)
-        assert_logits(getattr(record, f"{kind}_ids"), getattr(record, f"{kind}_logits"), torch.from_numpy(everything))
+        found, wanted = getattr(record, kind), getattr(expected, kind)
+        everything = np.zeros((len(wanted), V))
+        np.put_along_axis(everything, wanted.ids.astype(np.int64), wanted.logits.astype(np.float64), axis=1)
+        assert_logits(found.ids, found.logits, torch.from_numpy(everything))
     np.testing.assert_allclose(record.affinity, expected.affinity, atol=2e-6)
     assert np.array_equal(record.text_ids, expected.text_ids)
 

@@ -6,14 +6,13 @@ import threading
 import weakref
 from contextlib import contextmanager
 
-import numpy as np
 import pytest
 import torch
 
 from emkd.errors import CacheWriteError
-from emkd.pipeline.manifest_of import identify
+from emkd.pipeline.job_manifest import job_manifest
 from emkd.pipeline.settings import JobSettings
-from emkd.pipeline.shared import SharedImages
+from emkd.pipeline.shared_images import SharedImages
 from emkd.pipeline.worker import CaptureWorker, record_bytes
 from emkd.samples import Dataset
 from emkd.samples.encode import Encoder
@@ -22,6 +21,7 @@ from emkd.storage.lifecycle.create import create_cache
 from emkd.storage.objects.local import LocalFiles
 from emkd.storage.shards.writer import ShardWriter
 from tests import tiny
+from tests.storage.builders import array_fields
 
 ROWS = 12
 # Of tiny.rows(): 26, 41, 11, 30, 45 and 24 tokens, the last half of the rows the same once more.
@@ -50,13 +50,13 @@ def begin(teacher_path, data, cache, **chosen) -> CaptureWorker:
         teacher=str(teacher_path), data=str(data), cache=str(cache), gpus_per_worker=0, top_k=8, answer_top_k=8,
         batch_tokens=BUDGET, **chosen,
     )  # fmt: skip
-    manifest, tokenizer = identify(settings, Dataset(settings.data))
+    manifest, tokenizer = job_manifest(settings, Dataset(settings.data))
     create_cache(settings.cache, manifest, tokenizer)
     return CaptureWorker(settings, manifest)
 
 
 def gone() -> bool:
-    return all(thread.name != "emkd-behind" for thread in threading.enumerate())
+    return all(thread.name != "emkd-write" for thread in threading.enumerate())
 
 
 def objects_of(cache, below) -> list[str]:
@@ -95,7 +95,7 @@ def test_rows_that_cannot_be_read_come_before_the_first_pass(teacher_path, tmp_p
     found = teacher.captured(teacher.reading(dataset, range(6)))
     first = next(found)
     assert (first.hint.row, first.reason) == (1, "image-broken")
-    assert first.text_sha256 == dataset.text_sha256(1)
+    assert first.text_sha256 == dataset.row(1).text_sha256
     assert sorted(result.hint.row for result in found) == [0, 2, 3, 4, 5]
 
 
@@ -204,6 +204,6 @@ def test_pixels_and_records_go_with_their_batch(worker):
 def test_bytes_of_a_row(worker):
     teacher, dataset = worker._loaded()
     (row,) = teacher.capture(dataset, [0])
-    arrays = [value for value in vars(row.record).values() if isinstance(value, np.ndarray)]
+    arrays = array_fields(row.record).values()
     assert len(arrays) == 10
     assert record_bytes(row) == sum(array.size * array.itemsize for array in arrays) > 16 * 8 * 8

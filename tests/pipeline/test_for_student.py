@@ -9,7 +9,7 @@ from tokenizers.processors import TemplateProcessing
 from emkd.errors import GeometryMismatchError, InputNotFoundError, TokenizerMismatchError, UsageError
 from emkd.pipeline import JobSettings
 from emkd.pipeline.for_student import check_student
-from emkd.pipeline.manifest_of import identify
+from emkd.pipeline.job_manifest import job_manifest
 from emkd.samples import Dataset
 from tests import tiny
 
@@ -20,7 +20,7 @@ def check(teacher_path, data_path, student, **chosen) -> None:
         **chosen,
     )  # fmt: skip
     dataset = Dataset(settings.data)
-    check_student(settings, *identify(settings, dataset), dataset)
+    check_student(settings, *job_manifest(settings, dataset), dataset)
 
 
 def test_a_student_that_can_use_the_cache(teacher_path, data_path, student_path, capfd):

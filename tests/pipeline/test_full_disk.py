@@ -45,7 +45,7 @@ def test_a_disk_that_fills_up_in_the_middle(teacher_path, tmp_path):
     first = (tmp_path / "first").read_text()
     assert first.endswith("exit 1\n"), first
     assert "cannot be written (No space left on device): it needs" in first
-    assert "were not begun" in first, "a full disk stops the job: every other shard would fail as well"
+    assert "were not started" in first, "a full disk stops the job: every other shard would fail as well"
     assert "What is missing needs about" in first
     assert "Traceback" not in first
     between = json.loads((tmp_path / "between").read_text())

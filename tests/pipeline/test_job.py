@@ -43,7 +43,7 @@ def test_the_job_writes_what_the_worker_alone_writes(teacher_path, data_path, tm
     assert verify(tmp_path / "cache") == []
     err = capfd.readouterr().err
     assert "2 of 2 shards to do" in err
-    assert "bytes a vision token" in err
+    assert "bytes per vision token" in err
 
     again = cache_teacher(chosen)  # nothing is missing: no Ray, no teacher
     assert again.seal == cache.seal
@@ -112,7 +112,9 @@ def test_a_disk_that_is_too_small_is_noticed_before_the_job(teacher_path, data_p
 def test_a_job_that_fails_at_its_preflight_leaves_nothing(teacher_path, tmp_path):
     rows = [{**row, "images": [b"broken"] * len(row["images"])} for row in tiny.rows() if row["images"]]
     data = tiny.write_data(tmp_path / "rows.parquet", rows)
-    with pytest.raises(JobFailedError, match="none of 5 rows looked at can be used; row 0: image-broken"):
+    with pytest.raises(
+        JobFailedError, match="none of the 5 rows checked can be used; the first is row 0: image-broken"
+    ):
         cache_teacher(settings(teacher_path, data, tmp_path / "cache"))
     assert not (tmp_path / "cache").exists()
 
@@ -159,7 +161,7 @@ def test_more_rows_and_damage(teacher_path, data_path, tmp_path, capfd):
     ):
         cache_teacher(settings(teacher_path, data_path, folder), repair=True)
     err = capfd.readouterr().err
-    assert "damaged objects: 2; shards to be made anew: 2" in err
+    assert "damaged objects: 2; shards to rewrite: 2" in err
     assert "1 of 4 shards to do" in err
     repaired = cache_teacher(settings(teacher_path, more, folder), repair=True)
     assert objects(repaired) == whole

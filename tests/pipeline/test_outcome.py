@@ -6,11 +6,11 @@ import pytest
 
 from emkd.errors import DataMismatchError, JobFailedError
 from emkd.pipeline import JobSettings
+from emkd.pipeline.cache_size import Sizes
 from emkd.pipeline.job import _check_outcome, _check_skipped
-from emkd.pipeline.manifest_of import identify
+from emkd.pipeline.job_manifest import job_manifest
 from emkd.pipeline.preflight import Estimate
-from emkd.pipeline.pull import Outcome
-from emkd.pipeline.sizes import Sizes
+from emkd.pipeline.shard_pool import Outcome
 from emkd.pipeline.worker import CaptureWorker
 from emkd.samples import Dataset
 from emkd.storage.cache import Cache
@@ -54,7 +54,7 @@ def test_failed_shards_are_told_with_the_first_and_what_is_missing():
     outcome.fail(2, JobFailedError("also later"))
     with pytest.raises(
         JobFailedError,
-        match=r"3 of 5 shards failed, 1 were committed; 1 were not begun. Shard 1: broken. .* about 4.04 kB; run the same",
+        match=r"3 of 5 shards failed, 1 were committed; 1 were not started. Shard 1: broken. .* about 4.04 kB; run the same",
     ):
         _check_outcome(settings(), outcome, 5, ESTIMATE)
 
@@ -74,7 +74,7 @@ def test_exactly_the_share_of_skipped_rows_is_accepted(teacher_path, tmp_path):
 def test_a_worker_that_finds_other_data_by_that_name(teacher_path, data_path, tmp_path):
     data = shutil.copy(data_path, tmp_path / "rows.parquet")
     chosen = settings(teacher=str(teacher_path), data=str(data), cache=str(tmp_path / "cache"))
-    manifest, _ = identify(chosen, Dataset(chosen.data))
+    manifest, _ = job_manifest(chosen, Dataset(chosen.data))
     tiny.write_data(tmp_path / "rows.parquet", tiny.rows()[:5])
     with pytest.raises(DataMismatchError, match="this worker found other files by that name than the driver"):
         CaptureWorker(chosen, manifest).capture_shard(0)

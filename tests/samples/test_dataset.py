@@ -64,7 +64,7 @@ def test_all_formats_give_identical_samples_and_token_ids(everywhere):
     texts = list(plain.text_hashes())
     assert len(set(texts)) == plain.n_rows == 6
     for name, dataset in everywhere.items():
-        assert list(dataset.text_hashes()) == [dataset.text_sha256(row) for row in range(6)] == texts, name
+        assert list(dataset.text_hashes()) == [dataset.row(row).text_sha256 for row in range(6)] == texts, name
         for row in range(plain.n_rows):
             assert dataset.sample(row) == plain.sample(row), (name, row)
             ours, theirs = encoder(dataset.sample(row)), encoder(plain.sample(row))
@@ -142,7 +142,7 @@ def test_hashes_are_what_the_format_says(everywhere):
         parts = [(b"R", b"user"), *images, question, (b"R", b"assistant"), answer]
         assert dataset.sample(1).key == naive_hash(b"emkd-sample-1", parts)
         without = [(tag, b"" if tag == b"I" else data) for tag, data in parts]
-        assert dataset.text_sha256(1) == naive_hash(b"emkd-text-1", without)
+        assert dataset.row(1).text_sha256 == naive_hash(b"emkd-text-1", without)
 
 
 def test_rows_are_numbered_over_files_and_row_groups(tmp_path):
@@ -155,8 +155,8 @@ def test_rows_are_numbered_over_files_and_row_groups(tmp_path):
     assert [f.name for f in dataset.files] == ["b.parquet", "c.parquet"]
     whole = Dataset(str(tiny.write_data(tmp_path / "all" / "rows.parquet", rows)))
     assert [key for _, key in dataset.keyed_rows()] == [key for _, key in whole.keyed_rows()]
-    assert dataset.row_id(3) == "one"
-    assert dataset.row_id(4) == ""
+    assert dataset.row(3).id == "one"
+    assert dataset.row(4).id == ""
     assert dataset.fingerprint != whole.fingerprint
     assert pickle.loads(pickle.dumps(dataset)).sample(5) == dataset.sample(5)  # noqa: S301
 

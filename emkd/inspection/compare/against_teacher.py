@@ -21,7 +21,7 @@ from emkd.inspection.compare.live_teacher import LiveSettings, likeness, load_te
 from emkd.inspection.damage import open_for_inspection
 from emkd.inspection.fidelity.of_cache import IMAGES, LiveSample, cache_fidelity
 from emkd.pipeline.capture import Teacher, does_not_fit
-from emkd.pipeline.memory import unless_out_of_memory
+from emkd.pipeline.out_of_memory import unless_out_of_memory
 from emkd.samples.dataset import Dataset
 from emkd.samples.encode import Encoded
 from emkd.storage.cache import Cache

@@ -21,9 +21,8 @@ from emkd.errors import (
     TeacherMismatchError,
     TokenizerMismatchError,
 )
-from emkd.pipeline.capture import Teacher
-from emkd.pipeline.memory import rows_that_fit
-from emkd.pipeline.worker import capture_settings
+from emkd.pipeline.capture import CaptureSettings, Teacher
+from emkd.pipeline.out_of_memory import rows_that_fit
 from emkd.samples.dataset import Dataset
 from emkd.samples.encode import Encoded
 from emkd.storage.cache import Cache
@@ -72,7 +71,7 @@ def load_teacher(cache: Cache, settings: LiveSettings) -> Teacher:
             f"{settings.against_teacher} has {vlm.n_tokens} ids, the cache's teacher had {manifest.vocabulary_size}, "
             f"so their logits cannot be compared. {_name_the_teacher(cache)}"
         )
-    return Teacher(vlm, capture_settings(manifest))
+    return Teacher(vlm, CaptureSettings.of(manifest))
 
 
 def _teacher_side(cache: Cache) -> TeacherSide:

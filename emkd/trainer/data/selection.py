@@ -108,7 +108,7 @@ def _check_some_keys(cache: Cache, dataset: Dataset, chosen: Selection) -> None:
         found, expected = dataset.key(row), cache.sample_key(number)
         if found is not None and found != expected:
             raise DataMismatchError(
-                f"row {row} (id {dataset.row_id(row)!r}) of {dataset.data} is not what the teacher saw: its key is "
+                f"row {row} (id {dataset.row(row).id!r}) of {dataset.data} is not what the teacher saw: its key is "
                 f"{found[:12]}, the cache has {expected[:12]}. Its images differ from those that were cached: use the "
                 "data (and the --image-root) that the cache was made from"
             )

@@ -1,4 +1,5 @@
 import dataclasses
+import inspect
 import math
 import re
 from pathlib import Path
@@ -9,7 +10,8 @@ import typer
 import yaml
 from transformers import TrainingArguments
 
-from emkd.cli import RECIPE_FLAGS, app
+from emkd.cli import app
+from emkd.commands.student import train_student
 from emkd.errors import InputNotFoundError, UsageError
 from emkd.trainer.recipe.arguments import RESERVED, training_arguments
 from emkd.trainer.recipe.recipe import Recipe, load_recipe, make_recipe, with_flags
@@ -131,19 +133,41 @@ def test_what_is_reserved_is_refused_each_for_its_reason():
             make_recipe({"training": {name: 1}}, "here")
 
 
-def test_the_command_line_and_recipes_agree():
+class Caught(Exception):
+    """Ends a command before it does anything."""
+
+
+def recipe_flags(monkeypatch):
+    """The recipe's key for each flag of train-student: each flag is given a value that no other has."""
+    given = {name: object() for name, found in inspect.signature(train_student).parameters.items() if not found.default}
+    keys = {}
+
+    def catch(recipe, flags):
+        keys.update(flags)
+        raise Caught
+
+    monkeypatch.setattr("emkd.trainer.load_recipe", lambda path: None)
+    monkeypatch.setattr("emkd.trainer.with_flags", catch)
+    with pytest.raises(Caught):
+        train_student(**{**given, "student": "s", "data": "d", "output": Path("o")})
+    return {flag: key for key, value in keys.items() for flag, own in given.items() if own is value}
+
+
+def test_the_command_line_and_recipes_agree(monkeypatch):
     """Each flag sets one key of the recipe, and its help names the default of that key."""
+    flags = recipe_flags(monkeypatch)
+    assert len(flags) == 17
     command = typer.main.get_command(app).commands["train-student"]
     options = {option.name: option for option in command.params}
     arguments = training_arguments(Path("nowhere"), {})
-    for flag, place in RECIPE_FLAGS.items():
+    for flag, place in flags.items():
         section, _, name = place.rpartition(".")
         if section == "training":
             default = getattr(arguments, name)
             assert name in {field.name for field in dataclasses.fields(TrainingArguments)}
         else:
             default = getattr(getattr(Recipe(), section) if section else Recipe(), name)
-        assert options[flag].default is None, "a flag that is not given must not go over a file"
+        assert options[flag].default is None, "a flag that is not given must not override a file"
         stated = re.search(r"\(default ([^)]*)\)", options[flag].help)
         if stated is None:
             assert default in (None, (), -1), (flag, default)

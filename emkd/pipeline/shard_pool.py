@@ -1,11 +1,11 @@
-"""A pool of workers that pull shards until none is left, or until going on makes no sense.
+"""A pool of workers that pull shards until none is left, or until it makes no sense to continue.
 
-A shard is captured at least once and committed exactly once: a killed worker is restarted and its shard tried
-again, and a shard that fails for good does not stop the others. Three things do: an interrupt, a place that cannot
-be written, and failures one after the other, which are no longer the fault of single shards.
+A shard is captured at least once and committed exactly once: Ray restarts a killed worker and retries its shard, and
+a shard that fails for good does not stop the other shards. Three things stop the pool: an interrupt, a folder that
+cannot be written, and failures in a row, which are no longer the fault of single shards.
 
-Of a shard that is done nothing is kept but that it was, and of a failed one its number: neither the memory of the
-driver nor the time that it takes for a shard grows with their number (`python -m benchmarks.storage.million_samples`).
+The driver keeps a count of the shards that are done and the numbers of the failed ones: neither its memory nor its
+time per shard grows with the number of shards (`python -m benchmarks.storage.million_samples`).
 """
 
 from collections import deque
@@ -21,15 +21,19 @@ from emkd.pipeline.actors import result_of
 from emkd.pipeline.worker import ShardReport
 
 FAILURES_IN_A_ROW = 3
-POLL_SECONDS = 0.1  # Ctrl-C is heard between two polls, and twice only by two of them
+POLL_SECONDS = 0.1  # Ctrl-C is noticed between two polls, so pressing it twice takes two of them
 
 
 @dataclass
 class Outcome:
-    """What came of the shards: how many are done, which ones failed, and which nobody began.
+    """What became of the shards.
 
-    `first_failure` is the lowest of the failed numbers and what that shard ended with; `full` says that a place could
-    not be written.
+    n_done:        shards that were committed
+    failed:        numbers of the shards that failed
+    first_failure: the lowest of these numbers, and the error of that shard
+    full:          the folder of the cache could not be written
+    left:          numbers of the shards that no worker started
+    interrupted:   the user pressed Ctrl-C
     """
 
     n_done: int = 0
@@ -47,9 +51,9 @@ class Outcome:
 
 
 class Shards:
-    """Who does which shard: each worker has one in hand and reads the rows of its next one meanwhile.
+    """Which worker captures which shard: each has one in hand, and reads the rows of its next one meanwhile.
 
-    A worker that is idle while none is left takes one that another worker would have done next.
+    If no shard is left, an idle worker takes one that another worker would have captured next.
     """
 
     def __init__(self, shards: Sequence[int]) -> None:
@@ -57,14 +61,14 @@ class Shards:
         self._next: dict[Any, int] = {}
 
     def __len__(self) -> int:
-        """Shards that nobody has in hand."""
+        """The number of shards that no worker has in hand."""
         return len(self._waiting) + len(self._next)
 
     def left(self) -> list[int]:
         return sorted([*self._waiting, *self._next.values()])
 
     def give(self, worker: Any) -> tuple[int, int | None]:
-        """The shard that the worker does now, and the one to read meanwhile, where there is one."""
+        """(the shard that the worker captures now, the shard whose rows it reads meanwhile or None)"""
         number = self._next.pop(worker, None)
         if number is None:
             number = self._waiting.popleft() if self._waiting else self._next.popitem()[1]
@@ -73,10 +77,13 @@ class Shards:
         return number, self._next.get(worker)
 
 
-def pull(
+def run_shards(
     workers: Sequence[Any], shards: Sequence[int], interrupt: Interrupt, show: Callable[[ShardReport], None]
 ) -> Outcome:
-    """Give each worker its next shard when it is done with one; returns when nothing is in hand any more."""
+    """Give each worker its next shard when it is done with one. Returns when no worker has a shard in hand.
+
+    show: called with the report of each committed shard
+    """
     outcome = Outcome()
     running: dict[Any, tuple[int, Any]] = {}
     idle, to_do, in_a_row = list(workers), Shards(shards), 0

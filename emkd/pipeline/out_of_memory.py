@@ -1,11 +1,11 @@
-"""When memory runs out: what counts as that, and how to go on with less.
+"""When memory runs out: what counts as that, and how to continue with less.
 
     results = unless_out_of_memory(lambda: forward(batch))
     if results is None:
-        free_memory(device)      # the failed batch is gone by now, so that there is something to free
+        free_memory(device)      # nothing refers to the failed batch any more, so its memory can be freed
         ...                      # try again with half of it
 
-Nothing else is caught here: any other error is a defect or a broken device, and going on would hide it.
+Nothing else is caught here: any other error is a defect or a broken device, and to continue would hide it.
 """
 
 import gc
@@ -22,7 +22,7 @@ T = TypeVar("T")
 # torch's CPU allocator has no error class of its own. "[enforce fail at alloc_cpu.cpp:127] err == 0.
 # DefaultCPUAllocator: can't allocate memory: you tried to allocate N bytes. Error code 12 (Cannot allocate memory)"
 CPU_ALLOCATOR = "DefaultCPUAllocator: can't allocate memory"
-OUT_OF_MEMORY = "out-of-memory"  # the reason of a row that does not fit by itself
+OUT_OF_MEMORY = "out-of-memory"  # the reason of a row that does not fit even alone
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -33,10 +33,10 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def unless_out_of_memory(run: Callable[[], T]) -> T | None:
-    """What `run` returns, or None where memory ran out.
+    """Return what `run` returns, or None if memory ran out.
 
-    By the time that None is there, the error is gone: its traceback has the frames of `run`, and these have every
-    tensor of the failed attempt. Trying again inside of an `except` block would need memory for both.
+    When None is returned, the error is gone: its traceback holds the frames of `run`, and these hold every tensor of
+    the failed attempt. A second attempt inside an `except` block would need memory for both.
     """
     try:
         return run()
@@ -47,7 +47,7 @@ def unless_out_of_memory(run: Callable[[], T]) -> T | None:
 
 
 def free_memory(device: torch.device) -> None:
-    """Gives back what nobody refers to any more: cycles of Python, and blocks that torch keeps for later."""
+    """Free what nothing refers to any more: reference cycles of Python, and blocks that torch caches."""
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
@@ -55,7 +55,7 @@ def free_memory(device: torch.device) -> None:
 
 @contextmanager
 def rows_that_fit() -> Iterator[None]:
-    """While open, a row whose reading or encoding runs out of the host's memory is a SampleError like any other."""
+    """While open, turn an error for lack of host memory into a SampleError of the row that is read or encoded."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:

@@ -1,13 +1,13 @@
 """Images that several rows of a shard show after the same text.
 
-Instruction data ask many questions of one image, in many rows. What a causal teacher makes of an image does not depend
-on the text behind it: its vision tokens have the same logits in all these rows, but for rounding, which depends on what
-else is in a batch. So the first row's numbers are taken for all of them, and the shard's writer, which stores equal
-numbers once, does the rest.
+Instruction data ask many questions about one image, in many rows. To a causal teacher, an image does not depend on the
+text that follows it: its vision tokens have the same logits in all these rows, except for rounding, which depends on
+the rest of the batch. So all these rows get the logits of the first one, and the shard's writer stores equal logits
+once.
 
-Nothing is taken for granted: each row's own numbers are computed and compared, within what the same teacher explains
-(`vlm/tolerance.py`). Where they differ by more, as with a teacher whose vision tokens see the text behind them, the row
-keeps its own.
+Nothing is taken for granted: each row's own logits are computed and compared with the first row's, within the tolerance
+for one teacher (`vlm/tolerance.py`). If they differ by more, as with a teacher whose vision tokens see the text that
+follows them, the row keeps its own.
 """
 
 from collections import Counter
@@ -22,12 +22,13 @@ from emkd.vlm.tolerance import UNIT, tolerance
 
 
 class SharedImages:
-    """Finds what the rows of a shard have in common: `expect` all of them, then `unify` one record after the other.
+    """Finds the images that rows of a shard share: `expect` all rows, then `apply` to one row after the other.
 
-    dtype: of the teacher
+    dtype:       of the teacher
+    n_shared:    images that took another row's logits
+    n_different: images that should have taken them, but differed and kept their own
 
-    `n_shared` images had another row's numbers, `n_different` should have had and kept their own. The first record's
-    numbers of an image are held until the last row that shows it.
+    The first row's logits of an image are held until the last row that shows it.
     """
 
     def __init__(self, dtype: str) -> None:
@@ -37,11 +38,14 @@ class SharedImages:
         self._first: dict[str, TopLogits] = {}
 
     def expect(self, keys: Iterable[str]) -> None:
-        """Rows with these images (`Encoded.image_keys`) will come."""
+        """Announce rows with these images (`Encoded.image_keys`)."""
         self._to_come.update(keys)
 
     def unify(self, record: Record, keys: Sequence[str]) -> Record:
-        """The record with the first row's numbers of the images that it shares. keys: of its images"""
+        """The record with the first row's logits of the images that it shares.
+
+        keys: of the record's images, in order
+        """
         found = [self._known(key, _of_image(record, span)) for key, span in zip(keys, record.images, strict=True)]
         if all(tokens is None for tokens in found):
             return record
@@ -51,16 +55,16 @@ class SharedImages:
         ]
         return replace(record, vision=TopLogits.joined(parts))
 
-    def apply(self, row: CapturedRow, keys: Sequence[str]) -> CapturedRow:
-        """The row with the record that `unify` makes of its own. A row without one frees what it would have shown."""
+    def apply(self, row: CapturedRow) -> CapturedRow:
+        """The row with its record unified. A row without a record only counts as one that showed its images."""
         if row.record is not None:
-            return replace(row, record=self.unify(row.record, keys))
-        for key in keys:
+            return replace(row, record=self.unify(row.record, row.image_keys))
+        for key in row.image_keys:
             self._leave(key)
         return row
 
     def _known(self, key: str, own: TopLogits) -> TopLogits | None:
-        """The numbers to take for an image's own, None for its own."""
+        """The logits that replace an image's own, or None if it keeps its own."""
         first = self._first.get(key)
         if first is None and self._to_come[key] > 1:
             self._first[key] = own
@@ -85,8 +89,10 @@ def _of_image(record: Record, span: ImageSpan) -> TopLogits:
 
 
 def _agree(one: TopLogits, other: TopLogits, dtype: str) -> bool:
-    """Whether a teacher in this dtype may have answered both for the same tokens. Logits are compared rank by rank:
-    rounding lets ids of nearly equal logits change places."""
+    """Whether one teacher in this dtype may have given both for the same tokens.
+
+    Logits are compared rank by rank: rounding may swap ids of nearly equal logits.
+    """
     if one.logits.shape != other.logits.shape:
         return False
     mean, other_mean = (np.zeros(0, np.float32) if top.tail_mean is None else top.tail_mean for top in (one, other))

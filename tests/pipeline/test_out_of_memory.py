@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from emkd.errors import SampleError
-from emkd.pipeline.memory import free_memory, is_out_of_memory, rows_that_fit, unless_out_of_memory
+from emkd.pipeline.out_of_memory import free_memory, is_out_of_memory, rows_that_fit, unless_out_of_memory
 
 ABSURD = 1 << 50
 

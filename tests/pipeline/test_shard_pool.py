@@ -9,7 +9,7 @@ import ray
 
 from emkd.errors import CacheWriteError, JobFailedError
 from emkd.interrupt import Interrupt
-from emkd.pipeline.pull import FAILURES_IN_A_ROW, pull
+from emkd.pipeline.shard_pool import FAILURES_IN_A_ROW, run_shards
 from emkd.pipeline.worker import ShardReport
 
 pytestmark = pytest.mark.xdist_group("ray")
@@ -49,7 +49,7 @@ def run(ends: dict[int, Exception], n_workers: int = 1, stop_after: int | None =
         shown.append(report.number)
         interrupt.asked = len(shown) == stop_after or interrupt.asked
 
-    return pull(workers, range(10), interrupt, show), shown
+    return run_shards(workers, range(10), interrupt, show), shown
 
 
 @pytest.mark.parametrize("n_workers", [1, 2])
@@ -61,14 +61,14 @@ def test_every_shard_is_done_once(session, n_workers):
 
 def test_a_worker_is_told_what_to_read_meanwhile(session):
     worker = ray.remote(Told).remote({})
-    pull([worker], range(4), Interrupt("waiting"), lambda report: None)
+    run_shards([worker], range(4), Interrupt("waiting"), lambda report: None)
     assert ray.get(worker.all_asked.remote()) == [(0, 1), (1, 2), (2, 3), (3, None)]
 
 
 def test_nothing_is_kept_of_a_shard_that_is_done(session):
     """The driver of 100,000 shards must not grow with them."""
     seen: list[weakref.ref] = []
-    outcome = pull(
+    outcome = run_shards(
         [ray.remote(Told).remote({})], range(10), Interrupt("waiting"), lambda report: seen.append(weakref.ref(report))
     )
     gc.collect()

@@ -1,4 +1,4 @@
-"""How large a cache will be, from a few captured rows: they are really written, into a folder that is thrown away."""
+"""How large a cache will be, from a few captured rows: they are written to a temporary folder and measured."""
 
 import tempfile
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from emkd.storage.objects.open import open_files
 from emkd.storage.record import CapturedRow
 from emkd.storage.shards.writer import write_shard
 
-# seal.json: an entry for each index (name, size, hash), and what it has anyway.
+# seal.json: an entry for each index (name, size, hash), and everything else.
 SEAL_BYTES_PER_SHARD = 140
 SEAL_BYTES = 1200
 
@@ -26,11 +26,15 @@ class Sizes:
     once: int
 
 
-def measure(captured: Sequence[CapturedRow], manifest: Manifest, tokenizer_bytes: int, rows_per_shard: int) -> Sizes:
-    """What rows like the captured ones take. `tokenizer_bytes` is the size of tokenizer.json.
+def measure_sizes(
+    captured: Sequence[CapturedRow], manifest: Manifest, tokenizer_bytes: int, rows_per_shard: int
+) -> Sizes:
+    """Measure the bytes that rows like the captured ones take.
 
-    Small shards compress less than large ones, so the captured rows are written in shards of the job's own size, as
-    far as there are enough of them.
+    tokenizer_bytes: size of tokenizer.json
+
+    Small shards compress less than large ones, so the captured rows are written in shards of the job's own size if
+    there are enough rows.
     """
     whole = len(captured) // rows_per_shard * rows_per_shard
     groups = [captured[start : start + rows_per_shard] for start in range(0, whole, rows_per_shard)] or [captured]
@@ -46,8 +50,8 @@ def measure(captured: Sequence[CapturedRow], manifest: Manifest, tokenizer_bytes
 
 
 def _shard(captured: Sequence[CapturedRow], manifest: Manifest) -> tuple[int, int]:
-    """Bytes of a shard of these rows, its index included, and of their rows in the consolidated index."""
-    rows = [replace(row, hint=replace(row.hint, row=place)) for place, row in enumerate(captured)]
+    """(bytes of a shard of these rows with its index, bytes of their rows in the consolidated index)"""
+    rows = [replace(row, hint=replace(row.hint, row=number)) for number, row in enumerate(captured)]
     plan = ShardPlan.of(n_rows=len(rows), rows_per_shard=len(rows))
     alone = manifest.model_copy(update={"plan": plan, "extensions": ()})
     with tempfile.TemporaryDirectory(prefix="emkd-preflight-") as folder:

@@ -7,8 +7,9 @@ from itertools import pairwise
 import pytest
 
 from emkd.errors import DataFormatError
-from emkd.pipeline.pull import Shards
-from emkd.pipeline.reading import ReadAhead, RowReader
+from emkd.pipeline.read_ahead import ReadAhead
+from emkd.pipeline.row_reader import RowReader
+from emkd.pipeline.shard_pool import Shards
 from emkd.samples import Dataset
 from emkd.samples.encode import Encoder
 from emkd.storage.index.commit import read_index
@@ -18,7 +19,7 @@ from tests.pipeline.test_capture_shard import ROWS, before_pass, begin, data  # 
 
 N = 6  # rows of tiny.rows()
 SECONDS = 60  # to wait for another thread before it is called stuck
-AHEAD = "emkd-ahead"
+AHEAD = "emkd-read-ahead"
 
 
 @pytest.fixture
@@ -45,7 +46,7 @@ class Lacking(Encoder):
 
 
 def rows_of(reading: RowReader) -> list[int]:
-    return [hint.row for hint, _ in reading.usable]
+    return [row.hint.row for row in reading.usable]
 
 
 def test_a_limit_ends_it_and_the_rest_is_read_later(dataset, encoder):
@@ -58,7 +59,7 @@ def test_a_limit_ends_it_and_the_rest_is_read_later(dataset, encoder):
     assert rows_of(reading) == [0, 1]
     reading.advance()
     assert rows_of(reading) == list(range(N))
-    assert reading.texts == {row: dataset.text_sha256(row) for row in range(N)}
+    assert [row.text_sha256 for row in reading.usable] == list(dataset.text_hashes())
 
 
 def test_a_row_for_which_memory_lacks_now_is_read_again(dataset, encoder):
@@ -105,7 +106,7 @@ def test_what_was_begun_is_taken(dataset, encoder):
     with pytest.raises(ValueError, match="shard 3 was begun and not taken"):
         ahead.begin(4)
     assert rows_of(ahead.take(3)) == [3]
-    assert watched.seen == [(dataset.row_id(3), True)]
+    assert watched.seen == [(dataset.row(3).id, True)]
     assert rows_of(ahead.take(3)) == [], "now it begins anew"
 
 
@@ -120,15 +121,15 @@ def test_what_was_begun_for_nothing_is_dropped(dataset, encoder):
     other = ahead.take(4)
     other.advance()
     assert rows_of(other) == [4, 5]
-    assert watched.seen == [(dataset.row_id(0), True), (dataset.row_id(4), False), (dataset.row_id(5), False)]
+    assert watched.seen == [(dataset.row(0).id, True), (dataset.row(4).id, False), (dataset.row(5).id, False)]
 
 
 def test_an_error_belongs_to_its_shard(dataset, encoder):
     class Gone(Dataset):
-        def sample(self, row):
+        def row(self, row):
             if row == 2:
                 raise DataFormatError("the disk is gone")
-            return super().sample(row)
+            return super().row(row)
 
     gone = Gone(dataset.data)
     ahead = ReadAhead(lambda number: RowReader(encoder, gone, [number]), 1 << 40)
@@ -162,7 +163,7 @@ def test_shards_are_the_same_and_their_rows_are_read_behind_the_passes(teacher_p
         assert ahead.capture_shard(number, following).n_samples == 4
     behind = {name for name, ahead_of_time in watched.seen if ahead_of_time}
     read_by = {
-        number: [dataset.row_id(row) in behind for row in range(4 * number, 4 * number + 4)] for number in range(3)
+        number: [dataset.row(row).id in behind for row in range(4 * number, 4 * number + 4)] for number in range(3)
     }
     assert not any(read_by[0])
     assert read_by[1][0]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from emkd.pipeline.capture import CaptureSettings, Teacher
-from emkd.pipeline.shared import SharedImages
+from emkd.pipeline.shared_images import SharedImages
 from emkd.samples import Dataset
 from emkd.storage.cache import Cache
 from emkd.storage.record import CapturedRow, RowHint, TopLogits
@@ -104,8 +104,8 @@ def test_numbers_are_held_no_longer_than_somebody_waits():
     assert list(shared._first) == ["a"]
     shared.unify(record(0), ["a", "c"])
     assert list(shared._first) == ["a"]
-    row = CapturedRow(hint=RowHint(row=2, id=""), key="", record=None, reason="not-finite")
-    assert shared.apply(row, ["a"]) is row
+    row = CapturedRow(hint=RowHint(row=2, id=""), key="", record=None, reason="not-finite", image_keys=("a",))
+    assert shared.apply(row) is row
     assert not shared._first
 
 

@@ -1,4 +1,7 @@
-"""The manifest of a job: what the teacher, its tokenizer, its image processor and the data are."""
+"""The manifest of a job: it identifies the teacher, its tokenizer, its image processor and the data.
+
+The only place that turns settings (`--precision`) into fields of the manifest (`logits_precision`).
+"""
 
 import json
 from importlib.metadata import version
@@ -23,8 +26,8 @@ from emkd.vlm.loading import load_processor, resolve
 WRITERS = ("emkd", "torch", "transformers", "tokenizers", "zarr", "numcodecs", "xxhash", "pyarrow", "ray")
 
 
-def identify(settings: JobSettings, dataset: Dataset) -> tuple[Manifest, bytes]:
-    """(manifest, tokenizer.json) of a job, from files alone: no weights are loaded. Raises ModelError."""
+def job_manifest(settings: JobSettings, dataset: Dataset) -> tuple[Manifest, bytes]:
+    """(manifest, tokenizer.json) of a job, from files alone, without loading weights. Raises ModelError."""
     path = resolve(settings.teacher, settings.revision)
     processor = load_processor(path, settings.trust_remote_code)
     tokenizer = tokenizer_json(path)
@@ -68,13 +71,13 @@ def identify(settings: JobSettings, dataset: Dataset) -> tuple[Manifest, bytes]:
 
 
 def _dtype(path: Path, asked: str) -> str:
-    """The dtype that the teacher runs in: as asked for, or as its checkpoint says."""
+    """The dtype that the teacher runs in: the one of `--dtype`, or for auto that of its checkpoint."""
     if asked != "auto":
         return asked
     content = json.loads((path / "config.json").read_text())
     found = content.get("dtype") or content.get("torch_dtype") or content.get("text_config", {}).get("dtype")
     if found is None:
-        raise ModelError(f"{path}/config.json names no dtype; say which with --dtype float32, bfloat16 or float16")
+        raise ModelError(f"{path}/config.json names no dtype; name it with --dtype float32, bfloat16 or float16")
     return str(found)
 
 

@@ -1,0 +1,11 @@
+"""The commands of the command line (`emkd.cli` puts them together).
+
+In reading order:
+
+    options     options that several commands have
+    teacher     cache-teacher
+    student     train-student, init-student
+    inspection  inspect
+
+Each command imports its room when called, so that `--help` and `inspect` stay instant.
+"""

@@ -1,0 +1,96 @@
+"""`emkd inspect`"""
+
+import json
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from emkd.commands.options import ImageRoot, RemoteCode, Revision, no_bars_in_files
+from emkd.errors import UsageError
+
+if TYPE_CHECKING:
+    from emkd.inspection.compare.live_teacher import LiveSettings
+
+
+def inspect(
+    uri: Annotated[str, typer.Argument(help="The cache.")],
+    sample: Annotated[str | None, typer.Option(help="One sample, by its key, the start of its key, or its id.")] = None,
+    verify: Annotated[bool, typer.Option("--verify", help="Read and check every byte.")] = False,
+    against_teacher: Annotated[
+        str | None, typer.Option(help="Compare samples with this live teacher: a folder or a name on the hub.")
+    ] = None,
+    data: Annotated[str | None, typer.Option(help="With --against-teacher: the data the cache was made from.")] = None,
+    samples: Annotated[
+        int | None, typer.Option(min=1, help="With --against-teacher: how many, evenly spread. (default 8)")
+    ] = None,
+    image_root: ImageRoot = None,
+    attn_implementation: Annotated[
+        str | None, typer.Option(help="With --against-teacher: for instance eager. (default: the cache's own)")
+    ] = None,
+    revision: Revision = None,
+    trust_remote_code: RemoteCode = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout, and nothing else.")] = False,
+) -> None:
+    """Print what a cache holds: teacher, data, sizes, retained mass; or one of its samples.
+
+    With --against-teacher, compare some samples with what a live teacher answers now, and fail if it answers
+    differently.
+    """
+    if against_teacher is None:
+        only_live = {  # flags that mean nothing without --against-teacher
+            "--data": data,
+            "--samples": samples,
+            "--image-root": image_root,
+            "--attn-implementation": attn_implementation,
+            "--revision": revision,
+            "--trust-remote-code": trust_remote_code or None,
+        }
+        stray = [flag for flag, value in only_live.items() if value is not None]
+        if stray:
+            raise UsageError(f"{stray[0]} goes with --against-teacher MODEL, and that is missing")
+        _show(uri, sample, verify, as_json)
+        return
+    if data is None:
+        raise UsageError("--against-teacher needs the data, to read the samples again: name it with --data DATA")
+    if sample is not None or verify:
+        raise UsageError(
+            "--against-teacher picks samples itself and reads what it compares: call it without --sample and --verify"
+        )
+    from emkd.inspection.compare.live_teacher import LiveSettings
+
+    settings = LiveSettings(
+        against_teacher=against_teacher,
+        data=data,
+        image_root=image_root,
+        samples=LiveSettings.samples if samples is None else samples,
+        revision=revision,
+        attn_implementation=attn_implementation,
+        trust_remote_code=trust_remote_code,
+    )
+    _compare(uri, settings, as_json)
+
+
+def _show(uri: str, sample: str | None, verify: bool, as_json: bool) -> None:
+    from emkd.inspection import inspect_cache, render
+
+    report = inspect_cache(uri, sample=sample, verify_bytes=verify)
+    if as_json:
+        typer.echo(json.dumps(report, ensure_ascii=False))
+    else:
+        render(report)
+    if report.get("damaged"):
+        raise typer.Exit(1)
+
+
+def _compare(uri: str, settings: "LiveSettings", as_json: bool) -> None:
+    """`emkd inspect --against-teacher`."""
+    from emkd.inspection.compare.against_teacher import check_agreement, compare_with_teacher
+    from emkd.inspection.terminal.comparison import render_comparison
+
+    no_bars_in_files()
+    report = compare_with_teacher(uri, settings, lambda line: typer.echo(line, err=True))
+    if as_json:
+        typer.echo(json.dumps(report, ensure_ascii=False))
+    else:
+        render_comparison(report)
+    check_agreement(report)

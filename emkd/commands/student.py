@@ -1,0 +1,142 @@
+"""`emkd train-student` and `emkd init-student`"""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from emkd.commands.options import Data, ImageRoot, RemoteCode, Revision, no_bars_in_files
+
+
+def train_student(
+    student: Annotated[str, typer.Option(help="The student: a folder or a name on the hub.")],
+    data: Data,
+    output: Annotated[Path, typer.Option(help="Folder of the trained student; must be new or empty.")],
+    cache: Annotated[
+        str | None, typer.Option(help="The teacher's cache; only --alpha 1 --beta 0 --gamma 0 needs none.")
+    ] = None,
+    image_root: ImageRoot = None,
+    recipe: Annotated[Path | None, typer.Option(help="YAML file; flags override it.")] = None,
+    alpha: Annotated[float | None, typer.Option(help="Weight of Sup; RLD has 1 - alpha. (default 0.5)")] = None,
+    beta: Annotated[float | None, typer.Option(help="Weight of VSD. (default 0.25)")] = None,
+    gamma: Annotated[float | None, typer.Option(help="Weight of VLAD. (default 25)")] = None,
+    divergence: Annotated[
+        str | None,
+        typer.Option(help="Divergence of VSD and RLD: reverse_kl, forward_kl or jsd. (default reverse_kl)"),
+    ] = None,
+    temperature: Annotated[
+        float | None, typer.Option(help="Divides the logits of VSD and RLD; needs --tail uniform. (default 1)")
+    ] = None,
+    tail: Annotated[
+        str | None,
+        typer.Option(help="Model of the logits that are not stored: bucket or uniform. (default uniform)"),
+    ] = None,
+    matching: Annotated[str | None, typer.Option(help="logits, pooled or random. (default logits)")] = None,
+    top_k: Annotated[int | None, typer.Option(help="Use fewer stored logits than the cache has.")] = None,
+    solver: Annotated[
+        str | None, typer.Option(help="Solver of assignments: scipy, or cuda on a GPU. (default scipy)")
+    ] = None,
+    vision_pool: Annotated[int | None, typer.Option(help="R: average R x R vision tokens into one.")] = None,
+    freeze: Annotated[
+        list[str] | None, typer.Option(help="Freeze parameters whose names start with this; may be repeated.")
+    ] = None,
+    eval_data: Annotated[str | None, typer.Option(help="Data to evaluate on, in the same formats.")] = None,
+    epochs: Annotated[float | None, typer.Option(min=0.001, help="Passes over the data. (default 1)")] = None,
+    max_steps: Annotated[int | None, typer.Option(min=1, help="Optimizer steps, instead of epochs.")] = None,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Samples of a micro-batch. (default 8)")] = None,
+    learning_rate: Annotated[float | None, typer.Option(min=0, help="Peak learning rate. (default 2e-5)")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Seed of sample order and dropout. (default 42)")] = None,
+    max_skipped: Annotated[
+        float | None, typer.Option(min=0, max=1, help="Share of the rows that may be skipped. (default 0.01)")
+    ] = None,
+    partial: Annotated[bool, typer.Option("--partial", help="Train on a cache that is not sealed yet.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Resume the run in --output from its last complete checkpoint.")
+    ] = False,
+    workers: Annotated[
+        int, typer.Option(min=1, help="Processes that train together, each with a GPU if there are any.")
+    ] = 1,
+    address: Annotated[
+        str | None, typer.Option(help="Address of a running Ray cluster; by default emkd starts Ray on this machine.")
+    ] = None,
+    revision: Revision = None,
+    trust_remote_code: RemoteCode = False,
+) -> None:
+    """Train a student from a cache; the teacher is not loaded.
+
+    Set everything else in --recipe, which takes the fields of transformers.TrainingArguments: see docs/training.md.
+
+    Resume a run that was stopped with the same command and --resume: it continues from its last checkpoint
+    (training.save_steps).
+    """
+    from emkd.trainer import TrainSettings, load_recipe, train_student, with_flags
+    from emkd.trainer.report import rank
+
+    flags = {  # by their keys in a recipe; a flag that is given overrides the file
+        "losses.alpha": alpha,
+        "losses.beta": beta,
+        "losses.gamma": gamma,
+        "losses.divergence": divergence,
+        "losses.temperature": temperature,
+        "losses.tail": tail,
+        "losses.matching": matching,
+        "losses.top_k": top_k,
+        "losses.solver": solver,
+        "student.vision_pool": vision_pool,
+        "student.freeze": freeze or None,  # no --freeze is not a recipe without frozen modules
+        "training.num_train_epochs": epochs,
+        "training.max_steps": max_steps,
+        "training.per_device_train_batch_size": batch_size,
+        "training.learning_rate": learning_rate,
+        "training.seed": seed,
+        "max_skipped": max_skipped,
+    }
+    settings = TrainSettings(
+        student=student,
+        data=data,
+        output=output,
+        recipe=with_flags(load_recipe(recipe), flags),
+        cache=cache,
+        image_root=image_root,
+        eval_data=eval_data,
+        revision=revision,
+        trust_remote_code=trust_remote_code,
+        partial=partial,
+        resume=resume,
+        workers=workers,
+        address=address,
+    )
+    no_bars_in_files()
+    metrics = train_student(settings)
+    if rank():  # of several processes (torchrun) only rank 0 prints
+        return
+    shown = ", ".join(f"{name} {value:.4g}" for name, value in metrics.items() if not name.endswith("per_second"))
+    typer.echo(f"trained {output}: {shown}")
+
+
+def init_student(
+    vision_tower: Annotated[str, typer.Option(help="Vision tower (SigLIP, CLIP): a folder or a name on the hub.")],
+    language_model: Annotated[str, typer.Option(help="Language model: a folder or a name on the hub.")],
+    like: Annotated[str, typer.Option(help="The later teacher: gives tokenizer, image token and chat template.")],
+    output: Annotated[Path, typer.Option(help="Folder of the student; must be new or empty.")],
+    vision_pool: Annotated[int, typer.Option(min=1, help="R: average R x R vision tokens of a tile into one.")] = 2,
+    vision_layer: Annotated[int, typer.Option(help="Layer of the vision tower to use, counted from the last.")] = -2,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the projector, which starts at random.")] = 42,
+) -> None:
+    """Make a student of a vision tower, a language model and a new projector: LLaVA-NeXT with averaged tiles.
+
+    Align it (recipes/phase1-align.yaml) before you distil it.
+    """
+    from emkd.init_student.compose import check_output, compose, save
+
+    no_bars_in_files()
+    check_output(output)
+    made = compose(vision_tower, language_model, like, window=vision_pool, layer=vision_layer, seed=seed)
+    save(made, output)
+    typer.echo(f"made {output}: {made.model.num_parameters():,} parameters in {made.model.dtype}")
+    for name, shape in made.random.items():
+        typer.echo(f"  random: {name} {list(shape)}")
+    for name, count in made.unused.items():
+        typer.echo(f"  not used: {count} weights of {name} of {vision_tower}")
+    for note in made.notes:
+        typer.echo(f"  note: {note}")

@@ -1,0 +1,115 @@
+"""`emkd cache-teacher`"""
+
+from typing import TYPE_CHECKING, Annotated, cast
+
+import typer
+
+from emkd.commands.options import Data, ImageRoot, RemoteCode, Revision
+from emkd.errors import UsageError
+from emkd.pipeline.settings import JobSettings
+
+if TYPE_CHECKING:
+    from emkd.storage.manifest.manifest import Compression
+    from emkd.storage.precision import AffinityPrecision, LogitsPrecision
+
+
+def cache_teacher(
+    teacher: Annotated[str, typer.Option(help="The teacher: a folder or a name on the hub.")],
+    data: Data,
+    cache: Annotated[str, typer.Option(help="Folder of the cache: a new one, or one to resume.")],
+    image_root: ImageRoot = JobSettings.image_root,
+    top_k: Annotated[int, typer.Option(help="Logits stored per vision token; 0 stores all.")] = JobSettings.top_k,
+    answer_top_k: Annotated[
+        int, typer.Option(help="Logits stored per answer token; 0 stores all.")
+    ] = JobSettings.answer_top_k,
+    precision: Annotated[
+        str,
+        typer.Option(help="Of the logits: bfloat16, float16, float32, or smaller: multiples, step0.1 or step0.2."),
+    ] = JobSettings.precision,
+    affinity_precision: Annotated[str, typer.Option(help="int8, float16 or float32.")] = JobSettings.affinity_precision,
+    compression: Annotated[
+        str, typer.Option(help="zstd, or lz4: larger and faster to read.")
+    ] = JobSettings.compression,
+    workers: Annotated[int, typer.Option(help="Ray actors, each with a teacher of its own.")] = JobSettings.workers,
+    gpus_per_worker: Annotated[
+        float, typer.Option(help="GPUs of each worker; 0 runs the teacher on the CPU.")
+    ] = JobSettings.gpus_per_worker,
+    address: Annotated[
+        str | None, typer.Option(help="Address of a running Ray cluster; by default emkd starts Ray on this machine.")
+    ] = JobSettings.address,
+    batch_tokens: Annotated[int, typer.Option(help="Padded tokens of one forward pass.")] = JobSettings.batch_tokens,
+    rows_per_shard: Annotated[
+        int, typer.Option(help="Rows that are written and committed together.")
+    ] = JobSettings.rows_per_shard,
+    max_length: Annotated[
+        int | None, typer.Option(help="Skip samples of more tokens; default: the teacher's own limit.")
+    ] = JobSettings.max_length,
+    dtype: Annotated[
+        str, typer.Option(help="Dtype of the teacher: auto, float32, bfloat16 or float16.")
+    ] = JobSettings.dtype,
+    attn_implementation: Annotated[
+        str | None, typer.Option(help="Attention of the teacher, for instance sdpa or eager.")
+    ] = JobSettings.attn_implementation,
+    revision: Revision = JobSettings.revision,
+    trust_remote_code: RemoteCode = JobSettings.trust_remote_code,
+    limit: Annotated[int | None, typer.Option(help="Use only the first rows.")] = JobSettings.limit,
+    for_student: Annotated[
+        str | None, typer.Option(help="Check first that this student can use the cache.")
+    ] = JobSettings.for_student,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print size and time of the job, and stop.")] = False,
+    extend: Annotated[
+        bool, typer.Option("--extend", help="Add the rows of --data that the cache lacks; what is there stays.")
+    ] = False,
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Read every byte of the cache first, and rewrite damaged shards.")
+    ] = False,
+    clean: Annotated[
+        bool, typer.Option("--clean", help="Remove what killed runs left behind, once the cache is sealed.")
+    ] = False,
+    max_skipped: Annotated[
+        float, typer.Option(help="Share of the rows that may be skipped.")
+    ] = JobSettings.max_skipped,
+) -> None:
+    """Run the teacher once over a dataset and store what students need.
+
+    You can stop it at any time and run it again: committed shards stay, missing ones are done.
+
+    Ctrl-C once finishes the shards in hand; twice stops at once.
+    """
+    if dry_run and (repair or clean):
+        raise UsageError(
+            "--dry-run changes nothing and does not go with --repair or --clean; see `emkd inspect --verify`"
+        )
+    settings = JobSettings(
+        teacher=teacher,
+        data=data,
+        cache=cache,
+        image_root=image_root,
+        top_k=top_k,
+        answer_top_k=answer_top_k,
+        precision=cast("LogitsPrecision", precision),  # JobSettings refuses other values
+        affinity_precision=cast("AffinityPrecision", affinity_precision),
+        compression=cast("Compression", compression),
+        workers=workers,
+        gpus_per_worker=gpus_per_worker,
+        address=address,
+        batch_tokens=batch_tokens,
+        rows_per_shard=rows_per_shard,
+        max_length=max_length,
+        dtype=dtype,
+        attn_implementation=attn_implementation,
+        revision=revision,
+        trust_remote_code=trust_remote_code,
+        limit=limit,
+        max_skipped=max_skipped,
+        for_student=for_student,
+    )
+    from emkd.pipeline import cache_teacher, estimate_job
+
+    if dry_run:
+        estimate = estimate_job(settings, extend=extend)
+        typer.echo(estimate.describe())
+        estimate.check_space(cache)
+    else:
+        made = cache_teacher(settings, extend=extend, repair=repair, clean=clean)
+        typer.echo(f"sealed: {made.n_samples} samples in {cache}; look at them with: emkd inspect {cache}")

@@ -1,0 +1,58 @@
+"""The rows of a worker's next shard, read while the teacher is busy with the shard before."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+from emkd.background import BackgroundCall
+from emkd.pipeline.row_reader import RowReader
+
+
+@dataclass(frozen=True)
+class _Begun:
+    """A shard that a thread reads."""
+
+    number: int
+    rows: RowReader
+    thread: BackgroundCall[None]
+
+
+class ReadAhead:
+    """Reads the shard that will be asked for next in a thread of its own, one shard at a time.
+
+        rows = ahead.take(number)        # as far as a thread has read them, if it was begun
+        rows.advance()                   # reads what is missing
+        ahead.begin(number + 1)
+        ...                              # the teacher's passes over `rows`
+
+    rows_of: the rows of a shard, none of them read
+    limit:   bytes that may be held of a shard whose turn has not come
+
+    An error while reading ahead is raised by `take` for that shard, and for no other.
+    """
+
+    def __init__(self, rows_of: Callable[[int], RowReader], limit: int) -> None:
+        self._rows_of, self._limit = rows_of, limit
+        self._begun: _Begun | None = None
+
+    def begin(self, number: int) -> None:
+        """Start to read a shard. Raises ValueError if the one before was not taken."""
+        if self._begun is not None:
+            raise ValueError(f"shard {self._begun.number} was begun and not taken")
+        rows = self._rows_of(number)
+        thread = BackgroundCall(partial(rows.advance, self._limit), "emkd-read-ahead", daemon=False)
+        self._begun = _Begun(number, rows, thread)
+
+    def take(self, number: int) -> RowReader:
+        """The rows of a shard, as far as they are read; no thread reads any more.
+
+        Another shard that was begun is dropped: another worker captures it.
+        """
+        begun, self._begun = self._begun, None
+        if begun is not None and begun.number == number:
+            begun.thread.result()
+            return begun.rows
+        if begun is not None:
+            begun.rows.stopped = True
+            begun.thread.wait()  # an error of this shard is raised by the worker that captures it
+        return self._rows_of(number)
