@@ -6,6 +6,7 @@ A training run would find the same obstacles after weeks of GPU time. Here emkd 
 
 import random
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from emkd.pipeline.progress import log
 from emkd.pipeline.settings import JobSettings
 from emkd.samples.dataset import Dataset
 from emkd.samples.encode import Encoded, Encoder
+from emkd.samples.sample import Sample
 from emkd.storage.manifest.manifest import Manifest
 from emkd.vlm.identity import tokenizer_json
 from emkd.vlm.loading import load_processor, resolve
@@ -38,18 +40,19 @@ def check_student(settings: JobSettings, run: Manifest, teacher_tokenizer: bytes
     model_type = AutoConfig.from_pretrained(path, trust_remote_code=trusted).model_type
     rows = _chosen(run.plan.n_rows)
     read_by_teacher = _read_by_teacher(settings, run, dataset, rows)
-    has_images = any(encoded.images for encoded in read_by_teacher.values())
+    has_images = any(theirs.images for _, theirs in read_by_teacher.values())
     reader = Reader(path=path, processor=processor, model_type=model_type)
     agreement = agree(teacher, reader, has_images=has_images)
     _log_all(agreement.warnings)
     student = _encoder(settings, path, processor, None)
     refused = []
-    for row, theirs in read_by_teacher.items():
-        ours = _encoded(student, dataset, row)
-        if isinstance(ours, SampleError):
-            refused.append(f"row {row}: {ours}")
-        else:
-            agree_on_row(ours, theirs, row, words=student.words, other_family=agreement.other_family)
+    for row, (sample, theirs) in read_by_teacher.items():
+        try:
+            ours = student(sample)
+        except SampleError as error:
+            refused.append(f"row {row}: {error}")
+            continue
+        agree_on_row(ours, theirs, row, words=student.words, other_family=agreement.other_family)
     if refused:
         raise UsageError(
             f"--for-student {settings.for_student} cannot read {len(refused)} of {len(rows)} checked rows that the "
@@ -68,12 +71,18 @@ def _chosen(n_rows: int) -> Sequence[int]:
     return sorted(random.Random(0).sample(range(n_rows), min(ROWS, n_rows)))
 
 
-def _read_by_teacher(settings: JobSettings, run: Manifest, dataset: Dataset, rows: Sequence[int]) -> dict[int, Encoded]:
-    """Rows as the teacher reads them, without pixels. Rows that it cannot read are left out: the job skips them."""
+def _read_by_teacher(
+    settings: JobSettings, run: Manifest, dataset: Dataset, rows: Sequence[int]
+) -> dict[int, tuple[Sample, Encoded]]:
+    """Rows, and how the teacher reads them, without pixels. Leaves out rows that it cannot read: the job skips them."""
     path = resolve(settings.teacher, settings.revision)
     teacher = _encoder(settings, path, load_processor(path, settings.trust_remote_code), run.max_length)
-    found = ((row, _encoded(teacher, dataset, row)) for row in rows)
-    return {row: replace(encoded, inputs={}) for row, encoded in found if isinstance(encoded, Encoded)}
+    found = {}
+    for row in rows:
+        with suppress(SampleError):
+            sample = dataset.sample(row)
+            found[row] = sample, replace(teacher(sample), inputs={})
+    return found
 
 
 def _encoder(settings: JobSettings, path: Path, processor: Any, max_length: int | None) -> Encoder:
@@ -84,13 +93,6 @@ def _encoder(settings: JobSettings, path: Path, processor: Any, max_length: int 
         raise ModelError(f"{path}: its config names no image_token_id; models of type {config.model_type!r}")
     limit = max_length or getattr(config.get_text_config(), "max_position_embeddings", None)
     return Encoder(processor, int(token), limit)
-
-
-def _encoded(encoder: Encoder, dataset: Dataset, row: int) -> Encoded | SampleError:
-    try:
-        return encoder(dataset.sample(row))
-    except SampleError as error:
-        return error
 
 
 def _log_all(warnings: Sequence[str]) -> None:
