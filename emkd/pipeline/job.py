@@ -156,8 +156,7 @@ def _check_same_rows(files: LocalFiles, plan: JobPlan, run: Manifest, dataset: D
             if key and found != key:
                 raise DataMismatchError(
                     f"{dataset.data}: row {row} is not what was cached: its key is {found or 'none (unreadable)'}, "
-                    f"the cache has {key}. Its images changed, or --image-root has other images; use those of the first "
-                    "run"
+                    f"the cache has {key}. Its images changed, or --image-root has other images; use the first run's"
                 )
         return
 

@@ -1,7 +1,7 @@
 """How an image's vision tokens lie in two dimensions, by family.
 
-Only what is known is said: an empty tuple means that the family's layout is not described here, and such an
-image has a count of tokens and no grid.
+An empty tuple means that this module does not know the layout of the family: then an image has a count of tokens and
+no grid.
 """
 
 from typing import Any
@@ -20,7 +20,7 @@ def tile_grids(processor: Any, inputs: dict[str, torch.Tensor], image: int, coun
 
 
 def _llava_grid(processor: Any, inputs: dict[str, torch.Tensor], image: int, count: int) -> tuple[tuple[int, int], ...]:
-    """One tile, row by row. `processor.patch_size` is in pixels of one *token*: it grows with pooling."""
+    """One tile, row by row. `processor.patch_size` is the side of one *token* in pixels: it grows with pooling."""
     height, width = inputs["pixel_values"][image].shape[-2:]
     rows, columns = int(height // processor.patch_size), int(width // processor.patch_size)
     return ((rows, columns),) if rows * columns == count else ()

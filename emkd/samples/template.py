@@ -1,4 +1,4 @@
-"""The teacher's chat template as the student's: both read the same text, each with its own way to write an image."""
+"""The student takes over the teacher's chat template: both read the same text, each with its own image tokens."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -7,7 +7,7 @@ from emkd.errors import SampleError, TokenizerMismatchError
 from emkd.samples.render import render, template_of
 from emkd.samples.sample import ImagePart, Part, Turn
 
-# In no template.
+# A word that no template contains.
 _WORD = "Xq7"
 _SYSTEM = Turn(role="system", parts=("s",))
 
@@ -16,9 +16,9 @@ _SYSTEM = Turn(role="system", parts=("s",))
 class Adopted:
     """What became of a student's chat template.
 
-    changed: whether it had another one, or none
-    guessed: what stands for an image now because the student had no template to say how its family writes one: the
-             placeholder alone. None where it is known
+    changed: whether the student had another template, or none
+    guessed: the placeholder that now stands for an image, because the student had no template that shows how its family
+             writes one. None if this is known
     """
 
     changed: bool
@@ -26,12 +26,13 @@ class Adopted:
 
 
 def adopt_template(processor: Any, template: str | None) -> Adopted:
-    """Gives a student's processor the teacher's template.
+    """Give a student's processor the teacher's template.
 
-    What the template writes for an image becomes what the student's family writes for one, where that is another thing.
-    Saved (the processor's and the tokenizer's share one file), loaded and rendered, the template is the student's from
-    then on; an `Encoder` keeps what it rendered, so that this comes before it is made.
-    A cache that does not know its teacher's template (None) leaves the processor as it is.
+    template: the teacher's; None, in a cache that does not have it, leaves the processor unchanged
+
+    If the student's family writes images differently, its way replaces the teacher's in the template. From then on the
+    student is rendered, saved (processor and tokenizer share one file) and loaded with this template. Call this before
+    you make an `Encoder`, which keeps what it has rendered.
     """
     if template is None:
         return Adopted(changed=False)
@@ -50,17 +51,19 @@ def _give(processor: Any, template: str) -> None:
 
 
 def describe_guess(guessed: str) -> str:
-    """For the log: what an `Adopted` that was guessed means."""
+    """For the log: what `Adopted.guessed` means."""
     return (
-        f"the student has no chat template that takes a question about an image, so that what its family writes around "
-        f"one is not known: an image is written as {guessed!r} alone. If that is not meant, save its family's "
-        "chat_template.jinja beside it"
+        f"the student has no chat template that accepts a question about an image, so it is not known what its family "
+        f"writes around images: emkd writes {guessed!r} alone. If that is wrong, save the family's "
+        "chat_template.jinja in the student's folder"
     )
 
 
 def image_place(processor: Any) -> str | None:
-    """What the template writes for an image, such as "<|vision_start|><|image_pad|><|vision_end|>"; "" where it writes
-    nothing. None where it does not take a question about one, by itself or behind a system turn."""
+    """What the template writes for an image, such as "<|vision_start|><|image_pad|><|vision_end|>".
+
+    "" if it writes nothing; None if it accepts no question about an image, alone or after a system turn.
+    """
     for before in ((), (_SYSTEM,)):
         try:
             (without, _), (text, _) = (
@@ -75,7 +78,7 @@ def image_place(processor: Any) -> str | None:
 
 
 def _in_common(one: str, other: str) -> int:
-    """How many characters both begin with."""
+    """The length of the common prefix."""
     return next((n for n, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
 
 
@@ -84,14 +87,16 @@ def _question(parts: tuple[Part, ...]) -> tuple[Turn, ...]:
 
 
 def check_places_images(processor: Any) -> None:
-    """Raises TokenizerMismatchError for a template that writes something else for an image than what this processor
-    replaces by vision tokens: that of a teacher of another family, which could not be translated."""
+    """Raise TokenizerMismatchError if the template does not write the placeholder that this processor replaces.
+
+    This is the template of a teacher of another family that could not be translated.
+    """
     place = image_place(processor)
     if place is not None and place.count(processor.image_token) != 1:
         raise TokenizerMismatchError(
             f"the teacher's chat template writes {place!r} for an image, and the student's {type(processor).__name__} "
             f"replaces {processor.image_token!r} by vision tokens. "
-            + ("It drops images" if not place else "What stands for an image is not written down in it as it comes out")
-            + ", so that it cannot be translated: let the teacher's chat_template.jinja write its placeholder, and "
-            "make a cache that was made with it again"
+            + ("It drops images" if not place else "The template does not contain that text literally")
+            + ", so emkd cannot translate it: let the teacher's chat_template.jinja write its placeholder literally, "
+            "and make the cache again with that template"
         )
