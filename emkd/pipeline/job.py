@@ -159,8 +159,7 @@ def _check_same_rows(files: Files, plan: JobPlan, run: Manifest, dataset: Datase
             if key and found != key:
                 raise DataMismatchError(
                     f"{dataset.data}: row {row} is not what was cached: its key is {found or 'none (unreadable)'}, "
-                    f"the cache has {key}. Its images changed, or --image-root has other images; use those of the "
-                    "first run"
+                    f"the cache has {key}. Its images changed, or --image-root has other images; use the first run's"
                 )
         return
 

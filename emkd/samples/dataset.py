@@ -3,11 +3,11 @@
     Dataset("data/*.parquet") -> .n_rows, .fingerprint -> .row(17) -> ParsedRow -> .sample() -> Sample
 
 A row has `messages` (list of {role, content}) or `conversations` (list of {from, value}), and may have `id` and
-`images` or `image`: in Parquet {bytes, path}, in JSON and JSONL paths below the image root. Files are taken in the
-order of their names.
+`images` or `image`: in Parquet {bytes, path}, in JSON and JSONL paths below the image root. Files are read in the order
+of their names.
 
-Opening reads the footers of Parquet files and the text of JSON ones (see sources.py); an image is touched when its row
-is. `text_hashes` goes over what all rows say without any image.
+To open a dataset reads the footers of Parquet files and all of JSON files (see sources.py). Images are read with their
+row; `text_hashes` reads the texts of all rows without any image.
 """
 
 import glob
@@ -30,16 +30,22 @@ SUFFIXES = (".parquet", ".json", ".jsonl")
 
 @dataclass(frozen=True, kw_only=True)
 class DataFile:
-    """One file: its name (without folders, so that a moved dataset stays the same), rows and bytes."""
+    """One file: its name (without folders, so that a dataset may be moved), rows and bytes."""
 
     name: str
     n_rows: int
     n_bytes: int
-    digest: str  # see sampled_sha256; of the whole file where it is JSON
+    digest: str  # see sampled_sha256; of the whole file if it is JSON
 
 
 class Dataset:
-    """Rows of all files of DATA. Pickles by name, so that loader workers open files of their own."""
+    """The rows of all files that `data` names. Pickles by name, so that loader workers open files of their own.
+
+    data:       a file, a folder or a glob
+    image_root: the folder that image paths start from
+
+    Raises InputNotFoundError, DataFormatError, and UsageError for JSON without an image root.
+    """
 
     def __init__(self, data: str, image_root: Path | None = None) -> None:
         self.data, self.image_root = data, image_root
@@ -47,7 +53,7 @@ class Dataset:
         if image_root is not None and not image_root.is_dir():
             raise InputNotFoundError(f"--image-root {image_root} is not a folder")
         if image_root is None and any(path.suffix != ".parquet" for path in paths):
-            raise UsageError(f"{data}: JSON names images by path; say where they lie with --image-root FOLDER")
+            raise UsageError(f"{data}: JSON names images by path; name their folder with --image-root FOLDER")
         self._sources: list[Source] = [
             ParquetSource(path) if path.suffix == ".parquet" else JsonSource(path) for path in paths
         ]
@@ -55,7 +61,7 @@ class Dataset:
         for source in self._sources:
             self._starts.append(self._starts[-1] + source.n_rows)
         if self.n_rows == 0:
-            raise DataFormatError(f"{data} holds no rows")
+            raise DataFormatError(f"{data} has no rows")
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (Dataset, (self.data, self.image_root))
@@ -73,7 +79,7 @@ class Dataset:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 over names, sizes and digests of the files, in order."""
+        """SHA-256 of the names, sizes and digests of the files, in order."""
         listing = [[f.name, f.n_rows, f.n_bytes, f.digest] for f in self.files]
         return hashlib.sha256(json.dumps(listing).encode()).hexdigest()
 
@@ -91,18 +97,21 @@ class Dataset:
         return self.row(row).sample()
 
     def text_hashes(self) -> Iterator[str]:
-        """`text_sha256` of every row, in order: all texts are read, and no image. Raises DataFormatError, OSError."""
+        """Yield the `text_sha256` of every row, in order; reads all texts and no image.
+
+        Raises DataFormatError, OSError.
+        """
         for source in self._sources:
             for raw in source.texts():
                 yield text_hash(raw)
 
     def keyed_rows(self) -> Iterator[tuple[int, str | None]]:
-        """(row, key) of every row; None where a row cannot be read. Reads everything: slow on purpose."""
+        """Yield (row, key) for every row, with the key None if the row cannot be read. Slow: reads every image."""
         for row in range(self.n_rows):
             yield row, self.key(row)
 
     def key(self, row: int) -> str | None:
-        """The key of a row; None where it cannot be read."""
+        """The key of a row, or None if it cannot be read."""
         try:
             return self.sample(row).key
         except SampleError:
@@ -110,11 +119,11 @@ class Dataset:
 
 
 def find_files(data: str) -> list[Path]:
-    """Files of a path, a folder or a glob, by name. Raises InputNotFoundError, DataFormatError."""
+    """The files of a path, a folder or a glob, sorted by name. Raises InputNotFoundError, DataFormatError."""
     path = Path(data)
     if path.is_dir():
         paths = [p for p in sorted(path.iterdir()) if p.suffix in SUFFIXES]
-        # A folder of Parquet may have JSON beside it that describes it (dataset_info.json and the like).
+        # A folder of Parquet files may have JSON files that describe it (dataset_info.json and the like).
         paths = [p for p in paths if p.suffix == ".parquet"] or paths
     elif path.is_file():
         paths = [path]

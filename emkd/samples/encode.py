@@ -2,9 +2,9 @@
 
     Sample --render--> text + answer characters --processor--> token ids --offsets--> Encoded
 
-One path for every family: the processor expands each image place into vision tokens and reports which
-characters it replaced, and the tokenizer reports the characters of each token. So nothing has to be known
-about wrappers, tiles or newlines of a family.
+All families go the same way: the processor expands each image placeholder into vision tokens and reports which
+characters it replaced, and the tokenizer reports the characters of each token. So emkd need not know anything about
+the wrappers, tiles or newlines of a family.
 
 Shape legend: T all tokens of the sample, L text tokens, Nt vision tokens, A answer tokens.
 """
@@ -31,17 +31,17 @@ from emkd.storage.record import ImageSpan
 
 @dataclass(frozen=True, kw_only=True)
 class Encoded:
-    """What a model is fed for one sample, and where things stand in it.
+    """The inputs of a model for one sample, and the positions of its tokens.
 
     inputs:            the processor's tensors, with a leading batch axis of 1 on token tensors
     vision_mask:       [T] bool, True at vision tokens
     text_positions:    [L] full-sequence positions of text tokens
     text_ids:          [L]
     in_image:          [L] bool, True for text tokens that the family writes around and within images, and for white
-                       space beside them, which may have become one token with theirs
+                       space next to them, which may have merged into one token with them
     answer_positions:  [A] index into text_ids of each answer token
     images:            spans into the Nt vision tokens
-    image_keys:        of each image, a hash of all that the model sees up to its end: tokens and pictures. To a causal
+    image_keys:        of each image, a hash of all tokens and images that the model sees up to its end. To a causal
                        model, images of equal keys are the same tokens, whatever follows
     """
 
@@ -65,7 +65,7 @@ class Encoded:
 
     @property
     def n_bytes(self) -> int:
-        """Of the inputs, nearly all of it pixels."""
+        """Bytes of the inputs, nearly all of them pixels."""
         return sum(tensor.nbytes for tensor in self.inputs.values())
 
     @property
@@ -74,7 +74,10 @@ class Encoded:
         return self.text_positions[self.answer_positions] - 1
 
     def with_text(self, kept: torch.Tensor) -> "Encoded":
-        """The same with some of its text tokens alone: ascending indices [M], the answers among them."""
+        """The same with only some of its text tokens.
+
+        kept: [M] ascending indices into the text tokens, all answer tokens among them
+        """
         images = tuple(replace(s, text_position=int((kept < s.text_position).sum())) for s in self.images)
         return replace(
             self,
@@ -89,15 +92,15 @@ class Encoded:
 class Encoder:
     """Turns samples into token ids with one model's processor.
 
-    image_token_id: the model's (`config.image_token_id`), not the processor's, which differs in some families
-    max_length:     longer samples are refused, never cut: image tokens cannot be
+    image_token_id: that of the model (`config.image_token_id`); the processor's differs in some families
+    max_length:     in tokens; longer samples are a SampleError and never cut: image tokens cannot be cut
     """
 
     def __init__(self, processor: Any, image_token_id: int, max_length: int | None = None) -> None:
         self.processor = processor
         self.image_token_id = image_token_id
         self.max_length = max_length
-        # Epochs come back to the same rows; rendering a long conversation costs more than its tokens.
+        # Each epoch reads the same rows; rendering a long conversation costs more than tokenizing it.
         self._render = lru_cache(maxsize=16_384)(lambda turns: render(self.processor, turns))
         self._process = Process(processor)
 
@@ -105,7 +108,7 @@ class Encoder:
         return (Encoder, (self.processor, self.image_token_id, self.max_length))
 
     def __call__(self, sample: Sample) -> Encoded:
-        """Raises SampleError where the row cannot be used, with the reason."""
+        """Encode one sample. Raises SampleError, with the reason, if it cannot be used."""
         _check_answered(sample.turns)
         text, answers = self._render(sample.turns)
         self._check_placeholders(text, len(sample.images))
@@ -121,7 +124,7 @@ class Encoder:
         if len(answer_positions) == 0:
             raise SampleError("no-answer", "the assistant's turns have no tokens")
         if int(text_positions[answer_positions[0]]) == 0:
-            raise SampleError("no-prompt", "the answer begins at the first token, which nothing predicts")
+            raise SampleError("no-prompt", "the answer starts at the first token, which nothing predicts")
         spans = self._image_spans(inputs, images, replaced, offsets, vision_mask)
         return Encoded(
             key=sample.key,
@@ -136,7 +139,7 @@ class Encoder:
         )
 
     def words(self, ids: list[int]) -> str:
-        """The text of token ids, special tokens included."""
+        """The text of token ids, with special tokens."""
         return str(self.processor.tokenizer.decode(ids))
 
     def _check_placeholders(self, text: str, n_images: int) -> None:
@@ -145,29 +148,30 @@ class Encoder:
             raise SampleError(
                 "image-placeholders",
                 f"the rendered prompt has {text.count(token)} times {token!r} for {n_images} images: "
-                "either a text contains the model's own placeholder, or its chat template drops images",
+                "either a text contains the model's own placeholder, or the chat template drops images",
             )
 
     def _in_image(
         self, text: str, processed: Processed, text_positions: torch.Tensor, spans: Sequence[ImageSpan]
     ) -> torch.Tensor:
-        """[L] which text tokens lie in what stands for an image: the template's part, and what became of it; and white
-        space on either side."""
+        """[L] which text tokens belong to an image: what the template writes for it, what the processor makes of that,
+        and white space on either side."""
         offsets, ids = processed.offsets[text_positions], processed.inputs["input_ids"][0, text_positions].tolist()
         found = torch.zeros(len(offsets), dtype=torch.bool)
-        before, _, behind = self._place.partition(self.processor.image_token)
+        before, _, after = self._placeholder.partition(self.processor.image_token)
         for (start, stop), (new_start, new_stop) in processed.replaced:
             left = new_start - len(before) * text[:start].endswith(before)
-            right = new_stop + len(behind) * text[stop:].startswith(behind)
+            right = new_stop + len(after) * text[stop:].startswith(after)
             found |= (offsets[:, 0] >= left) & (offsets[:, 1] <= right) & (offsets[:, 0] < offsets[:, 1])
         for span in spans:
-            for places in (range(span.text_position - 1, -1, -1), range(span.text_position, len(ids))):
-                for place in takewhile(lambda n: found[n] or not self.words([ids[n]]).strip(), places):
-                    found[place] = True
+            for positions in (range(span.text_position - 1, -1, -1), range(span.text_position, len(ids))):
+                for position in takewhile(lambda n: found[n] or not self.words([ids[n]]).strip(), positions):
+                    found[position] = True
         return found
 
     @cached_property
-    def _place(self) -> str:
+    def _placeholder(self) -> str:
+        """What the chat template writes for an image."""
         return image_place(self.processor) or str(self.processor.image_token)
 
     def _image_spans(
@@ -205,10 +209,10 @@ def _image_keys(
     ids: torch.Tensor, vision_mask: torch.Tensor, spans: Sequence[ImageSpan], images: Sequence[bytes]
 ) -> tuple[str, ...]:
     hashed, keys = xxhash.xxh3_128(), []
-    places = vision_mask.nonzero()[:, 0].tolist()
+    positions = vision_mask.nonzero()[:, 0].tolist()
     first = 0
     for span, image in zip(spans, images, strict=True):
-        end = places[span.start + span.count - 1] + 1
+        end = positions[span.start + span.count - 1] + 1
         hashed.update(ids[first:end].numpy().tobytes())
         hashed.update(len(image).to_bytes(8, "little"))
         hashed.update(image)
@@ -218,7 +222,7 @@ def _image_keys(
 
 
 def _check_answered(turns: Sequence[Turn]) -> None:
-    """Something to learn: an answer of nothing or white space would teach its end token alone."""
+    """Raise SampleError without an answer to train on: an empty answer would teach only its end token."""
     answers = [turn.parts for turn in turns if turn.role == "assistant"]
     if not answers:
         raise SampleError("no-answer", "the conversation has no assistant turn")
@@ -235,22 +239,24 @@ def _answer_positions(
 ) -> torch.Tensor:
     """[A] index into the text tokens of each answer token, from the characters of the answers.
 
-    A token may take white space from beside an answer along ("▁cat"), but no other character.
+    A token may include white space next to an answer ("▁cat"), but no other character.
     """
     starts, stops = offsets[text_positions, 0], offsets[text_positions, 1]
     chosen = torch.zeros(len(text_positions), dtype=torch.bool)
     for first, last in answers:
-        shift = _expanded(first, replaced) - first  # no image stands inside of an answer
+        shift = _expanded(first, replaced) - first  # there are no images inside answers
         touched = (starts < last + shift) & (stops > first + shift)
         for start, stop in zip((starts[touched] - shift).tolist(), (stops[touched] - shift).tolist(), strict=True):
             if (text[start:first] + text[last:stop]).strip():
-                raise SampleError("template-prefix", f"the token {text[start:stop]!r} is an answer only in part")
+                raise SampleError(
+                    "template-prefix", f"the token {text[start:stop]!r} belongs to an answer only in part"
+                )
         chosen |= touched
     return chosen.nonzero()[:, 0]
 
 
 def _expanded(character: int, replaced: Sequence[tuple[Span, Span]]) -> int:
-    """Where a character of the rendered text stands once image places are expanded."""
+    """The index of a character of the rendered text after the processor has expanded the images."""
     shift = 0
     for (_, stop), (_, new_stop) in replaced:
         if stop <= character:

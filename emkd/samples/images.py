@@ -2,8 +2,8 @@
 
     entry of a row --read_image_bytes--> encoded bytes --decode_image--> upright RGB image, 8 bits a channel
 
-Whatever an entry names and whatever the bytes are, the end is a picture or a SampleError that says why there is none.
-What is not the row's fault (a disk that fails, a machine without memory) is raised as it is: running again may help.
+For any entry and any bytes, the result is an image or a SampleError that says why there is none. Errors that are not
+the row's fault (a disk that fails, a machine without memory) are raised unchanged: to run again may help.
 """
 
 import errno
@@ -19,10 +19,10 @@ from PIL.TiffImagePlugin import BITSPERSAMPLE, PHOTOMETRIC_INTERPRETATION, TiffI
 
 from emkd.errors import SampleError
 
-# No picture within Pillow's limit of pixels needs a file of more than this, at 16 bits a channel and uncompressed.
+# No image within Pillow's limit of pixels needs a larger file, even uncompressed with 16 bits per channel.
 MAX_FILE_BYTES = 1 << 30
 
-# What a path can do wrong. Other errors (EIO, ESTALE, EMFILE) are the machine's, and are not put down to the row.
+# Errors of a path. Other errors (EIO, ESTALE, EMFILE) are the machine's, not the row's.
 PATH_ERRORS = {
     errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENAMETOOLONG, errno.EINVAL,
 }  # fmt: skip
@@ -36,7 +36,7 @@ FILE_KINDS = {
 }
 
 DEEP_MODES = {"I", "I;16", "I;16B", "I;16L", "I;16N", "F"}  # grey of more than 8 bits, as Pillow names it
-# Formats whose deep grey Pillow gives, or scales, to 16 bits: 65535 is white. TIFF says its bits, others do not say.
+# Formats whose deep grey Pillow returns in, or scales to, 16 bits: 65535 is white. TIFF states its bits, others do not.
 SIXTEEN_BIT_FORMATS = {"PNG", "PPM", "JPEG2000"}
 
 ORIENTATION = 0x0112
@@ -52,9 +52,9 @@ UPRIGHT = {
 
 
 def read_image_bytes(entry: object, image_root: Path | None) -> bytes:
-    """Bytes of one image entry: {bytes, path}, raw bytes, or a path below `image_root`.
+    """Read one image entry: {bytes, path}, raw bytes, or a path below `image_root`.
 
-    Raises SampleError(image-missing | image-outside-root | image-too-large), and OSError where the disk fails.
+    Raises SampleError(image-missing | image-outside-root | image-too-large), and OSError if the disk fails.
     """
     if isinstance(entry, dict):
         data, entry = entry.get("bytes"), entry.get("path")
@@ -67,17 +67,19 @@ def read_image_bytes(entry: object, image_root: Path | None) -> bytes:
     if not isinstance(entry, str) or not entry:
         raise SampleError("image-missing", "the image entry has neither bytes nor a path")
     if image_root is None:
-        raise SampleError("image-missing", f"{entry!r} is a path: say where it lies with --image-root")
+        raise SampleError(
+            "image-missing", f"{entry!r} is a path: name the folder that it starts from with --image-root"
+        )
     return _read_below(entry, image_root.resolve())
 
 
 def _read_below(name: str, root: Path) -> bytes:
     try:
-        path = (root / name).resolve()  # follows links, in the middle as well: a link out of the root is outside, too
-    except (OSError, ValueError, RuntimeError) as error:  # RuntimeError: a link that leads to itself
-        raise SampleError("image-missing", f"{name!r:.200} is no path: {type(error).__name__}") from error
+        path = (root / name).resolve()  # follows links in all its parts: a link out of the root is outside, too
+    except (OSError, ValueError, RuntimeError) as error:  # RuntimeError: a link that points to itself
+        raise SampleError("image-missing", f"{name!r:.200} is not a path: {type(error).__name__}") from error
     if not path.is_relative_to(root):
-        raise SampleError("image-outside-root", f"{name!r} leads outside of the image root")
+        raise SampleError("image-outside-root", f"{name!r} is outside the image root")
     try:
         _check_file(name, path.stat())
         return path.read_bytes()
@@ -90,36 +92,39 @@ def _read_below(name: str, root: Path) -> bytes:
 
 
 def _check_file(name: str, status: os.stat_result) -> None:
-    """Before it is opened: a pipe would be waited for without end, a device or a sparse file read without end."""
+    """Check a file before it is opened: to read a pipe, a device or a sparse file might never end."""
     if not stat.S_ISREG(status.st_mode):
         kind = FILE_KINDS.get(stat.S_IFMT(status.st_mode), "something else")
         raise SampleError("image-missing", f"{name!r} is {kind}, not a regular file")
     if status.st_size > MAX_FILE_BYTES:
-        raise SampleError("image-too-large", f"{name!r} has {status.st_size} bytes, at most {MAX_FILE_BYTES} are read")
+        raise SampleError("image-too-large", f"{name!r} has {status.st_size} bytes, the limit is {MAX_FILE_BYTES}")
 
 
 def decode_image(data: bytes) -> Image.Image:
-    """An upright RGB image; EXIF rotation is applied, so that pixels stand as a person sees them.
+    """Decode an upright RGB image: EXIF rotation is applied, so that the model sees what a person sees.
 
     Transparency is dropped, as the models' own preprocessing does; 16 bits of grey are scaled to 8.
 
     Raises SampleError(image-broken | image-too-large | image-animated | image-depth).
     """
     with warnings.catch_warnings():
-        # Pillow warns of what it reads past (damaged EXIF, odd TIFF tags, palettes with transparency). The picture is
-        # there or it is not, nobody can act on such a line, and a dataset of phone pictures would print thousands.
+        # Pillow warns of damage that it ignores (EXIF, odd TIFF tags, palettes with transparency). The image decodes or
+        # it does not, a user cannot act on such a line, and a dataset of phone photos would print thousands.
         warnings.filterwarnings("ignore", module=r"PIL\.")
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         try:
             return _decode(data)
-        except (SampleError, MemoryError):  # below the limit of pixels a picture needs little: the machine is short
+        except (
+            SampleError,
+            MemoryError,
+        ):  # an image below the limit of pixels needs little memory: the machine has none left
             raise
         except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
             raise SampleError("image-too-large", str(error)) from error
-        except UnidentifiedImageError as error:  # its text has an address in memory, and no two runs agree on that
-            raise SampleError("image-broken", f"{len(data)} bytes of no image format that is known") from error
-        # Decoders meet damage with whatever they trip over (struct.error, EOFError, IndexError, TypeError, zlib.error,
-        # NotImplementedError, RuntimeError, ...). Nothing but these bytes goes in, so it is always the row's fault.
+        except UnidentifiedImageError as error:  # its text has an address in memory, which differs between runs
+            raise SampleError("image-broken", f"{len(data)} bytes of an unknown image format") from error
+        # On damage, decoders raise many errors (struct.error, EOFError, IndexError, TypeError, zlib.error,
+        # NotImplementedError, RuntimeError, ...). These bytes are their only input, so it is always the row's fault.
         except Exception as error:
             detail = f"{len(data)} bytes that do not decode: {type(error).__name__}: {error!s:.500}"
             raise SampleError("image-broken", detail) from error
@@ -127,11 +132,11 @@ def decode_image(data: bytes) -> Image.Image:
 
 def _decode(data: bytes) -> Image.Image:
     image = Image.open(io.BytesIO(data))
-    if image.format == "EPS":  # Pillow would start Ghostscript, if there is one, and have it run what the file says
-        raise SampleError("image-broken", "PostScript is a program, not a picture; store PNG or JPEG")
+    if image.format == "EPS":  # Pillow would let Ghostscript, if installed, run the program in the file
+        raise SampleError("image-broken", "PostScript is a program, not an image; store PNG or JPEG")
     n_frames = getattr(image, "n_frames", 1)
-    if n_frames > 1 and image.format != "MPO":  # a photo with a preview or a second lens behind it
-        raise SampleError("image-animated", f"{n_frames} frames; store the one frame that is meant")
+    if n_frames > 1 and image.format != "MPO":  # MPO: a photo with a preview, or of a second lens
+        raise SampleError("image-animated", f"{n_frames} frames; store the one frame that the row is about")
     image.load()
     method = _turn(image)
     rgb = (_eight_bit_grey(image) if image.mode in DEEP_MODES else image).convert("RGB")
@@ -139,23 +144,23 @@ def _decode(data: bytes) -> Image.Image:
 
 
 def _turn(image: Image.Image) -> Image.Transpose | None:
-    """What makes the picture stand upright, by EXIF or XMP. Where these are damaged it is shown as it is stored.
+    """The turn that makes the image upright, by EXIF or XMP; None if it is upright or these are damaged.
 
-    ImageOps.exif_transpose does the same, and raises where EXIF is damaged: a good picture would be lost for a note.
+    ImageOps.exif_transpose does the same, but raises if EXIF is damaged: a good image would be lost for that.
     """
     try:
         return UPRIGHT.get(image.getexif().get(ORIENTATION, 1))
-    except Exception:  # noqa: BLE001 - foreign bytes in a foreign parser, as in decode_image; all viewers go on here
+    except Exception:  # noqa: BLE001 - a foreign parser, as in decode_image; all viewers ignore such damage
         return None
 
 
 def _eight_bit_grey(image: Image.Image) -> Image.Image:
-    """Grey of up to 16 bits scaled to 8 and rounded. Pillow's `convert` cuts at 255: most would come out white."""
+    """Scale grey of up to 16 bits to 8 bits and round. Pillow's `convert` cuts at 255: most pixels would be white."""
     white = _white_point(image)
     if white is None:
         raise SampleError(
             "image-depth",
-            f"a {image.format} image of mode {image.mode}, which does not say what value is white; "
+            f"a {image.format} image of mode {image.mode}, which does not define what value is white; "
             "store 8 or 16 bits per channel",
         )
     values = np.minimum(np.asarray(image).astype(np.uint32), white)
@@ -165,7 +170,7 @@ def _eight_bit_grey(image: Image.Image) -> Image.Image:
 
 
 def _white_point(image: Image.Image) -> int | None:
-    """The value that is white, None where nothing defines it (32-bit numbers, floats, scientific formats)."""
+    """The value that is white, or None if the format does not define it (32 bits, floats, scientific formats)."""
     if isinstance(image, TiffImageFile) and image.mode.startswith("I;16"):
-        return int((1 << image.tag_v2[BITSPERSAMPLE][0]) - 1)  # 12 bits come in this mode, too
+        return int((1 << image.tag_v2[BITSPERSAMPLE][0]) - 1)  # 12 bits have this mode, too
     return 65535 if image.format in SIXTEEN_BIT_FORMATS and image.mode != "F" else None

@@ -1,7 +1,7 @@
-"""A rendered text and its pictures through a model's processor.
+"""A rendered text and its images go through a model's processor.
 
-The processor expands each image place into vision tokens and says which characters it replaced by which; the tokenizer
-says which characters each token is of.
+The processor expands each image placeholder into vision tokens and reports which characters it replaced by which text;
+the tokenizer reports the characters of each token.
 """
 
 from collections.abc import Sequence
@@ -17,9 +17,11 @@ from emkd.samples.render import Span
 
 @dataclass(frozen=True, kw_only=True)
 class Processed:
-    """inputs:   the processor's tensors, with a leading batch axis of 1 on token tensors
-    replaced: for each image, the characters of its place in the text, and of what stands there now
-    offsets:  [T, 2] which characters of the text as it is now each token is of
+    """What the processor makes of one sample.
+
+    inputs:   the processor's tensors, with a leading batch axis of 1 on token tensors
+    replaced: for each image, the characters of its placeholder in the text, and of its replacement in the new text
+    offsets:  [T, 2] the characters of each token in the new text
     """
 
     inputs: dict[str, torch.Tensor]
@@ -35,8 +37,8 @@ class Process:
         self._rewriting_checked = False
 
     def __call__(self, text: str, images: Sequence[Image.Image]) -> Processed:
-        """Raises SampleError where the processor refuses the row, ModelError where it does not say what it replaced, or
-        not all of it."""
+        """Process one sample. Raises SampleError if the processor refuses it, ModelError if it does not report all that
+        it replaced."""
         bos = self.processor.tokenizer.bos_token
         special = not (bos and text.startswith(bos))
         try:
@@ -50,7 +52,7 @@ class Process:
             )
         except (OSError, MemoryError):  # not the row's fault
             raise
-        # Foreign code on foreign pictures, with limits of its own that it states by any exception (Qwen2-VL: sides of
+        # Foreign code on foreign images: it has limits of its own, and may raise anything for them (Qwen2-VL: sides of
         # 1 to 200). Nothing is hidden: the reason is recorded, and above --max-skipped the job fails.
         except Exception as error:
             detail = f"the processor refuses this row: {type(error).__name__}: {error!s:.500}"
@@ -58,12 +60,12 @@ class Process:
         inputs = dict(features)
         offsets = inputs.pop("offset_mapping")[0]
         found = inputs.pop("text_replacement_offsets", None)
-        if not images:  # where nothing was replaced, families say so in several ways
+        if not images:  # families report in different ways that nothing was replaced
             return Processed(inputs=inputs, replaced=[], offsets=offsets)
         if found is None:
             raise ModelError(
-                f"{type(self.processor).__name__} does not say by which text it replaced an image's placeholder "
-                "(text_replacement_offsets): it is not supported"
+                f"{type(self.processor).__name__} does not report by which text it replaced an image's "
+                "placeholder (text_replacement_offsets): it is not supported"
             )
         if not self._rewriting_checked:
             expected = self.processor.tokenizer(_replaced(text, found[0]), add_special_tokens=special)["input_ids"]
@@ -73,22 +75,24 @@ class Process:
         return Processed(inputs=inputs, replaced=replaced, offsets=offsets)
 
     def _check_not_rewritten(self, expected: list[int], found: list[int]) -> None:
-        """On the first row with images: the processor changes nothing else. Answers are found by their characters, and
-        in a text that is not the one that was rendered others stand there."""
+        """Check on the first row with images that the processor changes nothing else.
+
+        Answers are found by their characters, which would be others in a changed text.
+        """
         if found == expected:
             return
         pairs = zip(found, expected, strict=False)
         first = next((n for n, (a, b) in enumerate(pairs) if a != b), min(len(found), len(expected)))
         theirs, ours = (self.processor.tokenizer.decode(ids[first : first + 5]) for ids in (found, expected))
         raise ModelError(
-            f"{type(self.processor).__name__} changes more of a text than the places of its images: {len(found)} "
+            f"{type(self.processor).__name__} changes more of a text than its image placeholders: {len(found)} "
             f"tokens, expected {len(expected)} from the chat template; from token {first} on {theirs!r}, expected "
-            f"{ours!r}. Where the answers are cannot be told then: this family is not supported"
+            f"{ours!r}. Answers cannot be found in such a text: this family is not supported"
         )
 
 
 def _replaced(text: str, entries: Sequence[dict[str, Any]]) -> str:
-    """The text with what the processor says that it put in the place of images."""
+    """The text with the replacements that the processor reports."""
     parts, seen = [], 0
     for entry in entries:
         start, stop = entry["span"]

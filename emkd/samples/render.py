@@ -1,8 +1,8 @@
 """A conversation as the text that a model reads, and which of its characters are answers.
 
-The chat template decides the text. Where it marks what the assistant says (`{% generation %}`, as LLaVA's do), the
-marks are the answers; where it does not (most templates), an answer is what an assistant turn adds to the prompt
-that asks for it. An end token that follows directly belongs to the answer, white space around it to nobody.
+The chat template decides the text. If it marks what the assistant says (`{% generation %}`, as LLaVA's do), the marked
+text is the answer. If it does not (most templates), an answer is what an assistant turn adds to the prompt that asks
+for it. An end token that follows directly belongs to the answer; white space around the answer does not.
 """
 
 import re
@@ -24,25 +24,28 @@ GENERATION_MARK = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
 
 def render(processor: Any, turns: Sequence[Turn]) -> tuple[str, tuple[Span, ...]]:
-    """(text, characters of each answer: [first, last)). Raises SampleError: template-error where the template refuses
-    the conversation (roles that do not alternate, say), template-prefix where a template without marks writes earlier
-    turns differently once later ones follow, too-long where such a template would take minutes."""
+    """(text, characters [first, last) of each answer)
+
+    Raises SampleError: template-error if the template refuses the conversation (for instance roles that do not
+    alternate), template-prefix if a template without marks renders earlier turns differently once later ones follow,
+    too-long if such a template would take minutes.
+    """
     messages = [turn.as_message() for turn in turns]
     find = _marked if GENERATION_MARK.search(template_of(processor) or "") else _by_prefixes
     try:
         text, spans = find(processor, messages)
     except (SampleError, MemoryError):
         raise
-    # A template is a program of the checkpoint's author, run on what the row says: it may raise anything. Where it
-    # fails on every row, each is recorded with this reason, and the job fails above --max-skipped.
+    # A template is a program of the checkpoint's author that runs on the row's content: it may raise anything. If it
+    # fails on every row, each row is recorded with this reason, and the job fails above --max-skipped.
     except Exception as error:
-        detail = f"the chat template does not take this conversation: {error!s:.500}"
+        detail = f"the chat template refuses this conversation: {error!s:.500}"
         raise SampleError("template-error", detail) from error
     return text, tuple(_trimmed(text, span) for span in spans)
 
 
 def template_of(processor: Any) -> str | None:
-    """The template that conversations are rendered with: of several that a checkpoint names, the default one."""
+    """The template that renders conversations: the default one if a checkpoint names several, None if it has none."""
     template = getattr(processor, "chat_template", None)
     if isinstance(template, dict):
         template = template.get("default")
@@ -50,7 +53,7 @@ def template_of(processor: Any) -> str | None:
 
 
 def end_token(processor: Any) -> str | None:
-    """The special token that answers end in; without one (None) a student does not learn where to stop."""
+    """The special token at the end of answers, or None: then a student does not learn where to stop."""
     turns = [Turn(role="user", parts=("a",)), Turn(role="assistant", parts=("b",))]
     text, ((first, last),) = render(processor, turns)
     found = [token for token in processor.tokenizer.all_special_tokens if text[first:last].endswith(token)]
@@ -58,7 +61,7 @@ def end_token(processor: Any) -> str | None:
 
 
 def _marked(processor: Any, messages: list[dict[str, Any]]) -> tuple[str, list[Span]]:
-    """Neighbouring marks (one for each part of a turn) are one answer."""
+    """(text, answers) by the template's marks. Adjacent marks (one per part of a turn) are one answer."""
     found: Any = render_jinja_template(
         [messages],
         chat_template=template_of(processor),
@@ -76,7 +79,7 @@ def _marked(processor: Any, messages: list[dict[str, Any]]) -> tuple[str, list[S
 
 
 def _following_end(processor: Any, rest: str) -> int:
-    """Characters of the end token that follows directly, 0 where none does."""
+    """The length of the end token that follows directly, or 0."""
     tokens = [token for token in processor.tokenizer.all_special_tokens if rest.startswith(token)]
     return max(map(len, tokens), default=0)
 
@@ -101,7 +104,7 @@ def _by_prefixes(processor: Any, messages: list[dict[str, Any]]) -> tuple[str, l
 
 
 def _trimmed(text: str, span: Span) -> Span:
-    """Without white space at either end; that of a template that writes a newline behind its end token included."""
+    """The span without white space at either end, such as a newline that the template writes after its end token."""
     first, last = span
     answer = text[first:last]
     return last - len(answer.lstrip()), first + len(answer.rstrip())

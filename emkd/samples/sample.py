@@ -1,6 +1,6 @@
 """A sample: one conversation with its images, whatever file format it came from.
 
-    row of a file --parse_row--> Sample --sample_key--> key
+    row of a file --ParsedRow--> turns, images --sample_key--> Sample
 
 Identical content gives identical samples, from Parquet and from LLaVA-style JSON alike. `encode.py` turns a
 Sample into token ids.
@@ -15,8 +15,8 @@ from typing import Any
 
 from emkd.errors import SampleError
 
-# LLaVA's data mark an image's place by this word, with a newline between it and the text. The newline
-# belongs to the mark: the chat template writes its own separator.
+# LLaVA's data mark an image by this word, with a newline between it and the text. The newline belongs to the
+# mark: the chat template writes its own separator.
 IMAGE_MARK = re.compile(r"\n?<image>\n?")
 
 ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
@@ -24,7 +24,7 @@ ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assi
 
 @dataclass(frozen=True)
 class ImagePart:
-    """The place of the sample's next image inside a turn."""
+    """Marks the sample's next image in a turn."""
 
 
 Part = str | ImagePart
@@ -32,20 +32,26 @@ Part = str | ImagePart
 
 @dataclass(frozen=True, kw_only=True)
 class Turn:
-    """One message: `role` is user, assistant or system; `parts` are texts and image places in order."""
+    """One message: `role` is user, assistant or system; `parts` are texts and images in order."""
 
     role: str
     parts: tuple[Part, ...]
 
     def as_message(self) -> dict[str, Any]:
-        """The message as chat templates of transformers want it."""
+        """The message in the form that chat templates of transformers expect."""
         content = [{"type": "text", "text": p} if isinstance(p, str) else {"type": "image"} for p in self.parts]
         return {"role": self.role, "content": content}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:
-    """`images` holds the encoded bytes (PNG, JPEG, ...) in the order of the image places."""
+    """A row that can be used: its conversation and its images.
+
+    row:    0-based over all files of the dataset
+    id:     the row's own id, "" if it has none
+    key:    see `sample_key`
+    images: encoded bytes (PNG, JPEG, ...), in the order of the turns' image parts
+    """
 
     row: int
     id: str
@@ -55,7 +61,7 @@ class Sample:
 
 
 def parse_turns(messages: Sequence[dict[str, Any]]) -> tuple[Turn, ...]:
-    """Turns from role/content messages or LLaVA's from/value ones."""
+    """Parse messages with role and content, or LLaVA's with from and value. Raises SampleError."""
     if not messages:
         raise SampleError("no-messages", "the conversation is empty")
     if not isinstance(messages, list):
@@ -82,13 +88,13 @@ def _parse_turn(number: int, message: Any) -> Turn:
 
 
 def _check_answer(number: int, role: str, parts: Sequence[Part]) -> None:
-    """An answer is text: the marks around an image in it (where one begins and ends) would be learned as if said."""
+    """Raise SampleError for an image in an answer: a student would learn to say the tokens around the image."""
     if role == "assistant" and any(isinstance(part, ImagePart) for part in parts):
-        raise SampleError("image-in-answer", f"turn {number} is the assistant's and has the place of an image")
+        raise SampleError("image-in-answer", f"turn {number} is the assistant's and has an image")
 
 
 def _checked(text: str, number: int) -> str:
-    """The text, which has to be encodable: a lone surrogate is no character, and no tokenizer takes it."""
+    """Return the text. Raises SampleError for a lone surrogate, which no tokenizer accepts."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
@@ -114,26 +120,25 @@ def _parse_part(number: int, part: Any) -> Part:
 
 
 def check_image_count(turns: Sequence[Turn], n_images: int) -> None:
-    """Each image needs its place: guessing one would show the model another prompt than the data meant."""
-    n_places = sum(isinstance(part, ImagePart) for turn in turns for part in turn.parts)
-    if n_places != n_images:
+    """Raise SampleError unless the turns mark each image: to guess would show the model another prompt."""
+    n_marked = sum(isinstance(part, ImagePart) for turn in turns for part in turn.parts)
+    if n_marked != n_images:
         raise SampleError(
             "image-count",
-            f"the messages have {n_places} image places (<image> or a part of type image) and the row has "
-            f"{n_images} images",
+            f"the messages mark {n_marked} images (by <image> or a part of type image) and the row has {n_images}",
         )
 
 
 def sample_key(turns: Sequence[Turn], images: Sequence[bytes]) -> str:
     """SHA-256 of length-prefixed roles, texts and encoded image bytes, in order.
 
-    The prefixes keep ("ab", "c") and ("a", "bc") apart. An image enters where it stands.
+    The prefixes distinguish ("ab", "c") from ("a", "bc"). Each image is hashed at its position in the turns.
     """
     return _hashed(b"emkd-sample-1", turns, images)
 
 
 def text_sha256(turns: Sequence[Turn]) -> str:
-    """As the key, without the images: their places alone. Rows with the same key have the same."""
+    """The hash of roles, texts and image positions, without the images. Rows of equal keys have equal text hashes."""
     return _hashed(b"emkd-text-1", turns, repeat(b""))
 
 

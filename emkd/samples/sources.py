@@ -1,7 +1,7 @@
-"""Dataset files as rows: one Parquet file, one JSON array or one JSONL file each.
+"""The rows of one dataset file: Parquet, a JSON array, or JSONL.
 
-Opening reads the footer of a Parquet file, and all of a JSON one (which holds no images). Rows come as Python objects
-with the columns that docs/data.md names; `texts` has them without images, which are not even read.
+To open a Parquet file reads its footer; to open a JSON file (which holds no images) reads all of it. Rows are Python
+objects with the columns that docs/data.md names; `texts` yields them without images, which it does not read.
 """
 
 import hashlib
@@ -20,7 +20,7 @@ from emkd.errors import DataFormatError, SampleError
 
 RawRow = dict[str, Any]
 
-# Under either name, in Parquet as in JSON; where a row has both, the first one counts.
+# Either name works, in Parquet as in JSON; if a row has both, the first one counts.
 CONVERSATION_COLUMNS = ("messages", "conversations")
 IMAGE_COLUMNS = ("images", "image")
 
@@ -28,9 +28,9 @@ _SEE = "See docs/data.md"
 
 
 def sampled_sha256(path: Path, block: int = 1 << 16, n_blocks: int = 256) -> str:
-    """SHA-256 of a file of up to 16 MB, of 256 blocks spread over a larger one, the first and the last included.
+    """SHA-256 of a file of up to 16 MB; of a larger file, of 256 blocks spread over it from the first to the last.
 
-    Enough to notice another file in no time, whatever its size; what vouches for a row is its key.
+    Detects another file quickly, whatever its size; the key of a row is what guarantees its content.
     """
     size = path.stat().st_size
     digest = hashlib.sha256()
@@ -44,7 +44,7 @@ def sampled_sha256(path: Path, block: int = 1 << 16, n_blocks: int = 256) -> str
 
 
 class Source(Protocol):
-    """One file of a dataset. A row that cannot be read alone is a SampleError, raised by `row` and given by `texts`."""
+    """One file of a dataset. `row` raises a SampleError if a single row cannot be read; `texts` yields it."""
 
     path: Path
     n_rows: int
@@ -55,14 +55,14 @@ class Source(Protocol):
 
 
 class ParquetSource:
-    """Rows of one Parquet file; the last few row groups stay in memory, because rows are read in runs."""
+    """Rows of one Parquet file; the last few row groups stay in memory, because rows are read in sequence."""
 
     KEPT_GROUPS = 4
 
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
-            self._file = pq.ParquetFile(path, page_checksum_verification=True)  # where it has checksums
+            self._file = pq.ParquetFile(path, page_checksum_verification=True)  # if it has checksums
         except (OSError, ValueError) as error:
             raise DataFormatError(f"{path} is not a readable Parquet file: {error}") from error
         names = self._file.schema_arrow.names
@@ -97,14 +97,14 @@ class ParquetSource:
             yield from _rows_of(self._read(group, self._text_columns))
 
     def _read(self, group: int, columns: list[str]) -> pa.Table:
-        """The row group. The footer of a damaged file may be whole, so that damage is first seen here."""
+        """Read a row group. The footer of a damaged file may be intact, so that damage shows only here."""
         expected = self._starts[group + 1] - self._starts[group]
         try:
             table = self._file.read_row_group(group, columns=columns)
             if table.num_rows != expected:
                 raise pa.ArrowInvalid(f"{table.num_rows} rows, the footer says {expected}")
         except (OSError, pa.ArrowException) as error:
-            # Arrow tells of damaged pages by an OSError, too, but one without the number of a system call's error.
+            # Arrow raises an OSError for damaged pages, too, but without the errno of a failed system call.
             if isinstance(error, OSError) and error.errno:
                 raise OSError(error.errno, f"{self.path}, row group {group}: {error}") from error
             if isinstance(error, MemoryError):
@@ -112,13 +112,13 @@ class ParquetSource:
             raise DataFormatError(
                 f"{self.path}: row group {group} (rows {self._starts[group]} to {self._starts[group + 1] - 1}) of "
                 f"{self._file.num_row_groups} is damaged: {' '.join(str(error).split())}. Copy or download the file "
-                "again, or write it anew without these rows"
+                "again, or rewrite it without these rows"
             ) from error
         return table
 
 
 def _rows_of(table: pa.Table) -> list[RawRow | SampleError]:
-    """The rows as Python objects. A row whose text is not UTF-8, which Parquet does not check, costs no other."""
+    """The rows as Python objects. Parquet does not check that text is UTF-8: a row that is not costs no other row."""
     try:
         return list(table.to_pylist())
     except UnicodeDecodeError:
@@ -174,19 +174,22 @@ def _jsonl_rows(path: Path, data: bytes) -> Iterator[RawRow]:
 
 
 def _parsed(path: Path, data: bytes, line: int | None = None) -> Any:
-    """The value of a JSON text, or of the line of a file that is named. DataFormatError says where it breaks off."""
+    """Parse a JSON file, or one line of a JSONL file. Raises DataFormatError with line and column.
+
+    line: 1-based, of a JSONL file
+    """
     try:
         return json.loads(data)
     except json.JSONDecodeError as error:
         hint = "; one object per line is JSONL: name the file .jsonl" if error.msg == "Extra data" else ""
-        place = f"line {line or error.lineno}, column {error.colno}"
-        raise DataFormatError(f"{path}, {place}: not valid JSON: {error.msg}{hint if line is None else ''}") from error
-    except (ValueError, RecursionError) as error:  # not UTF-8, a number without end, too deep
-        place = "" if line is None else f", line {line}"
-        raise DataFormatError(f"{path}{place}: not valid JSON: {error}") from error
+        where = f"line {line or error.lineno}, column {error.colno}"
+        raise DataFormatError(f"{path}, {where}: not valid JSON: {error.msg}{hint if line is None else ''}") from error
+    except (ValueError, RecursionError) as error:  # not UTF-8, a number of too many digits, nested too deeply
+        where = "" if line is None else f", line {line}"
+        raise DataFormatError(f"{path}{where}: not valid JSON: {error}") from error
 
 
 def _kind(value: Any) -> str:
-    """As JSON names it."""
+    """The type of a value, as JSON names it."""
     names = {dict: "an object", list: "a list", str: "a text", bool: "true or false", type(None): "null"}
     return names.get(type(value), "a number")

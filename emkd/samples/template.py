@@ -6,7 +6,7 @@ from emkd.errors import SampleError
 from emkd.samples.render import render
 from emkd.samples.sample import ImagePart, Part, Turn
 
-# In no template.
+# A word that no template contains.
 _WORD = "Xq7"
 _SYSTEM = Turn(role="system", parts=("s",))
 

@@ -109,7 +109,7 @@ def both_directions(hidden: int) -> tuple[Any, Any]:
 Build = Callable[[int], tuple[Any, Any]]
 WORK: dict[str, Build] = {"aya_vision": aya_vision, "mistral3": mistral3, "glm4v": glm4v}
 REFUSED: dict[str, tuple[Build, str]] = {
-    "paligemma": (paligemma, "PaliGemmaProcessor changes more of a text than the places of its images"),
+    "paligemma": (paligemma, "PaliGemmaProcessor changes more of a text than its image placeholders"),
     "both_directions": (both_directions, "its attention is not causal"),
 }
 

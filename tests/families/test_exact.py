@@ -68,5 +68,5 @@ def test_a_processor_that_lacks_what_is_needed_is_refused(student, data):
     loaded = load(str(student))
     encoder = Encoder(Silent(loaded.processor), loaded.image_token_id)
     assert encoder(Dataset(str(data)).sample(5)).n_vision == 0
-    with pytest.raises(ModelError, match="Silent does not say by which text it replaced an image's placeholder"):
+    with pytest.raises(ModelError, match="Silent does not report by which text it replaced an image's placeholder"):
         encoder(Dataset(str(data)).sample(0))

@@ -97,7 +97,7 @@ def test_an_answer_that_shares_a_token_with_the_prompt_is_refused(tmp_path):
     processor.chat_template = (
         "{% for m in messages %}{% for p in m['content'] %}{{ p['text'] }}{% endfor %}{% endfor %}"
     )
-    with pytest.raises(SampleError, match="the token 'whatcat' is an answer only in part"):
+    with pytest.raises(SampleError, match="the token 'whatcat' belongs to an answer only in part"):
         Encoder(processor, IMAGE)(sample(tmp_path, [tiny.turn("user", "what"), tiny.turn("assistant", "cat")]))
 
 

@@ -140,7 +140,7 @@ def test_tiffs_of_12_bits_and_of_white_at_zero():
 def test_depths_without_a_white_point_are_refused(data, mode):
     error = refusal(data)
     assert error.reason == "image-depth"
-    assert f"of mode {mode}, which does not say what value is white; store 8 or 16 bits" in error.detail
+    assert f"of mode {mode}, which does not define what value is white; store 8 or 16 bits" in error.detail
 
 
 # ---- rotation
