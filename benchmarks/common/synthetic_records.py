@@ -97,13 +97,13 @@ def sample_rows(
     tiles: number of tiles of the samples, in turn
     """
     rng = np.random.default_rng(seed)
-    pictures = _pictures(rng)
+    images = _images(rng)
     common = rng.standard_normal(D).astype(np.float32)
     answer_order: NDArray[np.int64] = np.zeros(0, np.int64)
     for row in range(n):
         if row % per_shard == 0:
             answer_order = rng.permutation(len(pool.answers))
-        chosen = [next(pictures) for _ in range(tiles[row % len(tiles)])]
+        chosen = [next(images) for _ in range(tiles[row % len(tiles)])]
         first = row % per_shard * N_ANSWER
         record = _record(pool, row, chosen, answer_order[first : first + N_ANSWER], common, rng)
         yield CapturedRow(hint=RowHint(row=row, id=f"sample-{row}"), key=record.key, record=record)
@@ -132,7 +132,7 @@ def _unit(states: NDArray[np.float32]) -> NDArray[np.float32]:
     return (states / np.linalg.norm(states, axis=-1, keepdims=True)).astype(np.float32)
 
 
-def _pictures(rng: np.random.Generator) -> Iterator[tuple[int, NDArray[np.int64]]]:
+def _images(rng: np.random.Generator) -> Iterator[tuple[int, NDArray[np.int64]]]:
     """Yield (tile of the pool, order of its tokens): tiles in turn, each time as a different image."""
     variants = [rng.permutation(8 * SIDE) for _ in range(POOL)]
     for round_ in range(8 * SIDE):

@@ -51,8 +51,8 @@ class Steps:
         self.dataset = Dataset(str(folder / ROWS_NAME))
         self.student = case.student(device)
         self.model = self.student.model.train()
-        self.learning = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-        self.optimizer = torch.optim.AdamW(self.learning, lr=0.0)
+        self.trainable = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        self.optimizer = torch.optim.AdamW(self.trainable, lr=0.0)
         self.encoder = Encoder(self.student.processor, self.student.image_token_id)
         self.collator = Collator(self.student.processor.tokenizer.pad_token_id)
         self.teacher = _teacher(case, device) if set(variants) & set(IN_MEMORY) else None
@@ -84,7 +84,7 @@ class Steps:
         with torch.autocast(self.device, torch.bfloat16, enabled=self.case.autocast):
             losses = self._losses(variant, batch)
         losses.total.backward()
-        torch.nn.utils.clip_grad_norm_(self.learning, 1.0)
+        torch.nn.utils.clip_grad_norm_(self.trainable, 1.0)
         self.optimizer.step()
         self.optimizer.zero_grad()
         return {name: float(getattr(losses, name)) for name in ("sup", "rld", "vsd", "vlad")}

@@ -2,8 +2,8 @@
 
     python -m benchmarks.storage.inspect_time CACHE --runs 7
 
-`python -c pass` and `import torch` run in turn with it, so that you can compare the figure between machines. Writes
-benchmarks/results/inspect_time.json.
+CACHE is the cache of a folder that `emkd demo` made. `python -c pass` and `import torch` run in turn with
+`emkd inspect`, so that you can compare the figure between machines. Writes benchmarks/results/inspect_time.json.
 """
 
 import argparse

@@ -17,7 +17,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_the_dense_teacher_and_the_cache_have_the_same_losses_where_nothing_is_cut() -> None:
+def test_the_dense_teacher_and_the_cache_have_the_same_losses_if_nothing_is_cut() -> None:
     found = step.agreement(cases.tiny(torch.float32))
     assert set(found) == {"sup", "rld", "vsd", "vlad"}
     assert max(found.values()) <= 1e-5
@@ -39,7 +39,7 @@ def test_gradients_of_dense_and_cached_steps_are_equal(tmp_path: Path) -> None:
     found = {}
     for variant in ("dense", "cache", "live"):
         steps._losses(variant, steps.load(variant)).total.backward()
-        gradients = [parameter.grad for parameter in steps.learning if parameter.grad is not None]
+        gradients = [parameter.grad for parameter in steps.trainable if parameter.grad is not None]
         found[variant] = torch.cat([gradient.flatten() for gradient in gradients])
         steps.optimizer.zero_grad()
     for variant in ("cache", "live"):
@@ -47,7 +47,7 @@ def test_gradients_of_dense_and_cached_steps_are_equal(tmp_path: Path) -> None:
 
 
 def test_all_variants_are_timed_on_the_same_student(prepared: Path) -> None:
-    """In bfloat16 with padding rows and a tied LM head, as on a GPU."""
+    """In bfloat16 with padding rows and a tied LM head, like the case `gpu`."""
     found = step.times(step.CASES["tiny"], prepared, "cpu")
     assert {name: len(runs) for name, runs in found.items()} == {"sft": 2, "cache": 2, "dense": 1, "live": 2}
     for runs in found.values():
@@ -59,14 +59,14 @@ def test_all_variants_are_timed_on_the_same_student(prepared: Path) -> None:
 
 def test_a_step_changes_nothing_of_the_student(prepared: Path) -> None:
     steps = step.Steps(step.CASES["tiny"], prepared, "cpu", ("cache",))
-    before = [parameter.detach().clone() for parameter in steps.learning]
+    before = [parameter.detach().clone() for parameter in steps.trainable]
     steps.step("cache", steps.load("cache"))
-    assert all(torch.equal(one, other) for one, other in zip(before, steps.learning, strict=True))
+    assert all(torch.equal(one, other) for one, other in zip(before, steps.trainable, strict=True))
     assert steps.teacher is None
 
 
 def test_memory_counts_the_teacher(tmp_path: Path) -> None:
-    """Of a pair whose teacher is large beside everything else: 117 MB."""
+    """The pair's teacher is much larger than everything else: 117 MB."""
     tower = shapes.Tower(hidden=32, layers=1, heads=2, intermediate=48, side=20, patch=5)
     small = shapes.Text(hidden=24, layers=1, heads=2, key_value_heads=1, intermediate=48, rows=100)
     large = shapes.Text(hidden=512, layers=4, heads=4, key_value_heads=4, intermediate=4096, rows=100)
@@ -109,7 +109,7 @@ def test_ratios_and_what_is_not_measured(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_the_real_shapes() -> None:
-    """Tokens of a picture and sizes of the GPU's case, from its configuration."""
+    """Tokens of an image and sizes of the GPU's case, from its configuration."""
     case = step.CASES["gpu"]
     teacher, student = case.teacher.args[0], case.student.args[0]
     assert (teacher.n_vision, student.n_vision) == (729, 144)
