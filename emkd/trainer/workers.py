@@ -76,9 +76,8 @@ def _until_done(settings: TrainSettings, use_gpu: bool, lines: Queue) -> dict[st
 
 def _fit(settings: TrainSettings, use_gpu: bool, lines: Queue) -> dict[str, float]:
     run: Any = _train_one_rank  # Ray annotates it as returning None, but its result has what it returns
-    with TemporaryDirectory(
-        prefix="emkd-ray-train-"
-    ) as folder:  # for Ray Train's own files; checkpoints are in settings.output
+    # The folder is for Ray Train's own files; checkpoints are in settings.output.
+    with TemporaryDirectory(prefix="emkd-ray-train-") as folder:
         trainer = TorchTrainer(
             run,
             train_loop_config={"settings": settings, "lines": lines},
@@ -87,7 +86,7 @@ def _fit(settings: TrainSettings, use_gpu: bool, lines: Queue) -> dict[str, floa
             run_config=ray.train.RunConfig(storage_path=folder),
         )
         # In the main thread Ray Train would take Ctrl-C for itself and end without a word.
-        result = BackgroundCall(trainer.fit, "emkd-ray-train").result()
+        result: Any = BackgroundCall(trainer.fit, "emkd-ray-train").result()
     metrics: dict[str, float] = result.return_value
     return metrics
 

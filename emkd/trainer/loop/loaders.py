@@ -1,5 +1,6 @@
 """The DataLoaders of a run: training batches in the order of data/order.py, evaluation batches in that of the data."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -8,7 +9,9 @@ from transformers import TrainingArguments
 
 from emkd.errors import UsageError
 from emkd.trainer.data.order import ShardBatchSampler
-from emkd.trainer.data.samples import Collator
+
+# From samples to a batch: `Collator`, which Trainer holds as its data_collator.
+Collate = Callable[[list[Any]], Any]
 
 
 class EpochLoader(DataLoader[Any]):
@@ -22,7 +25,7 @@ class EpochLoader(DataLoader[Any]):
 
 
 def train_loader(
-    samples: Dataset[Any], collator: Collator, args: TrainingArguments, *, shard_sizes: list[int], window: int
+    samples: Dataset[Any], collator: Collate, args: TrainingArguments, *, shard_sizes: list[int], window: int
 ) -> EpochLoader:
     """Return the training batches of this rank.
 
@@ -46,13 +49,13 @@ def train_loader(
     return EpochLoader(samples, batch_sampler=batches, **_options(collator, args))
 
 
-def evaluation_loader(samples: Dataset[Any], collator: Collator, args: TrainingArguments) -> DataLoader[Any]:
+def evaluation_loader(samples: Dataset[Any], collator: Collate, args: TrainingArguments) -> DataLoader[Any]:
     """Return batches of `eval_batch_size` samples, in the order of the data."""
     options = _options(collator, args) | {"persistent_workers": False}
     return DataLoader(samples, batch_size=args.eval_batch_size, **options)
 
 
-def _options(collator: Collator, args: TrainingArguments) -> dict[str, Any]:
+def _options(collator: Collate, args: TrainingArguments) -> dict[str, Any]:
     return {
         "collate_fn": collator,
         # A loader draws a seed whenever it starts; the model's random state must not change with that.
