@@ -37,9 +37,9 @@ def adopt_template(processor: Any, template: str | None) -> Adopted:
     if template is None:
         return Adopted(changed=False)
     present, guessed = template_of(processor), None
-    own = None if present is None else image_place(processor)
+    own = None if present is None else image_text(processor)
     _give(processor, template)
-    theirs = image_place(processor)
+    theirs = image_text(processor)
     if theirs and theirs.count(processor.image_token) != 1 and theirs in template:
         guessed = None if own else str(processor.image_token)
         _give(processor, template.replace(theirs, own or str(processor.image_token)))
@@ -59,7 +59,7 @@ def describe_guess(guessed: str) -> str:
     )
 
 
-def image_place(processor: Any) -> str | None:
+def image_text(processor: Any) -> str | None:
     """What the template writes for an image, such as "<|vision_start|><|image_pad|><|vision_end|>".
 
     "" if it writes nothing; None if it accepts no question about an image, alone or after a system turn.
@@ -91,12 +91,12 @@ def check_places_images(processor: Any) -> None:
 
     This is the template of a teacher of another family that could not be translated.
     """
-    place = image_place(processor)
-    if place is not None and place.count(processor.image_token) != 1:
+    written = image_text(processor)
+    if written is not None and written.count(processor.image_token) != 1:
         raise TokenizerMismatchError(
-            f"the teacher's chat template writes {place!r} for an image, and the student's {type(processor).__name__} "
+            f"the teacher's chat template writes {written!r} for an image, the student's {type(processor).__name__} "
             f"replaces {processor.image_token!r} by vision tokens. "
-            + ("It drops images" if not place else "The template does not contain that text literally")
+            + ("It drops images" if not written else "The template does not contain that text literally")
             + ", so emkd cannot translate it: let the teacher's chat_template.jinja write its placeholder literally, "
             "and make the cache again with that template"
         )
