@@ -5,7 +5,7 @@ from typing import Any
 
 from emkd.errors import TokenizerMismatchError
 from emkd.samples.render import template_of
-from emkd.samples.template import image_place
+from emkd.samples.template import image_text
 
 
 @dataclass(frozen=True)
@@ -32,9 +32,9 @@ def adopt_template(processor: Any, template: str | None) -> Adopted:
     if template is None:
         return Adopted(changed=False)
     present, guessed = template_of(processor), None
-    own = None if present is None else image_place(processor)
+    own = None if present is None else image_text(processor)
     _give(processor, template)
-    theirs = image_place(processor)
+    theirs = image_text(processor)
     if theirs and theirs.count(processor.image_token) != 1 and theirs in template:
         guessed = None if own else str(processor.image_token)
         _give(processor, template.replace(theirs, own or str(processor.image_token)))
@@ -60,7 +60,7 @@ def check_places_images(processor: Any) -> None:
     Raises TokenizerMismatchError if it writes something else: the template of a teacher of another family, which
     `adopt_template` could not translate.
     """
-    written = image_place(processor)
+    written = image_text(processor)
     if written is not None and written.count(processor.image_token) != 1:
         why = "It drops images" if not written else "The template does not contain that text as it comes out"
         raise TokenizerMismatchError(

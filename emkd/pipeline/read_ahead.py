@@ -9,7 +9,7 @@ from emkd.pipeline.row_reader import RowReader
 
 
 @dataclass(frozen=True)
-class _Begun:
+class _Started:
     """A shard that a thread reads."""
 
     number: int
@@ -20,9 +20,9 @@ class _Begun:
 class ReadAhead:
     """Reads the shard that will be asked for next in a thread of its own, one shard at a time.
 
-        rows = ahead.take(number)        # as far as a thread has read them, if it was begun
+        rows = ahead.take(number)        # as far as a thread has read them, if it was started
         rows.advance()                   # reads what is missing
-        ahead.begin(number + 1)
+        ahead.start(number + 1)
         ...                              # the teacher's passes over `rows`
 
     rows_of: the rows of a shard, none of them read
@@ -33,26 +33,26 @@ class ReadAhead:
 
     def __init__(self, rows_of: Callable[[int], RowReader], limit: int) -> None:
         self._rows_of, self._limit = rows_of, limit
-        self._begun: _Begun | None = None
+        self._started: _Started | None = None
 
-    def begin(self, number: int) -> None:
+    def start(self, number: int) -> None:
         """Start to read a shard. Raises ValueError if the one before was not taken."""
-        if self._begun is not None:
-            raise ValueError(f"shard {self._begun.number} was begun and not taken")
+        if self._started is not None:
+            raise ValueError(f"shard {self._started.number} was started and not taken")
         rows = self._rows_of(number)
         thread = BackgroundCall(partial(rows.advance, self._limit), "emkd-read-ahead", daemon=False)
-        self._begun = _Begun(number, rows, thread)
+        self._started = _Started(number, rows, thread)
 
     def take(self, number: int) -> RowReader:
         """The rows of a shard, as far as they are read; no thread reads any more.
 
-        Another shard that was begun is dropped: another worker captures it.
+        Another shard that was started is dropped: another worker captures it.
         """
-        begun, self._begun = self._begun, None
-        if begun is not None and begun.number == number:
-            begun.thread.result()
-            return begun.rows
-        if begun is not None:
-            begun.rows.stopped = True
-            begun.thread.wait()  # an error of this shard is raised by the worker that captures it
+        started, self._started = self._started, None
+        if started is not None and started.number == number:
+            started.thread.result()
+            return started.rows
+        if started is not None:
+            started.rows.stopped = True
+            started.thread.wait()  # an error of this shard is raised by the worker that captures it
         return self._rows_of(number)

@@ -120,7 +120,7 @@ class CaptureWorker:
         reading = self._ahead.take(number)
         reading.advance()
         if following is not None:
-            self._ahead.begin(following)
+            self._ahead.start(following)
         captured = teacher.captured(reading, shared)
         index = self._write(files, number, _counted(captured, counts))
         return ShardReport(

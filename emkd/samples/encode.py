@@ -25,7 +25,7 @@ from emkd.samples.images import decode_image
 from emkd.samples.process import Process, Processed
 from emkd.samples.render import Span, render
 from emkd.samples.sample import Sample, Turn
-from emkd.samples.template import image_place
+from emkd.samples.template import image_text
 from emkd.storage.record import ImageSpan
 
 
@@ -172,7 +172,7 @@ class Encoder:
     @cached_property
     def _placeholder(self) -> str:
         """What the chat template writes for an image."""
-        return image_place(self.processor) or str(self.processor.image_token)
+        return image_text(self.processor) or str(self.processor.image_token)
 
     def _image_spans(
         self,

@@ -11,7 +11,7 @@ _WORD = "Xq7"
 _SYSTEM = Turn(role="system", parts=("s",))
 
 
-def image_place(processor: Any) -> str | None:
+def image_text(processor: Any) -> str | None:
     """Return what the chat template writes for an image, such as "<|vision_start|><|image_pad|><|vision_end|>".
 
     "" if it writes nothing; None if it takes no question about an image, neither alone nor after a system turn.

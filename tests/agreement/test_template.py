@@ -5,7 +5,7 @@ from emkd.agreement.template import adopt_template, check_places_images
 from emkd.errors import TokenizerMismatchError
 from emkd.samples.render import template_of
 from emkd.samples.sample import parse_turns
-from emkd.samples.template import image_place
+from emkd.samples.template import image_text
 from tests import families, tiny
 from tests.samples.test_render import CHATML, LLAVA, ONEVISION, TWO, byte_level, processor_of
 
@@ -47,7 +47,7 @@ def qwen(template):
 
 def test_its_own_way_to_write_an_image_stays():
     student = qwen(families.template("qwen2_vl"))
-    assert image_place(student) == QWEN
+    assert image_text(student) == QWEN
     adopted = adopt_template(student, families.template("llava"))
     assert (adopted.changed, adopted.guessed) == (False, None), "it had the very same but for the image"
     assert template_of(student) == student.tokenizer.chat_template == families.template("qwen2_vl")
@@ -66,7 +66,7 @@ def test_what_had_to_be_guessed_is_told(before):
     student = qwen(before)
     adopted = adopt_template(student, families.template("llava"))
     assert (adopted.changed, adopted.guessed) == (True, "<|image_pad|>")
-    assert image_place(student) == "<|image_pad|>"
+    assert image_text(student) == "<|image_pad|>"
     assert adopt_template(qwen(before), families.template("qwen2_vl")).guessed is None, "nothing had to be translated"
 
 

@@ -102,9 +102,9 @@ def threads(encoder: Encoder) -> Threads:
 def test_what_was_begun_is_taken(dataset, encoder):
     watched = threads(encoder)
     ahead = ReadAhead(lambda number: RowReader(watched, dataset, [number]), 1 << 40)
-    ahead.begin(3)
-    with pytest.raises(ValueError, match="shard 3 was begun and not taken"):
-        ahead.begin(4)
+    ahead.start(3)
+    with pytest.raises(ValueError, match="shard 3 was started and not taken"):
+        ahead.start(4)
     assert rows_of(ahead.take(3)) == [3]
     assert watched.seen == [(dataset.row(3).id, True)]
     assert rows_of(ahead.take(3)) == [], "now it begins anew"
@@ -115,7 +115,7 @@ def test_what_was_begun_for_nothing_is_dropped(dataset, encoder):
     watched = threads(encoder)
     ahead = ReadAhead(lambda number: RowReader(watched, dataset, [number, number + 1]), 1 << 40)
     watched.go_on.clear()
-    ahead.begin(0)
+    ahead.start(0)
     assert watched.began.wait(SECONDS)
     threading.Timer(0.2, watched.go_on.set).start()
     other = ahead.take(4)
@@ -134,9 +134,9 @@ def test_an_error_belongs_to_its_shard(dataset, encoder):
     gone = Gone(dataset.data)
     ahead = ReadAhead(lambda number: RowReader(encoder, gone, [number]), 1 << 40)
     for asked, begun in ((1, 2), (2, 3)):
-        ahead.begin(begun)
+        ahead.start(begun)
         assert ahead.take(asked).usable == []
-    ahead.begin(2)
+    ahead.start(2)
     with pytest.raises(DataFormatError, match="the disk is gone"):
         ahead.take(2)
     assert rows_of(ahead.take(2)) == []
