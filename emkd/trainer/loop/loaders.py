@@ -1,5 +1,6 @@
 """The DataLoaders of a run: training batches in the order of data/order.py, evaluation batches in that of the data."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -8,7 +9,9 @@ from transformers import TrainingArguments
 
 from emkd.errors import UsageError
 from emkd.trainer.data.order import ShardBatchSampler
-from emkd.trainer.data.samples import Collator
+
+# From samples to a micro-batch: see `Collator`.
+Collate = Callable[[list[Any]], Any]
 
 
 class EpochLoader(DataLoader[Any]):
@@ -22,7 +25,7 @@ class EpochLoader(DataLoader[Any]):
 
 
 def train_loader(
-    samples: Dataset[Any], collator: Collator, args: TrainingArguments, *, shard_sizes: list[int], window: int
+    samples: Dataset[Any], collate: Collate, args: TrainingArguments, *, shard_sizes: list[int], window: int
 ) -> EpochLoader:
     """Return the training batches of this rank.
 
@@ -43,18 +46,18 @@ def train_loader(
             f"{batches.n_ranks} workers, and dataloader_drop_last drops them: use a smaller "
             "per_device_train_batch_size, or dataloader_drop_last: false"
         )
-    return EpochLoader(samples, batch_sampler=batches, **_options(collator, args))
+    return EpochLoader(samples, batch_sampler=batches, **_options(collate, args))
 
 
-def evaluation_loader(samples: Dataset[Any], collator: Collator, args: TrainingArguments) -> DataLoader[Any]:
+def evaluation_loader(samples: Dataset[Any], collate: Collate, args: TrainingArguments) -> DataLoader[Any]:
     """Return batches of `eval_batch_size` samples, in the order of the data."""
-    options = _options(collator, args) | {"persistent_workers": False}
+    options = _options(collate, args) | {"persistent_workers": False}
     return DataLoader(samples, batch_size=args.eval_batch_size, **options)
 
 
-def _options(collator: Collator, args: TrainingArguments) -> dict[str, Any]:
+def _options(collate: Collate, args: TrainingArguments) -> dict[str, Any]:
     return {
-        "collate_fn": collator,
+        "collate_fn": collate,
         # A loader draws a seed whenever it starts; the model's random state must not change with that.
         "generator": torch.Generator(),
         "num_workers": args.dataloader_num_workers,
