@@ -10,7 +10,7 @@ from transformers import TrainingArguments
 from emkd.errors import UsageError
 from emkd.trainer.data.order import ShardBatchSampler
 
-# From samples to a batch: `Collator`, which Trainer holds as its data_collator.
+# From samples to a micro-batch: see `Collator`.
 Collate = Callable[[list[Any]], Any]
 
 
@@ -25,7 +25,7 @@ class EpochLoader(DataLoader[Any]):
 
 
 def train_loader(
-    samples: Dataset[Any], collator: Collate, args: TrainingArguments, *, shard_sizes: list[int], window: int
+    samples: Dataset[Any], collate: Collate, args: TrainingArguments, *, shard_sizes: list[int], window: int
 ) -> EpochLoader:
     """Return the training batches of this rank.
 
@@ -46,18 +46,18 @@ def train_loader(
             f"{batches.n_ranks} workers, and dataloader_drop_last drops them: use a smaller "
             "per_device_train_batch_size, or dataloader_drop_last: false"
         )
-    return EpochLoader(samples, batch_sampler=batches, **_options(collator, args))
+    return EpochLoader(samples, batch_sampler=batches, **_options(collate, args))
 
 
-def evaluation_loader(samples: Dataset[Any], collator: Collate, args: TrainingArguments) -> DataLoader[Any]:
+def evaluation_loader(samples: Dataset[Any], collate: Collate, args: TrainingArguments) -> DataLoader[Any]:
     """Return batches of `eval_batch_size` samples, in the order of the data."""
-    options = _options(collator, args) | {"persistent_workers": False}
+    options = _options(collate, args) | {"persistent_workers": False}
     return DataLoader(samples, batch_size=args.eval_batch_size, **options)
 
 
-def _options(collator: Collate, args: TrainingArguments) -> dict[str, Any]:
+def _options(collate: Collate, args: TrainingArguments) -> dict[str, Any]:
     return {
-        "collate_fn": collator,
+        "collate_fn": collate,
         # A loader draws a seed whenever it starts; the model's random state must not change with that.
         "generator": torch.Generator(),
         "num_workers": args.dataloader_num_workers,

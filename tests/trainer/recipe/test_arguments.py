@@ -318,7 +318,7 @@ def test_a_checkpoint_folder_is_a_model_with_a_card(run, data_path):
         card = (folder / "README.md").read_text()
         for part in (
             "## The teacher",
-            "SHA-256 of its weights",
+            "SHA-256 of the teacher's weights",
             "| VLAD | 25 |",
             "learning_rate: 0.001",
             "library_name",
