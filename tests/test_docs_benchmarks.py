@@ -113,6 +113,7 @@ def scale_rows():
     yield f"| 1,000,000 samples: open | {index['open_s']:.2f} s, {index['open_peak_mib']:,.0f} MiB |"
     yield f"| 1,000,000 samples: `emkd inspect` | {index['inspect_s']:.1f} s |"
     yield f"| 100,000 shards: driver, a shard | {driver['ms_per_shard']:.1f} ms, {driver['rss_growth_mib']:.0f} MiB more than after 500 shards |"
+    assert results("start_time")["rows"] == 100_000
     for data, seconds in results("start_time")["median_s"].items():
         yield f"| {data} | {seconds['total']:.1f} |"
 

@@ -26,14 +26,12 @@ LABEL, BAR, LANE = 104, 150, 22
 LONGEST = BAR - 46  # bar of a panel's largest room
 
 LEGEND = (
-    "Rows are rooms; a room imports",
-    "only rooms below it.",
-    "A dot: this row's room imports the",
-    "room that the vertical points to.",
-    "Two rows on one shade: one layer,",
-    "which do not import each other.",
+    "Rows are rooms; a room imports only rooms below it. A dot: the",
+    "room of this row imports the room that the vertical points to.",
+    "Rows on one shade are one layer and do not import each other.",
     "Bars: lines of code, rounded.",
 )
+LEGEND_WIDTH, LEGEND_HEIGHT = 350, 18 * len(LEGEND)
 
 STYLE = """
   text { font: 13px ui-sans-serif, system-ui, "Segoe UI", Helvetica, Arial, sans-serif; fill: #1f2933 }
@@ -143,20 +141,17 @@ def panels(root: Path) -> list[Panel]:
 
 
 def draw(found: list[Panel]) -> str:
-    """The first panel on top, the others side by side below it."""
-    first, *rest = found
-    below = MARGIN + first.height + MARGIN
-    width = max(MARGIN + first.width, sum(MARGIN + panel.width for panel in rest)) + MARGIN
-    height = below + max((panel.height + MARGIN for panel in rest), default=0)
-    parts = [f'<rect class="paper" width="{width}" height="{height}" rx="8"/>', *_panel(first, MARGIN, MARGIN)]
+    """The first panel at the top left, the others where there is room: see `placed`."""
+    places = placed(found)
+    ends = [(left + panel.width, top + panel.height) for panel, left, top in places]
+    legend = 2 * MARGIN + found[0].width
+    width = max(legend + LEGEND_WIDTH, *(right for right, _ in ends)) + MARGIN
+    height = max(MARGIN + LEGEND_HEIGHT, *(bottom for _, bottom in ends)) + MARGIN
+    parts = [f'<rect class="paper" width="{width}" height="{height}" rx="8"/>']
     for i, line in enumerate(LEGEND):
-        parts.append(
-            f'<text class="soft" x="{2 * MARGIN + first.width}" y="{MARGIN + TITLE + 14 + 18 * i}">{line}</text>'
-        )
-    left = MARGIN
-    for panel in rest:
-        parts += _panel(panel, left, below)
-        left += panel.width + MARGIN
+        parts.append(f'<text class="soft" x="{legend}" y="{MARGIN + 14 + 18 * i}">{line}</text>')
+    for panel, left, top in places:
+        parts += _panel(panel, left, top)
     described = "; ".join(
         f"{panel.package}.{room.name} imports {', '.join(sorted(room.imports))}"
         for panel in found
@@ -175,6 +170,25 @@ def draw(found: list[Panel]) -> str:
             "",
         ]
     )
+
+
+def placed(found: list[Panel]) -> list[tuple[Panel, int, int]]:
+    """(panel, left, top): small panels below the legend as long as they are not lower than the first panel, the others
+    side by side below that."""
+    first, *rest = found
+    places = [(first, MARGIN, MARGIN)]
+    below = first.height + 2 * MARGIN
+    top, left = LEGEND_HEIGHT + 2 * MARGIN, MARGIN
+    for panel in sorted(rest, key=lambda panel: panel.height):
+        if top + panel.height <= MARGIN + first.height:
+            places.append((panel, first.width + 2 * MARGIN, top))
+            top += panel.height + MARGIN
+    aside = [panel for panel, _, _ in places]
+    for panel in rest:
+        if panel not in aside:
+            places.append((panel, left, below))
+            left += panel.width + MARGIN
+    return places
 
 
 def _panel(panel: Panel, left: int, top: int) -> Iterable[str]:

@@ -7,7 +7,7 @@ import grimp
 import pytest
 
 from tests.figures import ROOT, page
-from tools.draw_rooms import PICTURE, Panel, Room, draw, layers_contracts, main, n_lines, panels
+from tools.draw_rooms import PICTURE, Panel, Room, draw, layers_contracts, main, n_lines, panels, placed
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -23,7 +23,7 @@ def test_the_picture_is_what_the_imports_say_now(found):
 
 
 def test_each_room_of_the_contracts_is_drawn_and_described(found):
-    assert [panel.package for panel in found] == ["emkd", "emkd.storage", "emkd.trainer"]
+    assert {"emkd", "emkd.storage", "emkd.trainer"} <= {panel.package for panel in found}
     names = {f"{panel.package}.{room.name}" for panel in found for room in panel.rooms}
     packages = {f"emkd.{folder.name}" for folder in (ROOT / "emkd").iterdir() if (folder / "__init__.py").is_file()}
     assert packages <= names
@@ -38,6 +38,14 @@ def test_every_import_is_a_dot_and_points_down(found):
         layer = {room.name: room.layer for room in panel.rooms}
         for room in panel.rooms:
             assert all(layer[name] > room.layer for name in room.imports)
+
+
+def test_no_panel_covers_another(found):
+    boxes = [(left, top, left + panel.width, top + panel.height) for panel, left, top in placed(found)]
+    assert len(boxes) == len(found)
+    for i, (left, top, right, bottom) in enumerate(boxes):
+        for other in boxes[i + 1 :]:
+            assert right < other[0] or other[2] < left or bottom < other[1] or other[3] < top
 
 
 def test_a_known_tree(tmp_path, monkeypatch):
