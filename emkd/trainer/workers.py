@@ -84,7 +84,7 @@ def _fit(settings: TrainSettings, use_gpu: bool, lines: Queue) -> dict[str, floa
             run_config=ray.train.RunConfig(storage_path=folder),
         )
         # In the main thread Ray Train would take Ctrl-C for itself and end without a word.
-        result = BackgroundCall(trainer.fit, "emkd-ray-train").result()
+        result: Any = BackgroundCall(trainer.fit, "emkd-ray-train").result()
     metrics: dict[str, float] = result.return_value
     return metrics
 
