@@ -5,6 +5,6 @@ The modules, in reading order:
     agree       the whole list: what is compared, in which order, and what is refused
     tokenizer   what ids mean, and how text is cut into tokens
     template    the teacher's chat template becomes the student's
-    pictures    which part of a picture each side sees, and how it prepares pixels
+    pictures    which part of an image each side sees, and how it prepares pixels
     text        the tokens of one row: text, answers, positions of images
 """

@@ -1,7 +1,7 @@
 """The whole list of what a model has to agree about with the teacher of a cache before it can use that cache.
 
     agree_on_tokenizer   what ids mean, how text is cut          from tokenizer.json, before any weights are loaded
-    agree                chat template, pictures, families       from the processor
+    agree                chat template, images, families       from the processor
     agree_on_row         text, answers, images                   row by row, whenever a row is read
 
 Three callers go through these functions, in this order, so that what one refuses the others refuse with the same words:
@@ -104,9 +104,9 @@ def agree(teacher: TeacherSide | None, reader: Reader, *, has_images: bool, dist
 
     teacher:    None if there is no cache: then only the student's own chat template is checked
     has_images: whether the cache has vision tokens, so that the template must place images
-    distils:    False for a student that trains on labels alone, which may see another part of a picture
+    distils:    False for a student that trains on labels alone, which may see another part of an image
 
-    Raises GeometryMismatchError if the two see different parts of a picture, ModelError if there is no chat template at
+    Raises GeometryMismatchError if the two see different parts of an image, ModelError if there is no chat template at
     all, TokenizerMismatchError if the template cannot place the student's images.
     """
     if reader.role is Role.LIVE_MODEL:
@@ -125,7 +125,7 @@ def agree(teacher: TeacherSide | None, reader: Reader, *, has_images: bool, dist
         pixels = _pixels(teacher, reader)
         if pixels:
             warnings.append(
-                f"student and teacher prepare images differently ({', '.join(pixels)}): they may see different pictures"
+                f"student and teacher prepare images differently ({', '.join(pixels)}): they may see different images"
             )
     check_template(reader.path, reader.processor)
     if teacher is not None and has_images:
@@ -168,7 +168,10 @@ def _adopt(teacher: TeacherSide, reader: Reader) -> list[str]:
     adopted = adopt_template(reader.processor, teacher.chat_template)
     warnings = []
     if adopted.changed:
-        warnings.append("the student has another chat template, or none: it is trained, and saved, with the teacher's")
+        warnings.append(
+            "the student's chat template is missing or differs from the teacher's: "
+            "it is trained and saved with the teacher's"
+        )
     if adopted.guessed is not None:
         warnings.append(describe_guess(adopted.guessed))
     return warnings
@@ -176,8 +179,8 @@ def _adopt(teacher: TeacherSide, reader: Reader) -> list[str]:
 
 def _describe_families(teacher: str, student: str) -> str:
     return (
-        f"the teacher is a {teacher}, the student a {student}: what only one of them writes around and within images "
-        "is left out of the affinities that VLAD compares"
+        f"the teacher is a {teacher}, the student a {student}: tokens that only one of them writes around and within "
+        "images are left out of the affinities that VLAD compares"
     )
 
 

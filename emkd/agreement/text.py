@@ -46,19 +46,19 @@ def check_same_text(
         pairs = enumerate(zip(ours, theirs, strict=False))
         first = next((n for n, (a, b) in pairs if a != b), min(len(ours), len(theirs)))
         raise TokenizerMismatchError(
-            f"row {row}: the {name}'s text is {len(ours)} tokens and the teacher's {len(theirs)}; they differ first "
+            f"row {row}: the {name}'s text has {len(ours)} tokens and the teacher's {len(theirs)}; they differ first "
             f"at text token {first}: {name} {_at(ours, first, words)}, teacher {_at(theirs, first, words)}"
             f"{_after(ours[:first], words)}. Both need the same tokenizer and chat template"
         )
     ours, theirs = student.answer_positions.tolist(), teacher.answer_positions.tolist()
     if ours != theirs:
         raise TokenizerMismatchError(
-            f"row {row}: {len(ours)} tokens are answers for the {name} and {len(theirs)} for the teacher, or other "
-            f"tokens are: their chat templates mark answers differently. Give the {name} the teacher's chat template"
+            f"row {row}: the answer tokens differ ({len(ours)} of the {name}, {len(theirs)} of the teacher): the two "
+            f"chat templates mark answers differently. Give the {name} the teacher's chat template"
         )
     if [i.text_position for i in student.images] != [i.text_position for i in teacher.images]:
         raise TokenizerMismatchError(
-            f"row {row}: the images are at other positions in the text for the {name} than for the teacher"
+            f"row {row}: the {name} and the teacher have the images at different positions in the text"
         )
 
 
@@ -95,8 +95,8 @@ def shared_text(
     index = {there: here for here, there in zip(found.own.tolist(), found.theirs.tolist(), strict=True)}
     if student.answer_positions.tolist() != [index.get(position) for position in teacher.answer_positions.tolist()]:
         raise TokenizerMismatchError(
-            f"row {row}: other tokens are answers for the student than for the teacher: their chat templates mark "
-            "answers differently. Give the student the teacher's chat template"
+            f"row {row}: the answer tokens of student and teacher differ: the two chat templates mark answers "
+            "differently. Give the student the teacher's chat template"
         )
     return found
 

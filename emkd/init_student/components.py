@@ -51,8 +51,7 @@ def check_ids(language: Path, teacher: Path) -> tuple[str, ...]:
         check_shared_tokenizer(theirs, own)
     except TokenizerMismatchError as error:
         raise TokenizerMismatchError(
-            f"its embeddings belong to other ids than those of --like ({error}); take a language model with the same "
-            "tokenizer"
+            f"its embeddings do not belong to the ids of --like ({error}); use a language model with the same tokenizer"
         ) from error
     lacking = lacking_ids(theirs, own)
     some = ", ".join(list(lacking.values())[:4])
@@ -76,7 +75,7 @@ def vision_config(path: Path) -> Any:
     """
     config = config_of(path)
     if type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
-        raise ModelError(f"it is a whole vision-language model ({config.model_type}); name its vision tower")
+        raise ModelError(f"it is a whole vision-language model ({config.model_type}); pass only its vision tower")
     return config.vision_config if "vision_config" in config.sub_configs else config
 
 
@@ -131,7 +130,7 @@ def loaded(kind: Any, path: Path, **options: Any) -> tuple[Any, dict[str, int]]:
         raise ModelError(f"it cannot be loaded: {str(error).splitlines()[0]}") from error
     lacking = sorted(map(str, [*report["missing_keys"], *report.get("mismatched_keys", ())]))
     if lacking:
-        raise ModelError(f"{len(lacking)} weights of a {type(model).__name__} are missing, as {lacking[:3]}")
+        raise ModelError(f"{len(lacking)} weights of a {type(model).__name__} are missing, for instance {lacking[:3]}")
     return model, dict(Counter(str(name).partition(".")[0] for name in report["unexpected_keys"]))
 
 
@@ -152,8 +151,8 @@ def image_processor(path: Path) -> Any:
         return AutoImageProcessor.from_pretrained(path)
     except (OSError, ValueError) as error:
         raise ModelError(
-            "it has no image processor (preprocessor_config.json), which says how it expects colours; put the file "
-            "beside the weights"
+            "it has no image processor (preprocessor_config.json), which defines how pixels are normalized; put the "
+            "file next to the weights"
         ) from error
 
 

@@ -176,7 +176,7 @@ def _check_answers(model: Any, text: Any) -> None:
     if not worst <= 1e-2 * max(1.0, float(expected.abs().max())):
         raise ModelError(
             f"a LLaVA-NeXT around a {type(text).__name__} gives logits that differ from its own by {worst:.3g}: it "
-            "does more after its LM head, or before it, which emkd does not support"
+            "does more after its LM head, or right before it, which emkd does not support"
         )
 
 

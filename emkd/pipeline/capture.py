@@ -229,7 +229,7 @@ def does_not_fit(item: Encoded) -> SampleError:
     return SampleError(
         OUT_OF_MEMORY,
         f"{item.n_tokens} tokens ({item.n_vision} of vision) do not fit the device's memory even alone; use a device "
-        "with more memory, --attn-implementation sdpa in place of eager, or a smaller image",
+        "with more memory, --attn-implementation sdpa instead of eager, or a smaller image",
     )
 
 

@@ -65,7 +65,7 @@ def cache_teacher(settings: JobSettings, *, extend: bool = False, repair: bool =
     if missing:
         files.check_writable()
         _check_same_rows(files, plan, run, dataset)
-        log(f"{len(missing)} of {len(plan.manifest.shards)} shards to do")
+        log(f"{len(missing)} of {len(plan.manifest.shards)} shards to compute")
         with session(settings.address, workers=settings.workers, gpus_per_worker=settings.gpus_per_worker):
             _run(settings, files, plan, tokenizer, missing)
     elif plan.extension is not None:  # its shards are committed: a plan that was lost is written again
@@ -159,7 +159,8 @@ def _check_same_rows(files: Files, plan: JobPlan, run: Manifest, dataset: Datase
             if key and found != key:
                 raise DataMismatchError(
                     f"{dataset.data}: row {row} is not what was cached: its key is {found or 'none (unreadable)'}, "
-                    f"the cache has {key}. Its images changed, or --image-root has other images; use the first run's"
+                    f"the cache has {key}. Its images changed, or --image-root has other images; use the "
+                    "first run's --image-root"
                 )
         return
 
@@ -185,7 +186,7 @@ def _run(settings: JobSettings, files: Files, plan: JobPlan, tokenizer: bytes, m
     else:
         begin_extension(files, plan.extension)
     rows = sum(len(manifest.rows(shard)) for shard in missing)
-    with progress(len(missing), rows) as show, finish_on_interrupt("finishing the shards in hand") as interrupt:
+    with progress(len(missing), rows) as show, finish_on_interrupt("finishing the current shards") as interrupt:
         outcome = run_shards(workers, missing, interrupt, show)
     _check_outcome(settings, outcome, len(missing), estimate)
 
@@ -197,11 +198,11 @@ def _check_outcome(settings: JobSettings, outcome: Outcome, n_shards: int, estim
         stopped = f"; {len(outcome.left)} were not started" if outcome.left else ""
         raise JobFailedError(
             f"{len(outcome.failed)} of {n_shards} shards failed, {outcome.n_done} were committed{stopped}. Shard "
-            f"{number}: {error}. What is missing needs about {size_text(estimate.bytes_of(open_shards))}; run the same "
-            "command again to do it"
+            f"{number}: {error}. The missing shards need about {size_text(estimate.bytes_of(open_shards))}; run the "
+            "same command again to compute them"
         ) from error
     if outcome.interrupted and outcome.left:
-        log(f"{outcome.n_done} of {n_shards} shards were committed; run the same command again to do the other "
+        log(f"{outcome.n_done} of {n_shards} shards were committed; run the same command again to compute the other "
             f"{len(outcome.left)}")  # fmt: skip
         raise KeyboardInterrupt
 

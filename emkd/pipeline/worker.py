@@ -171,7 +171,7 @@ class CaptureWorker:
         """Raise DataMismatchError if the dataset on this machine is not the one of the plan."""
         if dataset.fingerprint != self.manifest.datasets[source].fingerprint:
             raise DataMismatchError(
-                f"{self.settings.data}: this worker found other files by that name than the driver; put the same data "
+                f"{self.settings.data}: the files on this machine differ from the driver's; put the same data "
                 "on every machine"
             )
 
@@ -182,7 +182,7 @@ class CaptureWorker:
             raise ModelError(f"{self.settings.teacher}: its LM head has {rows} rows, its config says {expected}")
         if weights_sha256(vlm.path) != self.manifest.teacher.weights_sha256:
             raise ModelError(
-                f"{self.settings.teacher}: this worker found other weights by that name than those of the cache; "
+                f"{self.settings.teacher}: the weights on this machine differ from the teacher's in the cache; "
                 "put the same checkpoint on every machine, or name a --revision"
             )
 

@@ -106,10 +106,10 @@ CASES = {
         "the student's tokenizer is not the teacher's: 2 ids that both have mean different tokens (id 10: teacher "
         "'picture', student 'and'; id 11",
     ),
-    "another pre-tokenizer": (other_pre_tokenizer, "the student's tokenizer has another pre_tokenizer than"),
+    "another pre-tokenizer": (other_pre_tokenizer, "the student's tokenizer has a different pre_tokenizer from"),
     "another text of a row": (
         other_text,
-        "row 0: the student's text is 11 tokens and the teacher's 10; they differ first at text token 0: student 'cat' "
+        "row 0: the student's text has 11 tokens and the teacher's 10; they differ first at text token 0: student 'cat' "
         "(id 19), teacher 'user:' (id 4). Both need",
     ),
 }
@@ -134,7 +134,7 @@ def test_another_part_of_a_picture(callers, teacher_path, tmp_path):
     job, training = refusal(callers.job, model), refusal(callers.training, model)
     assert isinstance(job, GeometryMismatchError)
     assert (type(training), str(training)) == (type(job), str(job))
-    assert "The teacher sees the whole picture" in str(job)
+    assert "The teacher sees the whole image" in str(job)
     report = compare_with_teacher(
         callers.cache, LiveSettings(against_teacher=str(model), data=str(callers.data)), print
     )
@@ -193,7 +193,9 @@ def test_what_is_no_obstacle_is_logged_alike(teacher_path, tmp_path, capfd):
     assert warnings(capfd.readouterr().err) == job
     assert len(job) == 3
     for line, expected in zip(
-        job, ("lacks 1 of the teacher's ids: 'no' (25)", "another chat template, or none", "(image_mean)"), strict=True
+        job,
+        ("lacks 1 of the teacher's ids: 'no' (25)", "chat template is missing or differs", "(image_mean)"),
+        strict=True,
     ):
         assert expected in line
     with pytest.raises(TokenizerMismatchError, match="the live model's tokenizer .* lacks 1 of the teacher's ids"):

@@ -43,7 +43,7 @@ CASES = {
     "CLIP without crop": (("CLIPImageProcessor", {"size": SQUARE, "do_center_crop": False}), WHOLE),
     "CLIP that squashes and cuts": (
         ("CLIPImageProcessor", {"size": {"height": 256, "width": 256}}),
-        FieldOfView("picture", 0.875, 0.875),
+        FieldOfView("image", 0.875, 0.875),
     ),
     "CLIP that only cuts": (("CLIPImageProcessor", {"do_resize": False}), FieldOfView("pixels", 224, 224)),
     "LLaVA": (("LlavaImageProcessor", {}), FieldOfView("shortest edge", 1.0, 1.0)),
@@ -59,7 +59,7 @@ CASES = {
     "LLaVA-NeXT, PIL": (("LlavaNextImageProcessorPil", {}), WHOLE),
     "LLaVA-NeXT that cuts": (
         ("LlavaNextImageProcessor", {"size": {"shortest_edge": 256}}),
-        FieldOfView("picture", 0.875, 0.875),
+        FieldOfView("image", 0.875, 0.875),
     ),
     "LLaVA-OneVision": (("LlavaOnevisionImageProcessor", {}), WHOLE),
     "Qwen2-VL": (("Qwen2VLImageProcessor", {}), WHOLE),
@@ -112,7 +112,7 @@ def expected_borders(view: FieldOfView, height: int, width: int) -> set[str]:
         "": (height, width),
         "shortest edge": (view.height * edge, view.width * edge),
         "longest edge": (view.height * max(height, width), view.width * max(height, width)),
-        "picture": (view.height * height, view.width * width),
+        "image": (view.height * height, view.width * width),
         "pixels": (view.height, view.width),
     }[view.unit]
     down = {"top", "bottom"} if seen_down / height > 0.88 else set()

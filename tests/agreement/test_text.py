@@ -32,7 +32,7 @@ def refused(encoder: Encoder, student: str, teacher: str, **chosen) -> str:
 def test_the_first_token_that_differs_is_shown_in_words(encoder):
     text = "user: what is in this picture and that one"
     assert refused(encoder, f"{text} assistant: cat", f"{text} user: cat", words=encoder.words) == (
-        "row 17: the student's text is 11 tokens and the teacher's 11; they differ first at text token 9: student "
+        "row 17: the student's text has 11 tokens and the teacher's 11; they differ first at text token 9: student "
         "'assistant:' (id 5), teacher 'user:' (id 4), after '... what is in this picture and that one'. Both need the "
         "same tokenizer and chat template"
     )
@@ -55,7 +55,7 @@ def test_words_are_asked_for_only_where_something_differs(encoder, tmp_path):
     encoded = encoder(Dataset(str(tiny.write_data(tmp_path / "rows.parquet"))).sample(0))
     check_same_text(encoded, encoded, 0, words=never)
     other = replace(encoded, answer_positions=encoded.answer_positions[1:])
-    with pytest.raises(TokenizerMismatchError, match="tokens are answers for the student and"):
+    with pytest.raises(TokenizerMismatchError, match=r"the answer tokens differ \(\d+ of the student, "):
         check_same_text(other, encoded, 0, words=never)
 
 
@@ -137,5 +137,5 @@ def test_what_differs_is_shown_and_not_what_may_differ():
 
 def test_other_answers_are_refused_where_images_are_written_otherwise():
     assert written("a [|] b c", "a [<|>] b c") is not None
-    with pytest.raises(TokenizerMismatchError, match="row 3: other tokens are answers for the student"):
+    with pytest.raises(TokenizerMismatchError, match="row 3: the answer tokens of student and teacher differ"):
         written("a [|] b c", "a [<|>] b c", answer=-2)

@@ -21,7 +21,10 @@ def test_another_family_by_commands(teacher_family, student_family, data, tmp_pa
         "--max-steps", 1, "--batch-size", 6,
     )  # fmt: skip
     said = capfd.readouterr().err
-    assert f"the teacher is a {teacher_family}, the student a {student_family}: what only one of them writes" in said
+    assert (
+        f"the teacher is a {teacher_family}, the student a {student_family}: tokens that only one of them writes"
+        in said
+    )
     assert "is skipped" not in said
     saved = load(str(tmp_path / "out")).processor
     assert families.PLACEHOLDERS.get(student_family, "<image>") in saved.chat_template

@@ -57,7 +57,7 @@ def test_what_describes_a_cache_is_named(cache, name, gone, capsys):
     what = report["damaged"][0]["what"]
     assert ("missing" in what) == gone
     assert str(cache) not in what  # the name is beside it
-    assert "Nothing of it was used" not in what  # nor is the next step said for each object
+    assert "None of its data was used" not in what  # nor is the next step said for each object
     code, out, err = call(capsys, cache)
     assert (code, err) == (1, "")
     assert f"{cache}: 1 damaged object " in out

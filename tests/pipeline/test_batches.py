@@ -313,5 +313,5 @@ def test_token_tensors_of_some_samples_only_are_refused():
         def __init__(self, **inputs):
             self.n_tokens, self.inputs = 3, {"input_ids": torch.ones(1, 3), **inputs}
 
-    with pytest.raises(ModelError, match="'token_type_ids' to 1 of 2 samples"):
+    with pytest.raises(ModelError, match="'token_type_ids' for only 1 of the 2 samples"):
         collate([Item(), Item(token_type_ids=torch.ones(1, 3))], 0)

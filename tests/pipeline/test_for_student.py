@@ -47,7 +47,7 @@ def test_the_teachers_chat_template_is_read_with(teacher_path, data_path, studen
     template.write_text(template.read_text().replace("{{ m['role'] }}:", "{{ m['role'] }}: yes"))
     check(teacher_path, data_path, student)
     told = capfd.readouterr().err
-    assert "another chat template, or none: it is trained, and saved, with the teacher's" in told
+    assert "chat template is missing or differs from the teacher's: it is trained and saved with the teacher's" in told
     assert "reads all of 6 rows, drawn from 6, as the teacher does" in told
     template.unlink()  # a base model, which never had one
     check(teacher_path, data_path, student)
@@ -63,7 +63,7 @@ def test_a_text_that_differs_all_the_same(teacher_path, data_path, student_path,
     (student / "tokenizer.json").write_text(json.dumps(content))
     with pytest.raises(
         TokenizerMismatchError,
-        match=r"row 0: the student's text is \d+ tokens and the teacher's \d+; they differ first at text token 0: "
+        match=r"row 0: the student's text has \d+ tokens and the teacher's \d+; they differ first at text token 0: "
         r"student 'cat' \(id 19\), teacher 'user:' \(id 4\)\. Both need",
     ):
         check(teacher_path, data_path, student)

@@ -42,7 +42,7 @@ def test_the_job_writes_what_the_worker_alone_writes(teacher_path, data_path, tm
     assert objects(cache) == objects(Cache.open(alone))
     assert verify(tmp_path / "cache") == []
     err = capfd.readouterr().err
-    assert "2 of 2 shards to do" in err
+    assert "2 of 2 shards to compute" in err
     assert "bytes per vision token" in err
 
     again = cache_teacher(chosen)  # nothing is missing: no Ray, no teacher
@@ -66,7 +66,7 @@ def test_a_stopped_job_goes_on(teacher_path, data_path, tmp_path, capfd):
     capfd.readouterr()
     cache = cache_teacher(settings(teacher_path, data_path, folder), clean=True)
     err = capfd.readouterr().err
-    assert "1 of 2 shards to do" in err
+    assert "1 of 2 shards to compute" in err
     assert "removed shards/000001-" in err
     assert objects(cache) == objects(whole)
     assert len(list((folder / "shards").iterdir())) == 2
@@ -162,7 +162,7 @@ def test_more_rows_and_damage(teacher_path, data_path, tmp_path, capfd):
         cache_teacher(settings(teacher_path, data_path, folder), repair=True)
     err = capfd.readouterr().err
     assert "damaged objects: 2; shards to rewrite: 2" in err
-    assert "1 of 4 shards to do" in err
+    assert "1 of 4 shards to compute" in err
     repaired = cache_teacher(settings(teacher_path, more, folder), repair=True)
     assert objects(repaired) == whole
     assert verify(folder) == []

@@ -193,10 +193,10 @@ def test_ctrl_c_once_finishes_the_shards_in_hand(teacher_path, data, undisturbed
     job.process.wait(timeout=60)
     said = job.said()
     assert job.process.returncode == 130, said
-    assert "finishing the shards in hand; Ctrl-C again stops at once" in said
+    assert "finishing the current shards; Ctrl-C again stops at once" in said
     left = committed_shards(LocalFiles(cache))
     assert 3 <= len(left) < ROWS
-    assert f"{len(left)} of {ROWS} shards were committed; run the same command again to do the other" in said
+    assert f"{len(left)} of {ROWS} shards were committed; run the same command again to compute the other" in said
     assert "Traceback" not in said
     assert len(list((cache / "shards").iterdir())) == len(left), "nothing is left half done"
     Job(teacher_path, data, cache).finish()
@@ -217,7 +217,7 @@ def test_ctrl_c_twice_stops_at_once(teacher_path, data, tmp_path):
     job.process.wait(timeout=60)
     said = job.said()
     assert job.process.returncode == 130, said
-    assert "finishing the shards in hand" in said
+    assert "finishing the current shards" in said
     assert "emkd: interrupted" in said
     assert "Traceback" not in said
     assert len(committed_shards(LocalFiles(cache))) >= 3

@@ -164,7 +164,7 @@ def check_agreement(report: dict[str, Any]) -> None:
     n_others = sum(not entry["agrees"] for entry in entries.values()) - 1
     more = f" ({n_others} more of {len(entries)} quantities exceed their tolerance)" if n_others else ""
     raise TeacherMismatchError(
-        f"{report['teacher']} does not answer as {report['uri']} says: beyond rounding on disk, the difference of "
+        f"{report['teacher']} does not reproduce {report['uri']}: beyond rounding on disk, the difference of "
         f"{name.replace('_', ' ')} is {_pair(entries[name]['beyond'])}, and a teacher in {report['dtype']} may differ "
         f"by {_pair(entries[name]['tolerated'])}{more}. {_way_out(report)}"
     )

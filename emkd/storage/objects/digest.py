@@ -16,8 +16,8 @@ import xxhash
 from emkd.errors import DamagedCacheError
 
 NEXT_STEP = (
-    "Nothing of it was used. `emkd inspect URI --verify` lists everything that is damaged; restore it from a copy, or "
-    "run the same cache-teacher command again with --repair: it rewrites only the damaged shards"
+    "None of its data was used. `emkd inspect URI --verify` lists everything that is damaged; restore it from a copy, "
+    "or run the same cache-teacher command again with --repair: it rewrites only the damaged shards"
 )
 
 

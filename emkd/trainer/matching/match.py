@@ -50,7 +50,7 @@ class VisionTokens:
         if len(self.images) != len(self.teacher_images):
             raise DataMismatchError(
                 f"a sample has {len(self.images)} images for the student and {len(self.teacher_images)} in the cache; "
-                "expected as many"
+                "expected the same number"
             )
         return zip(self.images, self.teacher_images, strict=True)
 

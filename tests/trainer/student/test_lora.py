@@ -207,7 +207,7 @@ def test_modules_that_cannot_have_any(model):
         with_lora(model, modules=("model.language_model", "model.visual"))
     with pytest.raises(
         UsageError,
-        match=r"student.lora.modules lm_head: they have no linear layer except the LM head; name modules that have some, out of .*model.language_model",
+        match=r"student.lora.modules lm_head: they have no linear layer except the LM head; name modules that have linear layers, among .*model.language_model",
     ):
         with_lora(model, modules=("lm_head",))
     assert not any(".lora_" in name for name, _ in model.named_parameters())
