@@ -1,13 +1,13 @@
-"""The whole list of what a model has to agree about with the teacher of a cache before it can use that cache.
+"""Everything in which a model has to agree with the teacher of a cache before it can use the cache.
 
     agree_on_tokenizer   what ids mean, how text is cut          from tokenizer.json, before any weights are loaded
-    agree                chat template, images, families       from the processor
+    agree                chat template, images, families         from the processor
     agree_on_row         text, answers, images                   row by row, whenever a row is read
 
-Three callers go through these functions, in this order, so that what one refuses the others refuse with the same words:
+Three callers call these functions in this order, so that all of them refuse the same models with the same messages:
 `cache-teacher --for-student` before the job, `train-student`, and `inspect --against-teacher`. The last compares a live
-model that should be the teacher itself, and is stricter (`Role`). What differs without being an obstacle comes back as
-warnings for the caller's log; an obstacle is an exception.
+model that should be the teacher itself, and is stricter (`Role`). Differences that do not prevent the use of a cache
+are returned as warnings for the caller's log; all others raise an exception.
 """
 
 from dataclasses import dataclass
@@ -28,10 +28,11 @@ from emkd.vlm.pooling import family_of
 
 
 class Role(StrEnum):
-    """What the model that reads a cache is; messages call it by this name.
+    """The role of the model that reads a cache; messages call the model by this name.
 
     A live model should be the cache's teacher. It must have the teacher's ids and no others, and read each row exactly
-    as the teacher did, with its own template. How it prepares pixels is reported and never refused: the numbers decide.
+    as the teacher did, with its own template. Differences in how it prepares pixels are reported and never refused: the
+    comparison of the outputs decides.
     """
 
     STUDENT = "student"
@@ -40,7 +41,7 @@ class Role(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class TeacherSide:
-    """What a cache records of its teacher that a reader has to agree about.
+    """The facts about a cache's teacher with which a reader has to agree.
 
     chat_template:   None in caches that do not record it
     image_processor: settings as `image_processor_settings` returns them
@@ -146,8 +147,8 @@ def agree_on_row(
 ) -> SharedText | None:
     """Compare what both read of a row: text, answers, positions of images.
 
-    Returns the text that both read (see `shared_text`), None if it is all of it. A live model must also have made the
-    same vision tokens of each image. Raises TokenizerMismatchError, GeometryMismatchError.
+    Returns the text that both read (see `shared_text`), or None if that is the whole text. A live model must also have
+    the same vision tokens for each image. Raises TokenizerMismatchError, GeometryMismatchError.
 
     words: decodes token ids for messages (`Encoder.words`)
     """

@@ -87,7 +87,7 @@ def _is_llava(settings: dict[str, Any]) -> bool:
 def check_field_of_view(teacher: dict[str, Any], student: dict[str, Any]) -> None:
     """Check that the image processor settings of both show the same part of an image. Raises GeometryMismatchError.
 
-    Otherwise the teacher's vision tokens would describe things that the student cannot see, or the other way round.
+    Otherwise the teacher's vision tokens would describe things that the student cannot see, or vice versa.
     """
     theirs, ours = field_of_view(teacher), field_of_view(student)
     if theirs.same_as(ours):

@@ -1,4 +1,4 @@
-"""The teacher's chat template becomes the student's: both read the same text, each writes images in its own way."""
+"""The teacher's chat template becomes the student's: both read the same text; each has its own image tokens."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -25,9 +25,9 @@ def adopt_template(processor: Any, template: str | None) -> Adopted:
     """Give a student's processor the teacher's chat template.
 
     What the template writes for an image is replaced by what the student's family writes for one, if the two differ.
-    The processor and its tokenizer share one template file, so both get it, and it is what the student saves, loads
-    and renders with afterwards. Call this before you make an `Encoder`, which keeps what it rendered.
-    A cache that does not know its teacher's template (None) leaves the processor as it is.
+    The processor and its tokenizer share one template file, so both get the template; from then on, the student renders
+    with it and is saved with it. Call this before you make an `Encoder`, which keeps what it rendered. For a cache that
+    does not record its teacher's template (None), the processor stays unchanged.
     """
     if template is None:
         return Adopted(changed=False)

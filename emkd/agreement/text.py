@@ -1,7 +1,7 @@
 """Whether teacher and student read the same conversation in the same way.
 
 The losses compare text tokens, answer tokens and images one by one, so each must be the same on both sides. What
-families write around and within images (begin and end tokens, row and column tokens) may differ, and is left out then.
+families write around and within images (begin and end tokens, row and column tokens) may differ, and is then left out.
 """
 
 from collections.abc import Callable, Sequence
@@ -160,7 +160,7 @@ def _at(ids: Sequence[int], index: int, words: Words | None) -> str:
 
 
 def _shown(ids: list[int], other: list[int], words: Words | None) -> str:
-    """Token ids, from a little before the first id that the other text lacks, or from the first."""
+    """Token ids, starting shortly before the first id that the other text lacks, or at the first id."""
     known = set(other)
     first = max(0, next((n for n, token in enumerate(ids) if token not in known), 0) - CONTEXT_TOKENS // 2)
     some = ids[first : first + 2 * CONTEXT_TOKENS]

@@ -54,7 +54,7 @@ def inspect(
         raise UsageError("--against-teacher needs the data that the cache was made from: name it with --data DATA")
     if sample is not None or verify:
         raise UsageError(
-            "--against-teacher chooses its samples and checks each object that it reads: leave out --sample and --verify"
+            "--against-teacher chooses its samples and checks all objects it reads: leave out --sample and --verify"
         )
     from emkd.inspection.compare.live_teacher import LiveSettings
 

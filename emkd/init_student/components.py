@@ -32,7 +32,7 @@ def named(option: str, value: str) -> Iterator[None]:
 
 
 def image_token(path: Path) -> int:
-    """Return the id at which a checkpoint's vision tokens stand. Raises ModelError if it has none."""
+    """Return the id of a checkpoint's image placeholders. Raises ModelError if it has none."""
     token = getattr(config_of(path), "image_token_id", None)
     if token is None:
         raise ModelError("its config names no image_token_id: not a vision-language model")
@@ -102,7 +102,7 @@ def check_vision(config: Any, layer: int, window: int) -> None:
 
 
 def language_model(path: Path) -> Any:
-    """Load a language model. Raises ModelError if it is none, or has more than a LLaVA-NeXT can hold."""
+    """Load a language model. Raises ModelError if it is not a language model, or has parts that a LLaVA-NeXT lacks."""
     config = config_of(path)
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise ModelError(f"it is a {config.model_type}, not a language model")
@@ -120,7 +120,7 @@ def language_model(path: Path) -> Any:
 def loaded(kind: Any, path: Path, **options: Any) -> tuple[Any, dict[str, int]]:
     """Load a model with all of its weights.
 
-    Returns it with the number of weights that the checkpoint has besides, by the first part of their names. Raises
+    Returns the model and the number of further weights in the checkpoint, by the first part of their names. Raises
     ModelError if a weight is missing or cannot be read.
     """
     try:

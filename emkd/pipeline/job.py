@@ -2,8 +2,8 @@
 
     manifest -> plan -> preflight -> create the cache -> missing shards -> workers -> seal
 
-The same command, run again, does what is missing. Nothing is written before the preflight has succeeded, except that
-`repair` withdraws damaged shards first.
+The same command, run again, computes the missing shards. Nothing is written before the preflight has succeeded, except
+that `repair` withdraws damaged shards first.
 """
 
 from collections import Counter
@@ -49,7 +49,7 @@ def cache_teacher(settings: JobSettings, *, extend: bool = False, repair: bool =
 
     extend: add the rows that the cache lacks, of a larger or another dataset; what is committed stays
     repair: read every byte first, and rewrite damaged shards
-    clean:  remove what killed runs left behind, once the cache is sealed; nothing else ever does
+    clean:  remove files that killed jobs left, once the cache is sealed; nothing else removes them
 
     Raises UsageError for a wrong call, CacheConflictError if the cache exists with other settings, DataMismatchError
     if committed rows have changed, CacheIncompleteError if shards of other data are missing, DamagedCacheError,
@@ -80,10 +80,10 @@ def cache_teacher(settings: JobSettings, *, extend: bool = False, repair: bool =
 
 
 def estimate_job(settings: JobSettings, *, extend: bool = False) -> Estimate:
-    """Estimate what `cache_teacher` would cost, from a few rows that go through the teacher. Writes nothing.
+    """Estimate the size and time of `cache_teacher`, from a few rows that go through the teacher. Writes nothing.
 
-    For an unfinished cache this is the cost of what is missing; for a finished one the cost of making it again, and the
-    log says so.
+    For an unfinished cache, this is the cost of the missing shards; for a finished cache, the cost of making it again,
+    and the log says so.
     """
     settings, dataset, run, tokenizer = _prepared(settings)
     files = open_files(settings.cache)
@@ -223,7 +223,7 @@ def _seal(settings: JobSettings, files: Files) -> None:
 def _check_skipped(settings: JobSettings, manifest: Manifest, rows: Rows) -> None:
     """Raise JobFailedError if too many rows of a dataset were skipped: the call or the data are wrong.
 
-    The share is that of each dataset of the cache, not of all together.
+    The share is computed for each dataset of the cache, not for all together.
     """
     sources = {shard: manifest.source(shard) for shard in np.unique(rows.numbers("shard")).tolist()}
     n_rows = Counter({source: 0 for source in sorted(set(sources.values()))})

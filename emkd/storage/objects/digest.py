@@ -1,4 +1,4 @@
-"""Hashes of objects, and JSON that holds its own hash.
+"""Hashes of objects, and JSON that contains its own hash.
 
 An envelope is `{"body": ..., "sha256": hex}`; the hash is that of the canonical JSON of the body: keys sorted, no
 spaces, UTF-8, no NaN. Every version of the format uses it for seal.json, for the plan.json of extensions and for the

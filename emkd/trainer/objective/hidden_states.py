@@ -34,7 +34,7 @@ class HiddenStates:
 
         model: the model to call, which may be wrapped for data parallelism;  base: the model itself
 
-        Raises ModelError for a model whose logits are not those of a plain LM head on its hidden states, or whose
+        Raises ModelError for a model whose logits are not the output of a plain LM head on its hidden states, or whose
         attention is not causal (vlm/checks.py).
         """
         if samples and not self._causal_checked:
