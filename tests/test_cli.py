@@ -1,5 +1,5 @@
 """Wrong calls of the command line: one clear message, the right exit code, no traceback. Each in a real process
-would take seconds to import; here `main` is called, and what it prints and exits with is looked at."""
+would take seconds to import; here `main` is called, and its output and exit code are checked."""
 
 import json
 import os

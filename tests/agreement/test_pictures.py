@@ -1,4 +1,4 @@
-"""Which part of a picture an image processor shows: the rule from its settings, held against the pixels it makes."""
+"""Which part of an image a processor shows: the rule from its settings, compared with the pixels it makes."""
 
 import numpy as np
 import pytest
@@ -91,7 +91,7 @@ def marked(height: int, width: int) -> Image.Image:
 
 
 def borders_seen(image_processor, picture: Image.Image) -> set[str]:
-    """Which marks are in the first tile (LLaVA-NeXT: the overview; the others of these have one)."""
+    """Which marks are in the first tile (LLaVA-NeXT: the overview; the other processors here have one tile)."""
     pixels = image_processor(images=picture, return_tensors="pt")["pixel_values"].float()
     first = pixels.reshape(-1, 3, *pixels.shape[-2:])[0].clamp(0, 1)
     red, green, blue = (channel.flatten() for channel in first)
@@ -106,7 +106,7 @@ def borders_seen(image_processor, picture: Image.Image) -> set[str]:
 
 
 def expected_borders(view: FieldOfView, height: int, width: int) -> set[str]:
-    """Naive: a mark is seen where the part of the picture that is seen reaches it."""
+    """Naive: a mark is seen if it is inside the visible part of the image."""
     edge = min(height, width)
     seen_down, seen_across = {
         "": (height, width),
@@ -150,7 +150,8 @@ def test_the_same_part_is_no_obstacle(teacher, student):
 @pytest.mark.parametrize("student", CASES)
 @pytest.mark.parametrize("teacher", CASES)
 def test_what_the_message_says_mends_it(teacher, student):
-    """A processor made with the settings that are proposed shows what the teacher's does, by the rule and by pixels."""
+    """A processor made with the proposed settings shows what the teacher's processor shows, by the rule and by
+    pixels."""
     wanted = CASES[teacher][1]
     kind, options = CASES[student][0]
     before = settings_of(made(kind, **options))

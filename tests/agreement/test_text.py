@@ -1,4 +1,4 @@
-"""What is said where student and teacher read a row differently."""
+"""The messages about rows that student and teacher read differently."""
 
 from dataclasses import replace
 from types import SimpleNamespace
@@ -60,8 +60,8 @@ def test_words_are_asked_for_only_where_something_differs(encoder, tmp_path):
 
 
 def written(own: str, theirs: str, other_family: bool = True, answer: int = -1) -> SharedText | None:
-    """Both read this, in words; [..] stands around what a family writes for an image, in which | is the image. The last
-    word is the answer, to the teacher the one at `answer`."""
+    """Both read this, in words; [..] encloses what a family writes for an image, with | for the image itself. The
+    answer is the last word, or for the teacher the word at index `answer`."""
     sides = []
     for text, place in ((own, -1), (theirs, answer)):
         words = text.replace("[", " [ ").replace("]", " ] ").replace("|", " | ").split()
@@ -121,7 +121,7 @@ def test_any_other_difference_is_refused(own, theirs):
 
 
 def test_models_of_one_family_write_the_same():
-    """A token beside an image that only one of them reads is another template, not another way to write images."""
+    """A token next to an image that only one of them reads means another template, not another way to write images."""
     assert written("a [|] b", "a [|] b", other_family=False) is None
     with pytest.raises(TokenizerMismatchError, match="they differ first at text token 1"):
         written("a [|] b", "a [|] n b", other_family=False)

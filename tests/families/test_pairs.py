@@ -12,7 +12,7 @@ from tests.families.naive import ROWS, STUDENT, TEACHER, call
 
 @pytest.mark.parametrize(("teacher_family", "student_family"), [("internvl", "qwen2_vl"), ("qwen2_vl", "idefics3")])
 def test_another_family_by_commands(teacher_family, student_family, data, tmp_path, capfd):
-    """What is left out is said; the student is saved with a template that has its own way to write an image."""
+    """The log says what is left out; the student is saved with a template that writes its own tokens for an image."""
     teacher = families.save(teacher_family, tmp_path / "teacher", **TEACHER)
     student = families.save(student_family, tmp_path / "student", **STUDENT)
     cache = tiny.make_cache(teacher, data, tmp_path / "cache")

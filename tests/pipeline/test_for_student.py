@@ -1,4 +1,4 @@
-"""`--for-student`: what a training run would find out later is said before the teacher runs."""
+"""`--for-student`: obstacles that a training run would find later are reported before the teacher runs."""
 
 import json
 import shutil
@@ -55,7 +55,7 @@ def test_the_teachers_chat_template_is_read_with(teacher_path, data_path, studen
 
 
 def test_a_text_that_differs_all_the_same(teacher_path, data_path, student_path, tmp_path):
-    """The vocabulary is the teacher's, but text in front of it is cut in another way."""
+    """The vocabulary is the teacher's, but text is split differently."""
     student = shutil.copytree(student_path, tmp_path / "student")
     content = json.loads((student / "tokenizer.json").read_text())
     content["post_processor"] = TemplateProcessing(single="cat $A", special_tokens=[("cat", 19)]).__getstate__()

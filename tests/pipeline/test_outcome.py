@@ -1,4 +1,4 @@
-"""How a job ends: what came of its shards, and how many rows were skipped. No Ray here."""
+"""How a job ends: the outcome of its shards, and how many rows were skipped. No Ray here."""
 
 import shutil
 

@@ -171,7 +171,7 @@ def test_the_teachers_chat_template_decides_the_text(settings, student_path, tmp
             student / "chat_template.jinja"
         ).unlink()
         train_student(settings(student=str(student), output=output))
-        assert "it is trained, and saved, with the teacher's" in capsys.readouterr().err
+        assert "it is trained and saved with the teacher's" in capsys.readouterr().err
         assert AutoProcessor.from_pretrained(output).chat_template == expected
         found, own = weights(output), weights(tmp_path / "own")
         assert all(torch.equal(found[name], own[name]) for name in own)
@@ -298,7 +298,7 @@ def test_accumulation_does_not_change_the_step(settings, tmp_path):
 
 
 def test_each_row_is_checked_by_its_key_when_it_is_read(student_path, cache_path, tmp_path):
-    """The texts are the same and one picture differs, which the check of a few rows at the start may miss."""
+    """The texts are the same and one image differs, which the check of a few rows at the start may miss."""
     rows = tiny.rows()
     rows[3]["images"] = [tiny.png(99)]
     cache, dataset = Cache.open(cache_path), Dataset(str(tiny.write_data(tmp_path / "rows.parquet", rows)))
@@ -383,7 +383,7 @@ def test_resuming_another_run_is_refused(settings, tmp_path):
 
 
 def test_settings_that_are_newer_than_a_run_do_not_end_it(settings, tmp_path, capsys):
-    """They have their defaults; and how assignments are solved is none that decides a run."""
+    """These settings get their defaults, and the solver of assignments is not one that decides a run."""
     recipe = with_flags(BASE, {"training.save_strategy": "steps", "training.save_steps": 2})
     train_student(settings(recipe))
     path = tmp_path / "out" / "run.json"

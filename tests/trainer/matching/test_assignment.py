@@ -1,4 +1,4 @@
-"""Assignments have the least total cost, whichever way they are solved, and belong to their own image."""
+"""Assignments have the least total cost with every solver, and belong to their own image."""
 
 import importlib.util
 import sys

@@ -205,7 +205,7 @@ def test_numbers_as_people_write_them(tmp_path):
 
 
 def test_a_divergence_reaches_the_objective(student_path, data_path, cache_path, tmp_path, capsys):
-    """Each has another loss after the same first step, and is named in the first log line and on the card."""
+    """Each gives another loss after the same first step, and is named in the first log line and on the card."""
     from emkd.trainer import TrainSettings, train_student
 
     losses = {}

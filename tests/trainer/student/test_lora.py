@@ -23,9 +23,9 @@ def model():
 
 
 def batch(model, n=2):
-    """Rows of 24 tokens, with as many places for vision tokens as the model has of an image."""
+    """Rows of 24 tokens, with as many placeholders as the model has vision tokens for an image."""
     pool = getattr(model.config, "vision_pool", 1)
-    random = torch.Generator().manual_seed(11)  # of its own: tests of dropout look at the global one
+    random = torch.Generator().manual_seed(11)  # separate: tests of dropout check the global generator
     ids = torch.randint(6, 26, (n, 24), generator=random)
     ids[:, 3 : 3 + 16 // pool**2] = 2
     return {"input_ids": ids, "pixel_values": torch.randn(n, 3, tiny.SIDE, tiny.SIDE, generator=random)}
