@@ -53,7 +53,7 @@ class BackgroundCall(Generic[T]):
         return True
 
     def result(self) -> T:
-        """Wait, and return what the call returned or raise what it raised. May be asked for once.
+        """Wait, and return what the call returned or raise what it raised. Call it once.
 
         The error is not kept: its traceback has the caller's frame, which has this object, and all that the failed
         call held would stay in memory until Python looks for cycles.

@@ -6,7 +6,7 @@
     │   ├── OutputExistsError  (FileExistsError)    an output folder is not empty
     │   ├── TokenizerMismatchError                  student and teacher read text differently
     │   ├── GeometryMismatchError                   student and teacher see different parts of an image
-    │   ├── CacheConflictError                      a cache was made with other settings than asked for
+    │   ├── CacheConflictError                      a cache was made with other settings than requested
     │   └── DataMismatchError                       the cache was made from other data
     ├── DataFormatError     (ValueError)         a dataset file is not in a known format
     ├── ModelError          (ValueError)         a checkpoint cannot be used as teacher or student

@@ -61,7 +61,7 @@ STYLE = """
 
 @dataclass(frozen=True, kw_only=True)
 class Room:
-    """A package or module of a panel. layer: the row of the contract it stands in;  imports: names of other rooms"""
+    """A package or module of a panel. layer: its row in the contract;  imports: names of other rooms"""
 
     name: str
     layer: int

@@ -56,7 +56,9 @@ def check_ids(language: Path, teacher: Path) -> tuple[str, ...]:
     lacking = lacking_ids(theirs, own)
     some = ", ".join(list(lacking.values())[:4])
     return (
-        (f"{language} lacks {len(lacking)} of the teacher's tokens ({some}), which are untrained",) if lacking else ()
+        (f"{language} lacks {len(lacking)} of the teacher's tokens ({some}), so their rows are untrained",)
+        if lacking
+        else ()
     )
 
 

@@ -135,5 +135,5 @@ def find_files(data: str) -> list[Path]:
         )
     strange = [str(p) for p in paths if p.suffix not in SUFFIXES]
     if strange:
-        raise DataFormatError(f"{strange[0]} is none of {', '.join(SUFFIXES)}")
+        raise DataFormatError(f"{strange[0]}: unknown format; expected one of {', '.join(SUFFIXES)}")
     return paths

@@ -29,7 +29,7 @@ from emkd.trainer.loop.first_run import RUN_NAME
 from emkd.trainer.loop.output import check_output
 from emkd.trainer.recipe.settings import TrainSettings
 
-# Ray Train's controller needs a CPU besides those of the workers.
+# Ray Train's controller needs a CPU in addition to the workers' CPUs.
 CONTROLLER_CPUS = 1
 
 

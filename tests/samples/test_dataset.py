@@ -248,7 +248,7 @@ def test_wrong_calls(tmp_path):
     with pytest.raises(InputNotFoundError, match="is not a folder"):
         Dataset(str(tmp_path / "rows.json"), Path("/nowhere"))
     (tmp_path / "notes.txt").write_text("x")
-    with pytest.raises(DataFormatError, match=r"notes.txt is none of .parquet"):
+    with pytest.raises(DataFormatError, match=r"notes.txt: unknown format; expected one of .parquet"):
         Dataset(str(tmp_path / "notes.txt"))
     (tmp_path / "broken.parquet").write_bytes(b"PAR1")
     with pytest.raises(DataFormatError, match="not a readable Parquet file"):
