@@ -167,7 +167,7 @@ def draw(found: list[Panel]) -> str:
         [
             f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}" '
             'role="img" aria-labelledby="title desc">',
-            '<title id="title">The rooms of emkd, and which imports which</title>',
+            '<title id="title">The packages of emkd, and which imports which</title>',
             f'<desc id="desc">{escape(described)}</desc>',
             f"<style>{STYLE}</style>",
             *parts,
