@@ -21,7 +21,7 @@ class Interrupt:
         if self.asked:
             raise KeyboardInterrupt
         self.asked = True
-        print(f"\ninterrupted: {self.waiting}; Ctrl-C again stops at once", file=sys.stderr, flush=True)
+        print(f"\ninterrupted: {self.waiting}; press Ctrl-C again to stop immediately", file=sys.stderr, flush=True)
 
 
 @contextmanager

@@ -14,7 +14,7 @@ def test_once_is_noted_and_twice_stops(capfd):
         assert not interrupt.asked
         signal.raise_signal(signal.SIGINT)
         assert interrupt.asked
-        assert "finishing the current shards; Ctrl-C again stops at once" in capfd.readouterr().err
+        assert "finishing the current shards; press Ctrl-C again to stop immediately" in capfd.readouterr().err
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) is before, "afterwards Ctrl-C is what it was"

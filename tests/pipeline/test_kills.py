@@ -1,4 +1,4 @@
-"""Worker and driver of the whole Ray job are killed at random moments, and two jobs run at once: nothing committed is
+"""Worker and driver of the whole Ray job are killed at random moments, and two jobs run concurrently: nothing committed is
 lost, and the final cache equals the cache of an undisturbed job."""
 
 import os
@@ -193,7 +193,7 @@ def test_ctrl_c_once_finishes_the_shards_in_hand(teacher_path, data, undisturbed
     job.process.wait(timeout=60)
     said = job.said()
     assert job.process.returncode == 130, said
-    assert "finishing the current shards; Ctrl-C again stops at once" in said
+    assert "finishing the current shards; press Ctrl-C again to stop immediately" in said
     left = committed_shards(LocalFiles(cache))
     assert 3 <= len(left) < ROWS
     assert f"{len(left)} of {ROWS} shards were committed; run the same command again to compute the other" in said
