@@ -103,7 +103,7 @@ class Teacher:
     def captured(self, reading: RowReader, shared: SharedImages | None = None) -> Iterator[CapturedRow]:
         """Yield a CapturedRow for each row as soon as it is done: rows that cannot be used, then batch by batch.
 
-        reading: is read to its end first: batches depend on all lengths, and the longest rows come first
+        reading: read completely first: batches depend on all lengths, and the longest rows come first
         shared:  gives rows that show one image the same logits; without it, each row keeps its own
         """
         reading.advance()

@@ -134,7 +134,7 @@ def test_blocks_do_not_change_anything(seed, v, k, block, levels, offset):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("v", [40_000, 40_037])
 def test_a_large_vocabulary(v, dtype, round_to):
-    """More than half of the rows in bfloat16 tie at the k-th place; columns beyond V are another's."""
+    """More than half of the rows in bfloat16 tie at rank k; columns beyond V belong to other data."""
     logits = 3 * torch.randn(20, v + 5, generator=torch.Generator().manual_seed(3))
     logits = logits.to(dtype)[:, :v]
     before = logits.clone()
