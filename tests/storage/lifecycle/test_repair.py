@@ -101,7 +101,7 @@ def test_a_manifest_that_only_an_extension_still_knows(extended):
     """Every shard of the first plan is damaged, too: the new manifest must have the hash that the extension names."""
     for name in ("manifest.json", *(f"index/00000{n}.parquet" for n in range(3))):
         change(extended, name)
-    with pytest.raises(CacheConflictError, match=r"000001/plan\.json was written with other settings"):
+    with pytest.raises(CacheConflictError, match=r"000001/plan\.json was written with settings or data that differ"):
         repair(extended, make_manifest(top_k=3))
     assert repair(extended) == [0, 1, 2]
 
