@@ -349,7 +349,9 @@ def test_ids_of_the_language_model_mean_what_the_teachers_do(siglip, teacher, tm
     ids = content["model"]["vocab"]
     ids["cat"], ids["dog"] = ids["dog"], ids["cat"]
     (text / "tokenizer.json").write_text(json.dumps(content))
-    with pytest.raises(TokenizerMismatchError, match="--language-model .*: its embeddings do not belong to the ids of --like .*'cat'"):
+    with pytest.raises(
+        TokenizerMismatchError, match="--language-model .*: its embeddings do not belong to the ids of --like .*'cat'"
+    ):
         compose(str(siglip), str(text), str(teacher))
 
 
