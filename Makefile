@@ -1,4 +1,4 @@
-# `make demo` and `make test` need Python 3.11 or newer and nothing else of ours; both set up .venv first.
+# `make demo` and `make test` need only Python 3.11 or newer; both set up .venv first.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -54,7 +54,7 @@ check-newest:
 rooms: setup
 	$(BIN)/python -m tools.draw_rooms
 
-# docs/families.md from the outcome of its tests.
+# docs/families.md from the results of its tests.
 families: setup
 	$(RUN) $(BIN)/python -m tests.families.table
 

@@ -4,18 +4,18 @@ The teacher runs once over a dataset and leaves a cache; students train from the
 arXiv 2511.21106, in its offline form). The packages and modules, in reading order:
 
     samples/       dataset rows become samples, then token ids, answer tokens and image spans
-    storage/       what rests on disk: record, manifest, shards, index, seal
+    storage/       the cache on disk: record, manifest, shards, index, seal
     vlm/           a vision-language model as EM-KD sees it: loading, identity, forward, affinity, pooling
-    agreement/     whether a student can use a cache
-    pipeline/      the teacher's way to the cache: plan, capture, Ray job
-    trainer/       the student's way from the cache: read, match, losses, Trainer
-    init_student/  a student made of a vision tower and a language model
-    inspection/    what a cache holds, for people and for scripts
+    agreement/     checks whether a student can use a cache
+    pipeline/      from the teacher to the cache: plan, capture, Ray job
+    trainer/       from the cache to the student: read, match, losses, Trainer
+    init_student/  composes a student from a vision tower and a language model
+    inspection/    reports what a cache holds, for people and scripts
     demo/          the built-in example on real handwritten digits
-    cli            the command line over all of them; its commands are in commands/
-    errors         every error that emkd raises on purpose
-    background     threads that run beside the main one
-    interrupt      Ctrl-C while something has to be finished
+    cli            the command line; its commands are in commands/
+    errors         every exception that emkd raises on purpose
+    background     background threads
+    interrupt      Ctrl-C during work that has to finish
     ray_session    a Ray session, for the job and for training on several workers
 
 Importing this package is instant: each name below loads its package when you first use it.

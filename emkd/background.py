@@ -1,4 +1,4 @@
-"""Threads that run beside the main one, so that each of them starts, fails and ends in the same way.
+"""Background threads that all start, fail and end in the same way.
 
     call = BackgroundCall(trainer.fit, "emkd-ray-train")       # one call; started here
     result = call.result()                                     # what it returned, or raised
@@ -8,8 +8,8 @@
             consumer.put(row)
     # every row has been added by now
 
-What a thread raises is raised once, unchanged, in the thread that waits for it. Waiting happens in short pieces, so
-that Ctrl-C is heard.
+An exception of a thread is raised once, unchanged, in the thread that waits for it. Threads wait in short intervals, so
+that Ctrl-C takes effect.
 """
 
 import threading
@@ -25,7 +25,7 @@ POLL_SECONDS = 0.1
 
 
 class BackgroundCall(Generic[T]):
-    """One call in a thread of its own, which starts at once.
+    """One call in its own thread, which starts immediately.
 
     name:   of the thread
     daemon: whether the program may end while the call runs
@@ -53,7 +53,7 @@ class BackgroundCall(Generic[T]):
         return True
 
     def result(self) -> T:
-        """Wait, and return what the call returned or raise what it raised. May be asked for once.
+        """Wait, and return what the call returned or raise what it raised. Call it once.
 
         The error is not kept: its traceback has the caller's frame, which has this object, and all that the failed
         call held would stay in memory until Python looks for cycles.
@@ -87,10 +87,10 @@ class BackgroundConsumer(Generic[T]):
     """A thread that calls `take` with each item that is put, in the same order, while the `with` block is open.
 
     size:  bytes of an item
-    limit: bytes of the items that are put and not yet taken wholly; `put` waits while there are more. An item that
-        is larger than the limit is let in when there is no other.
+    limit: bytes of the items that are put and not yet fully taken; `put` waits while there are more. An item that is
+        larger than the limit is accepted if there is no other.
 
-    When the block is left, the thread has ended. What `take` raised is raised by `put` or at the end of the block.
+    The thread ends before the block does. An exception of `take` is raised by `put` or at the end of the block.
     An error of the block itself (Ctrl-C, a device that fails) drops the items that are still waiting, and hides an
     error of `take`.
     """

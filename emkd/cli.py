@@ -1,6 +1,6 @@
 """The command line: cache-teacher, train-student, init-student, inspect, demo (see `emkd.commands`).
 
-Exit codes: 0 done, 1 failed, 2 the call was wrong, 130 interrupted (what was committed stays).
+Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted (what was committed stays).
 """
 
 import sys

@@ -1,4 +1,4 @@
-"""Every error that emkd raises on purpose.
+"""Every exception that emkd raises on purpose.
 
     EmkdError
     ├── UsageError          (ValueError)         the call was wrong; exit code 2
@@ -6,7 +6,7 @@
     │   ├── OutputExistsError  (FileExistsError)    an output folder is not empty
     │   ├── TokenizerMismatchError                  student and teacher read text differently
     │   ├── GeometryMismatchError                   student and teacher see different parts of an image
-    │   ├── CacheConflictError                      a cache was made with other settings than asked for
+    │   ├── CacheConflictError                      a cache was made with other settings than requested
     │   └── DataMismatchError                       the cache was made from other data
     ├── DataFormatError     (ValueError)         a dataset file is not in a known format
     ├── ModelError          (ValueError)         a checkpoint cannot be used as teacher or student
@@ -14,7 +14,7 @@
     │   ├── CacheIncompleteError                    the cache is not sealed
     │   ├── CacheVersionError                       written by a newer emkd
     │   ├── SampleNotFoundError (KeyError)          no such sample
-    │   ├── TeacherMismatchError (ValueError)       a live teacher answers differently than the cache
+    │   ├── TeacherMismatchError (ValueError)       a live teacher's outputs differ from the cache
     │   ├── DamagedCacheError   (OSError)           a stored object is missing, cut short or changed
     │   └── CacheWriteError     (OSError)           a full disk, a folder that cannot be written
     ├── JobFailedError      (RuntimeError)       the teacher's job, or training on several workers, could not finish
@@ -22,8 +22,8 @@
     ├── TrainingDivergedError (ArithmeticError)  a student's logits are not finite
     └── SampleError         (ValueError)         one row cannot be used; `reason` is a stable short code
 
-A message says what is wrong, where, what was expected, what was found, and what to do next. The command
-line prints it and exits with `exit_code`; only errors that are not in this tree show a traceback.
+A message says what is wrong, where, what was expected, what was found, and what to do next. The command line prints it
+and exits with `exit_code`; only exceptions outside this hierarchy show a traceback.
 """
 
 
@@ -91,11 +91,11 @@ class SampleNotFoundError(CacheError, KeyError):
 
 
 class TeacherMismatchError(CacheError, ValueError):
-    """A live teacher reads or answers a cached sample differently than the cache."""
+    """A live teacher reads a cached sample differently, or its outputs differ from the cache."""
 
 
 class DamagedCacheError(CacheError, OSError):
-    """A stored object is missing, cut short, or not what the seal vouches for."""
+    """A stored object is missing, cut short, or does not match its hash."""
 
 
 class CacheWriteError(CacheError, OSError):

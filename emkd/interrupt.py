@@ -1,4 +1,4 @@
-"""Ctrl-C while something has to be finished: once waits for it, twice stops at once."""
+"""Ctrl-C during work that has to finish: pressed once, it waits for the work; pressed twice, it stops immediately."""
 
 import signal
 import sys
@@ -11,7 +11,7 @@ from typing import Any
 class Interrupt:
     """Whether the user has pressed Ctrl-C: then `asked` is True.
 
-    waiting: what is finished first, as the user reads it
+    waiting: the work that is finished first, in the words of the message
     """
 
     def __init__(self, waiting: str) -> None:
@@ -21,7 +21,7 @@ class Interrupt:
         if self.asked:
             raise KeyboardInterrupt
         self.asked = True
-        print(f"\ninterrupted: {self.waiting}; Ctrl-C again stops at once", file=sys.stderr, flush=True)
+        print(f"\ninterrupted: {self.waiting}; press Ctrl-C again to stop immediately", file=sys.stderr, flush=True)
 
 
 @contextmanager

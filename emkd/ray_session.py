@@ -50,7 +50,7 @@ def session(
 
 
 def check_resources(workers: int, gpus_per_worker: float, on_cpu: str = "--gpus-per-worker 0") -> None:
-    """Raise UsageError if the workers need more than Ray has: Ray would wait for ever.
+    """Raise UsageError if the workers need more than Ray has: Ray would wait forever.
 
     on_cpu: what to set to run without GPUs, for the message
     """

@@ -1,4 +1,4 @@
-"""Fixtures that several rooms' tests share: small checkpoints, data and caches, made for real and saved."""
+"""Fixtures that the tests of several packages share: small checkpoints, data and caches, really made and saved."""
 
 import os
 

@@ -1,4 +1,4 @@
-"""Threads beside the main one: results, order, room, errors of either side, Ctrl-C, and nothing that runs on."""
+"""Background threads: results, order, limits, errors on either side, Ctrl-C, and no thread that keeps running."""
 
 import gc
 import os
@@ -103,7 +103,7 @@ def interrupt_soon():
 
 
 def test_ctrl_c_is_heard_while_a_result_is_waited_for():
-    """The call goes on: whoever began it says how it is ended."""
+    """The call continues: the code that started it decides how to end it."""
     door = threading.Event()
     call, timer = BackgroundCall(door.wait, NAME), interrupt_soon()
     with pytest.raises(KeyboardInterrupt):
@@ -188,7 +188,7 @@ def test_it_goes_on_while_the_other_does_something_else():
 
 @pytest.mark.parametrize(("size", "most"), [(30, 3), (50, 2), (51, 1), (1000, 1)])
 def test_no_more_is_held_than_there_is_room_for(size, most):
-    """The one that is being taken is held, too. A larger one than the room is let in by itself."""
+    """The item that is being taken counts, too. An item that exceeds the limit is accepted if it is alone."""
     door, counted = threading.Semaphore(0), threading.Lock()
     put = done = highest = 0
 
@@ -291,12 +291,12 @@ def test_an_error_of_the_block_stops_it_and_drops_what_waits(error):
     with pytest.raises(type(error)) as caught:
         block()
     assert caught.value is error
-    assert taken == [0], "what is in hand is finished, and no other begun"
+    assert taken == [0], "the current item is finished, and no other one is started"
     assert gone()
 
 
 def test_of_two_errors_it_is_the_one_of_the_block_that_is_raised():
-    """An interrupt must not be hidden by what it made hopeless anyway."""
+    """An error that the interrupt caused must not hide the interrupt."""
 
     def take(item):
         raise ValueError("in the thread")

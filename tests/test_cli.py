@@ -1,5 +1,5 @@
 """Wrong calls of the command line: one clear message, the right exit code, no traceback. Each in a real process
-would take seconds to import; here `main` is called, and what it prints and exits with is looked at."""
+would take seconds to import; here `main` is called, and its output and exit code are checked."""
 
 import json
 import os
@@ -130,7 +130,7 @@ def test_a_cache_of_other_data(call, student_path, cache_path, tmp_path):
     assert code == 2
     assert "row 3 (id 'one')" in err
     assert "is not what the teacher saw" in err
-    assert "give the data (and the --image-root) that the cache was made from" in err
+    assert "use the data (and the --image-root) that the cache was made from" in err
 
 
 def test_a_cache_of_another_teacher_is_not_gone_on_with(call, cache_path, data_path, tmp_path):

@@ -1,4 +1,4 @@
-"""docs/benchmarks.md and the tables of docs/method.md: each row is written again from benchmarks/results."""
+"""docs/benchmarks.md and the tables of docs/method.md: each row equals the row written from benchmarks/results."""
 
 import re
 from statistics import mean

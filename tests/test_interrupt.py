@@ -10,11 +10,11 @@ from emkd.interrupt import finish_on_interrupt
 
 def test_once_is_noted_and_twice_stops(capfd):
     before = signal.getsignal(signal.SIGINT)
-    with finish_on_interrupt("finishing the shards in hand") as interrupt:
+    with finish_on_interrupt("finishing the current shards") as interrupt:
         assert not interrupt.asked
         signal.raise_signal(signal.SIGINT)
         assert interrupt.asked
-        assert "finishing the shards in hand; Ctrl-C again stops at once" in capfd.readouterr().err
+        assert "finishing the current shards; press Ctrl-C again to stop immediately" in capfd.readouterr().err
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) is before, "afterwards Ctrl-C is what it was"
@@ -22,7 +22,7 @@ def test_once_is_noted_and_twice_stops(capfd):
 
 def test_an_error_gives_the_signal_back_as_well():
     before = signal.getsignal(signal.SIGINT)
-    with pytest.raises(ValueError, match="odd"), finish_on_interrupt("finishing the shards in hand"):
+    with pytest.raises(ValueError, match="odd"), finish_on_interrupt("finishing the current shards"):
         raise ValueError("odd")
     assert signal.getsignal(signal.SIGINT) is before
 
@@ -31,7 +31,7 @@ def test_another_thread_leaves_the_signal_alone():
     before, seen = signal.getsignal(signal.SIGINT), []
 
     def run() -> None:
-        with finish_on_interrupt("finishing the shards in hand") as interrupt:
+        with finish_on_interrupt("finishing the current shards") as interrupt:
             seen.append((interrupt.asked, signal.getsignal(signal.SIGINT)))
 
     thread = threading.Thread(target=run)

@@ -1,4 +1,4 @@
-"""What a package says it offers is what it offers: `__all__` resolves, is sorted, and matches its lazy imports."""
+"""`__all__` of every package resolves, is sorted, and matches its lazy imports."""
 
 import ast
 import importlib
@@ -67,7 +67,7 @@ def test_each_name_is_there_and_they_are_sorted(module):
 
 @pytest.mark.parametrize("module", PACKAGES)
 def test_what_a_package_imports_for_others_is_public(module):
-    """All that a package defines or imports lazily in its `__init__` is in `__all__`, and nothing comes from nowhere."""
+    """`__all__` has exactly the names that a package's `__init__` defines or imports lazily."""
     loaded = importlib.import_module(module)
     names = set(all_of(path_of(module)))
     lazy = under_type_checking(path_of(module))

@@ -16,7 +16,7 @@ except KeyboardInterrupt:
 
 
 def test_ctrl_c_while_ray_starts_waits_for_it():
-    """A process that left in the middle of it crashed now and then."""
+    """A process that exited during the start crashed now and then."""
     found = subprocess.run([sys.executable, "-c", INTERRUPTED], capture_output=True, text=True, timeout=120)
     assert (found.returncode, found.stdout) == (0, "interrupted, Ray is there: False\n"), found.stderr
-    assert "interrupted: waiting for Ray to start; Ctrl-C again stops at once" in found.stderr
+    assert "interrupted: waiting for Ray to start; press Ctrl-C again to stop immediately" in found.stderr

@@ -1,4 +1,4 @@
-"""The README: its commands run as they stand, its links lead somewhere, its figures are those of benchmarks/results.
+"""The README: its commands run, its links resolve, and its figures match benchmarks/results.
 
 The demonstration's folder has small stand-ins of the same names.
 """
@@ -21,7 +21,7 @@ PYTHON = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 
 
 def commands(block):
-    """Of a block of shell, without comments; a line that ends in a backslash goes on."""
+    """The commands in a block of shell, without comments; a line that ends in a backslash continues."""
     return [words for line in block.replace("\\\n", " ").splitlines() if (words := shlex.split(line, comments=True))]
 
 
@@ -87,7 +87,7 @@ def test_each_family_has_a_test():
 
 
 def test_what_it_brings_is_what_was_measured():
-    """Each row is `variant | description | accuracy`, and no row stands for itself."""
+    """Each row is `variant | description | accuracy`, and has a measured figure."""
     found = accuracies()
     rows = [re.fullmatch(r"\| ([a-z+-]+) \| .* \| (\S+) \|", row) for row in table_rows(section("What it brings"))]
     assert {row[1]: row[2] for row in rows} == {

@@ -212,7 +212,7 @@ def make_cache(
 ) -> Path:
     """The job without Ray: the same worker, shard by shard, and the seal.
 
-    first_format: begin the cache in format version 1, as an older emkd would have
+    first_format: start the cache in format version 1, as an older emkd would have
     """
     defaults: dict[str, Any] = {
         "top_k": 0, "answer_top_k": 0, "precision": "float32", "affinity_precision": "float32",

@@ -1,6 +1,6 @@
 """Hooks of MkDocs: pages from outside of docs/, and links that lead out of it.
 
-README.md, CONTRIBUTING.md and a few others stand where GitHub expects them, and become pages of the site. A link from
+README.md, CONTRIBUTING.md and a few others are where GitHub expects them, and become pages of the site. A link from
 one page to another is rewritten to lead to the page; a link to another file of the repository becomes the file's path,
 since the site does not have the file. A link to nothing is an error.
 """
@@ -32,7 +32,7 @@ LINK = re.compile(r"(?<!!)\[((?:[^\[\]]|\[[^\]]*\])+)\]\((?!https?:|mailto:|#)([
 
 
 def on_files(files: "Files", *, config: "MkDocsConfig") -> "Files":
-    """Add the pages that stand outside of docs/."""
+    """Add the pages that are outside of docs/."""
     from mkdocs.structure.files import File
 
     for source, page in PAGES.items():

@@ -59,7 +59,7 @@ STYLE = """
 
 @dataclass(frozen=True, kw_only=True)
 class Room:
-    """A package or module of a panel. layer: the row of the contract it stands in;  imports: names of other rooms"""
+    """A package or module of a panel. layer: its row in the contract;  imports: names of other rooms"""
 
     name: str
     layer: int
@@ -162,7 +162,7 @@ def draw(found: list[Panel]) -> str:
         [
             f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}" '
             'role="img" aria-labelledby="title desc">',
-            '<title id="title">The rooms of emkd, and which imports which</title>',
+            '<title id="title">The packages of emkd, and which imports which</title>',
             f'<desc id="desc">{escape(described)}</desc>',
             f"<style>{STYLE}</style>",
             *parts,

@@ -107,7 +107,7 @@ def measure(folder: Path) -> Measured:
 
 
 def defined(node: ast.AST, prefix: str, public: bool = True) -> Iterator[Defined]:
-    """All functions and classes in a node. prefix: of their names;  public: whether what they stand in is"""
+    """All functions and classes in a node. prefix: of their names;  public: whether the code around them is"""
     for child in ast.iter_child_nodes(node):
         if isinstance(child, Definition):
             own = public and not child.name.startswith("_")

@@ -3,7 +3,7 @@
     tile_pool -> sample_rows -> CapturedRow with a Record: vision top-k and tails, affinity, answers
 
 **Vision tokens** are those of `synthetic_logits`, V = 151,936, in tiles of 27 x 27. Samples have 1, 1, 2, 2, 3 and 4
-tiles in turn (mean 1,580 tokens); each tile is an image of its own. The top-k of a tile takes seconds (some 110
+tiles in turn (mean 1,580 tokens); each tile is a separate image. The top-k of a tile takes seconds (some 110
 million logits), so a pool of POOL distinct tiles is made once and samples are composed of them, without making a
 compressor's work easier: a tile returns only after all other tiles (POOL * 729 = 23,328 tokens later; a chunk has
 16,384), and then as a different image, mirrored or transposed and with its rows rolled. No image occurs twice. A roll

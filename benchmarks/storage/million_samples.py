@@ -122,13 +122,13 @@ def drive(n_shards: int) -> Figures:
         worker = ray.remote(max_restarts=-1, max_task_retries=RETRIES, num_cpus=1)(Instant).remote()
         with (
             progress(WARM_SHARDS, 250 * WARM_SHARDS) as show,
-            finish_on_interrupt("finishing the shards in hand") as interrupt,
+            finish_on_interrupt("finishing the current shards") as interrupt,
         ):
             run_shards([worker], range(WARM_SHARDS), interrupt, show)
         before, done, started, used = resident() / MIB, 0, time.perf_counter(), time.process_time()
         with (
             progress(n_shards, 250 * n_shards) as show,
-            finish_on_interrupt("finishing the shards in hand") as interrupt,
+            finish_on_interrupt("finishing the current shards") as interrupt,
         ):
 
             def counted(report: ShardReport) -> None:

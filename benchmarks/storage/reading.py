@@ -1,4 +1,4 @@
-"""Reading whole samples in training order: the cache beside raw numbers, MDS and slices of Zarr arrays.
+"""Reading whole samples in training order: the cache compared with raw numbers, MDS and slices of Zarr arrays.
 
     python -m benchmarks.storage.reading [--work FOLDER] [--shards 8] [--per-shard 128] [--rounds 5]
 

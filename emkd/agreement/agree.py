@@ -1,13 +1,13 @@
-"""The whole list of what a model has to agree about with the teacher of a cache before it can use that cache.
+"""Everything in which a model has to agree with the teacher of a cache before it can use the cache.
 
     agree_on_tokenizer   what ids mean, how text is cut          from tokenizer.json, before any weights are loaded
-    agree                chat template, pictures, families       from the processor
+    agree                chat template, images, families         from the processor
     agree_on_row         text, answers, images                   row by row, whenever a row is read
 
-Three callers go through these functions, in this order, so that what one refuses the others refuse with the same words:
+Three callers call these functions in this order, so that all of them refuse the same models with the same messages:
 `cache-teacher --for-student` before the job, `train-student`, and `inspect --against-teacher`. The last compares a live
-model that should be the teacher itself, and is stricter (`Role`). What differs without being an obstacle comes back as
-warnings for the caller's log; an obstacle is an exception.
+model that should be the teacher itself, and is stricter (`Role`). Differences that do not prevent the use of a cache
+are returned as warnings for the caller's log; all others raise an exception.
 """
 
 from dataclasses import dataclass
@@ -28,10 +28,11 @@ from emkd.vlm.pooling import family_of
 
 
 class Role(StrEnum):
-    """What the model that reads a cache is; messages call it by this name.
+    """The role of the model that reads a cache; messages call the model by this name.
 
     A live model should be the cache's teacher. It must have the teacher's ids and no others, and read each row exactly
-    as the teacher did, with its own template. How it prepares pixels is reported and never refused: the numbers decide.
+    as the teacher did, with its own template. Differences in how it prepares pixels are reported and never refused: the
+    comparison of the outputs decides.
     """
 
     STUDENT = "student"
@@ -40,7 +41,7 @@ class Role(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class TeacherSide:
-    """What a cache records of its teacher that a reader has to agree about.
+    """The facts about a cache's teacher with which a reader has to agree.
 
     chat_template:   None in caches that do not record it
     image_processor: settings as `image_processor_settings` returns them
@@ -104,9 +105,9 @@ def agree(teacher: TeacherSide | None, reader: Reader, *, has_images: bool, dist
 
     teacher:    None if there is no cache: then only the student's own chat template is checked
     has_images: whether the cache has vision tokens, so that the template must place images
-    distils:    False for a student that trains on labels alone, which may see another part of a picture
+    distils:    False for a student that trains on labels alone, which may see another part of an image
 
-    Raises GeometryMismatchError if the two see different parts of a picture, ModelError if there is no chat template at
+    Raises GeometryMismatchError if the two see different parts of an image, ModelError if there is no chat template at
     all, TokenizerMismatchError if the template cannot place the student's images.
     """
     if reader.role is Role.LIVE_MODEL:
@@ -125,7 +126,7 @@ def agree(teacher: TeacherSide | None, reader: Reader, *, has_images: bool, dist
         pixels = _pixels(teacher, reader)
         if pixels:
             warnings.append(
-                f"student and teacher prepare images differently ({', '.join(pixels)}): they may see different pictures"
+                f"student and teacher prepare images differently ({', '.join(pixels)}): they may see different images"
             )
     check_template(reader.path, reader.processor)
     if teacher is not None and has_images:
@@ -146,8 +147,8 @@ def agree_on_row(
 ) -> SharedText | None:
     """Compare what both read of a row: text, answers, positions of images.
 
-    Returns the text that both read (see `shared_text`), None if it is all of it. A live model must also have made the
-    same vision tokens of each image. Raises TokenizerMismatchError, GeometryMismatchError.
+    Returns the text that both read (see `shared_text`), or None if that is the whole text. A live model must also have
+    the same vision tokens for each image. Raises TokenizerMismatchError, GeometryMismatchError.
 
     words: decodes token ids for messages (`Encoder.words`)
     """
@@ -168,7 +169,10 @@ def _adopt(teacher: TeacherSide, reader: Reader) -> list[str]:
     adopted = adopt_template(reader.processor, teacher.chat_template)
     warnings = []
     if adopted.changed:
-        warnings.append("the student has another chat template, or none: it is trained, and saved, with the teacher's")
+        warnings.append(
+            "the student's chat template is missing or differs from the teacher's: "
+            "it is trained and saved with the teacher's"
+        )
     if adopted.guessed is not None:
         warnings.append(describe_guess(adopted.guessed))
     return warnings
@@ -176,8 +180,8 @@ def _adopt(teacher: TeacherSide, reader: Reader) -> list[str]:
 
 def _describe_families(teacher: str, student: str) -> str:
     return (
-        f"the teacher is a {teacher}, the student a {student}: what only one of them writes around and within images "
-        "is left out of the affinities that VLAD compares"
+        f"the teacher is a {teacher}, the student a {student}: tokens that only one of them writes around and within "
+        "images are left out of the affinities that VLAD compares"
     )
 
 

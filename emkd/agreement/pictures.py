@@ -1,4 +1,4 @@
-"""Which part of a picture an image processor shows its model, and whether teacher and student see the same part."""
+"""Which part of an image an image processor shows its model, and whether teacher and student see the same part."""
 
 import json
 from collections.abc import Sequence
@@ -11,20 +11,20 @@ from emkd.storage.record import ImageSpan
 
 
 def image_differences(teacher: dict[str, Any], student: dict[str, Any]) -> list[str]:
-    """Return the names of the image processor settings in which the two differ: they may see different pictures."""
+    """Return the names of the image processor settings in which the two differ: they may see different images."""
     return sorted(name for name in teacher.keys() | student.keys() if teacher.get(name) != student.get(name))
 
 
 @dataclass(frozen=True)
 class FieldOfView:
-    """The part of a picture that reaches the model: the whole picture, or a centre of `height` x `width`.
+    """The part of an image that reaches the model: the whole image, or a centre of `height` x `width`.
 
     unit: what height and width are shares of.
-        "": the model sees the whole picture, as it is, squashed, padded or in tiles
-        "shortest edge": both are shares of that edge, so a longer picture loses more
-        "longest edge": the picture is padded to a square before it is cropped
-        "picture": shares of its own height and width, since it is squashed before it is cropped
-        "pixels": height and width are in pixels, since the picture is not resized
+        "": the model sees the whole image, as it is, squashed, padded or in tiles
+        "shortest edge": both are shares of that edge, so a longer image loses more
+        "longest edge": the image is padded to a square before it is cropped
+        "image": shares of its own height and width, since it is squashed before it is cropped
+        "pixels": height and width are in pixels, since the image is not resized
     """
 
     unit: str = ""
@@ -33,7 +33,7 @@ class FieldOfView:
 
     def __str__(self) -> str:
         if not self.unit:
-            return "the whole picture"
+            return "the whole image"
         if self.unit == "pixels":
             return f"its centre of {self.height:.0f} x {self.width:.0f} pixels"
         return f"its centre, {self.height:.1%} x {self.width:.1%} of the {self.unit}"
@@ -45,9 +45,9 @@ class FieldOfView:
 
 
 def field_of_view(settings: dict[str, Any]) -> FieldOfView:
-    """Return what image processor settings (`emkd.vlm.identity.image_processor_settings`) leave of a picture.
+    """Return what image processor settings (`emkd.vlm.identity.image_processor_settings`) leave of an image.
 
-    A processor that does not crop shows the whole picture.
+    A processor that does not crop shows the whole image.
     """
     size, crop = settings.get("size") or {}, settings.get("crop_size") or {}
     height, width = crop.get("height"), crop.get("width")
@@ -64,12 +64,12 @@ def field_of_view(settings: dict[str, Any]) -> FieldOfView:
     return FieldOfView() if unit != "shortest edge" and min(shares) >= 1 else FieldOfView(unit, *shares)
 
 
-# ConvNextImageProcessor squashes pictures to this size and larger ones, and crops to smaller ones.
+# ConvNextImageProcessor squashes images to this size and larger ones, and crops to smaller ones.
 CONVNEXT_SQUASHES_FROM = 384
 
 
 def _unit(settings: dict[str, Any]) -> str:
-    """The unit of the field of view of a picture that is resized and then cropped.
+    """The unit of the field of view of an image that is resized and then cropped.
 
     LLaVA pads it to a square first if `do_pad` is set (in other families `do_pad` pads batches); LLaVA-NeXT squashes
     it, and pads its tiles.
@@ -77,7 +77,7 @@ def _unit(settings: dict[str, Any]) -> str:
     if settings.get("do_pad") and _is_llava(settings):
         return "longest edge"
     squashes = settings.get("image_grid_pinpoints") or not settings["size"].get("shortest_edge")
-    return "picture" if squashes else "shortest edge"
+    return "image" if squashes else "shortest edge"
 
 
 def _is_llava(settings: dict[str, Any]) -> bool:
@@ -85,15 +85,15 @@ def _is_llava(settings: dict[str, Any]) -> bool:
 
 
 def check_field_of_view(teacher: dict[str, Any], student: dict[str, Any]) -> None:
-    """Check that the image processor settings of both show the same part of a picture. Raises GeometryMismatchError.
+    """Check that the image processor settings of both show the same part of an image. Raises GeometryMismatchError.
 
-    Otherwise the teacher's vision tokens would describe things that the student cannot see, or the other way round.
+    Otherwise the teacher's vision tokens would describe things that the student cannot see, or vice versa.
     """
     theirs, ours = field_of_view(teacher), field_of_view(student)
     if theirs.same_as(ours):
         return
     raise GeometryMismatchError(
-        f"teacher and student see different parts of a picture. The teacher sees {theirs} ({_cropping(teacher)}); the "
+        f"teacher and student see different parts of an image. The teacher sees {theirs} ({_cropping(teacher)}); the "
         f"student sees {ours} ({_cropping(student)}). {_way_out(theirs, student)}"
     )
 
@@ -135,7 +135,7 @@ def as_seen(wanted: FieldOfView, student: dict[str, Any]) -> dict[str, Any] | No
     if wanted.unit == "pixels":
         return {**found, "crop_size": {"height": int(wanted.height), "width": int(wanted.width)}}
     found["crop_size"] = {"height": height, "width": width}
-    if wanted.unit == "picture":
+    if wanted.unit == "image":
         whole = {"height": round(height / wanted.height), "width": round(width / wanted.width)}
         return {**found, "size": whole}
     return {**found, "size": {"shortest_edge": round(height / wanted.height)}}
@@ -159,5 +159,5 @@ def check_same_spans(reader: Sequence[ImageSpan], teacher: Sequence[ImageSpan], 
         own, theirs = (", ".join(f"{count} at text token {at}" for at, _, count in span) for span in spans)
         raise GeometryMismatchError(
             f"row {row}: the vision tokens of its images are {own} for the {name}, and {theirs} for the teacher: the "
-            "image processor or the model's picture size differs"
+            "image processor or the model's image size differs"
         )

@@ -1,4 +1,4 @@
-"""The teacher's chat template becomes the student's: both read the same text, each writes images in its own way."""
+"""The teacher's chat template becomes the student's: both read the same text; each has its own image tokens."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -25,9 +25,9 @@ def adopt_template(processor: Any, template: str | None) -> Adopted:
     """Give a student's processor the teacher's chat template.
 
     What the template writes for an image is replaced by what the student's family writes for one, if the two differ.
-    The processor and its tokenizer share one template file, so both get it, and it is what the student saves, loads
-    and renders with afterwards. Call this before you make an `Encoder`, which keeps what it rendered.
-    A cache that does not know its teacher's template (None) leaves the processor as it is.
+    The processor and its tokenizer share one template file, so both get the template; from then on, the student renders
+    with it and is saved with it. Call this before you make an `Encoder`, which keeps what it rendered. For a cache that
+    does not record its teacher's template (None), the processor stays unchanged.
     """
     if template is None:
         return Adopted(changed=False)
@@ -50,7 +50,7 @@ def describe_guess(guessed: str) -> str:
     return (
         "the student has no chat template that takes a question about an image, so what its family writes around an "
         f"image is not known: emkd writes an image as {guessed!r} alone. If you do not want that, save the family's "
-        "chat_template.jinja beside the student"
+        "chat_template.jinja in the student's folder"
     )
 
 
@@ -58,14 +58,14 @@ def check_places_images(processor: Any) -> None:
     """Check that the template writes for an image what this processor replaces by vision tokens.
 
     Raises TokenizerMismatchError if it writes something else: the template of a teacher of another family, which
-    `adopt_template` could not translate.
+    `adopt_template` could not replace.
     """
     written = image_text(processor)
     if written is not None and written.count(processor.image_token) != 1:
-        why = "It drops images" if not written else "The template does not contain that text as it comes out"
+        why = "It drops images" if not written else "The template does not contain that text literally"
         raise TokenizerMismatchError(
             f"the teacher's chat template writes {written!r} for an image, and the student's "
             f"{type(processor).__name__} replaces {processor.image_token!r} by vision tokens. {why}, so emkd cannot "
-            "translate it. Let the teacher's chat_template.jinja write its placeholder, and make the cache again with "
+            "replace it. Let the teacher's chat_template.jinja write its placeholder, and make the cache again with "
             "that template"
         )

@@ -1,7 +1,7 @@
 """Whether teacher and student read the same conversation in the same way.
 
 The losses compare text tokens, answer tokens and images one by one, so each must be the same on both sides. What
-families write around and within images (begin and end tokens, row and column tokens) may differ, and is left out then.
+families write around and within images (begin and end tokens, row and column tokens) may differ, and is then left out.
 """
 
 from collections.abc import Callable, Sequence
@@ -46,19 +46,19 @@ def check_same_text(
         pairs = enumerate(zip(ours, theirs, strict=False))
         first = next((n for n, (a, b) in pairs if a != b), min(len(ours), len(theirs)))
         raise TokenizerMismatchError(
-            f"row {row}: the {name}'s text is {len(ours)} tokens and the teacher's {len(theirs)}; they differ first "
+            f"row {row}: the {name}'s text has {len(ours)} tokens and the teacher's {len(theirs)}; they differ first "
             f"at text token {first}: {name} {_at(ours, first, words)}, teacher {_at(theirs, first, words)}"
             f"{_after(ours[:first], words)}. Both need the same tokenizer and chat template"
         )
     ours, theirs = student.answer_positions.tolist(), teacher.answer_positions.tolist()
     if ours != theirs:
         raise TokenizerMismatchError(
-            f"row {row}: {len(ours)} tokens are answers for the {name} and {len(theirs)} for the teacher, or other "
-            f"tokens are: their chat templates mark answers differently. Give the {name} the teacher's chat template"
+            f"row {row}: the answer tokens differ ({len(ours)} of the {name}, {len(theirs)} of the teacher): the two "
+            f"chat templates mark answers differently. Give the {name} the teacher's chat template"
         )
     if [i.text_position for i in student.images] != [i.text_position for i in teacher.images]:
         raise TokenizerMismatchError(
-            f"row {row}: the images are at other positions in the text for the {name} than for the teacher"
+            f"row {row}: the {name} and the teacher have the images at different positions in the text"
         )
 
 
@@ -95,8 +95,8 @@ def shared_text(
     index = {there: here for here, there in zip(found.own.tolist(), found.theirs.tolist(), strict=True)}
     if student.answer_positions.tolist() != [index.get(position) for position in teacher.answer_positions.tolist()]:
         raise TokenizerMismatchError(
-            f"row {row}: other tokens are answers for the student than for the teacher: their chat templates mark "
-            "answers differently. Give the student the teacher's chat template"
+            f"row {row}: the answer tokens of student and teacher differ: the two chat templates mark answers "
+            "differently. Give the student the teacher's chat template"
         )
     return found
 
@@ -160,7 +160,7 @@ def _at(ids: Sequence[int], index: int, words: Words | None) -> str:
 
 
 def _shown(ids: list[int], other: list[int], words: Words | None) -> str:
-    """Token ids, from a little before the first id that the other text lacks, or from the first."""
+    """Token ids, starting shortly before the first id that the other text lacks, or at the first id."""
     known = set(other)
     first = max(0, next((n for n, token in enumerate(ids) if token not in known), 0) - CONTEXT_TOKENS // 2)
     some = ids[first : first + 2 * CONTEXT_TOKENS]

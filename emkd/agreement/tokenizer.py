@@ -36,8 +36,9 @@ def check_shared_tokenizer(teacher_json: bytes, reader_json: bytes, name: str = 
     for part in PARTS:
         if teacher.get(part) != reader.get(part):
             raise TokenizerMismatchError(
-                f"the {name}'s tokenizer has another {part} than the teacher's: the same text would become different "
-                f"tokens. Teacher: {json.dumps(teacher.get(part)):.160}; {name}: {json.dumps(reader.get(part)):.160}"
+                f"the {name}'s tokenizer has a different {part} from the teacher's: the same text would "
+                f"become different tokens. Teacher: {json.dumps(teacher.get(part)):.160}; "
+                f"{name}: {json.dumps(reader.get(part)):.160}"
             )
 
 

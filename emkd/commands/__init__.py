@@ -7,5 +7,5 @@ In reading order:
     student     train-student, init-student
     inspection  inspect
 
-Each command imports its room when called, so that `--help` and `inspect` stay instant.
+Each command imports its package when it is called, so that `--help` and `inspect` stay instant.
 """

@@ -33,11 +33,11 @@ def inspect(
 ) -> None:
     """Print what a cache holds: teacher, data, sizes, retained mass; or one of its samples.
 
-    With --against-teacher, compare some samples with what a live teacher answers now, and fail if it answers
-    differently.
+    With --against-teacher, compare some samples with the outputs of a live teacher, and fail if they differ by
+    more than the tolerance.
     """
     if against_teacher is None:
-        only_live = {  # flags that mean nothing without --against-teacher
+        only_live = {  # flags that have no effect without --against-teacher
             "--data": data,
             "--samples": samples,
             "--image-root": image_root,
@@ -47,14 +47,14 @@ def inspect(
         }
         stray = [flag for flag, value in only_live.items() if value is not None]
         if stray:
-            raise UsageError(f"{stray[0]} goes with --against-teacher MODEL, and that is missing")
+            raise UsageError(f"{stray[0]} works only with --against-teacher MODEL: add that, or leave {stray[0]} out")
         _show(uri, sample, verify, as_json)
         return
     if data is None:
-        raise UsageError("--against-teacher needs the data, to read the samples again: name it with --data DATA")
+        raise UsageError("--against-teacher needs the data that the cache was made from: name it with --data DATA")
     if sample is not None or verify:
         raise UsageError(
-            "--against-teacher picks samples itself and reads what it compares: call it without --sample and --verify"
+            "--against-teacher chooses its samples and checks all objects it reads: leave out --sample and --verify"
         )
     from emkd.inspection.compare.live_teacher import LiveSettings
 

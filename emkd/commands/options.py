@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 Data = Annotated[str, typer.Option(help="Parquet or LLaVA-style JSON/JSONL: a file, a folder or a glob.")]
-ImageRoot = Annotated[Path | None, typer.Option(help="Folder that image paths in the data start from.")]
+ImageRoot = Annotated[Path | None, typer.Option(help="Folder that image paths in the data are relative to.")]
 Revision = Annotated[str | None, typer.Option(help="Revision of a model on the hub.")]
 RemoteCode = Annotated[bool, typer.Option("--trust-remote-code", help="Run code that comes with the model.")]
 

@@ -29,9 +29,11 @@ def train_student(
     ] = None,
     tail: Annotated[
         str | None,
-        typer.Option(help="Model of the logits that are not stored: bucket or uniform. (default uniform)"),
+        typer.Option(help="Assumption about logits that are not stored: bucket or uniform. (default uniform)"),
     ] = None,
-    matching: Annotated[str | None, typer.Option(help="logits, pooled or random. (default logits)")] = None,
+    matching: Annotated[
+        str | None, typer.Option(help="Matching of vision tokens: logits, pooled or random. (default logits)")
+    ] = None,
     top_k: Annotated[int | None, typer.Option(help="Use fewer stored logits than the cache has.")] = None,
     solver: Annotated[
         str | None, typer.Option(help="Solver of assignments: scipy, or cuda on a GPU. (default scipy)")
@@ -117,13 +119,15 @@ def train_student(
 def init_student(
     vision_tower: Annotated[str, typer.Option(help="Vision tower (SigLIP, CLIP): a folder or a name on the hub.")],
     language_model: Annotated[str, typer.Option(help="Language model: a folder or a name on the hub.")],
-    like: Annotated[str, typer.Option(help="The later teacher: gives tokenizer, image token and chat template.")],
+    like: Annotated[
+        str, typer.Option(help="The future teacher: tokenizer, image token and chat template come from it.")
+    ],
     output: Annotated[Path, typer.Option(help="Folder of the student; must be new or empty.")],
     vision_pool: Annotated[int, typer.Option(min=1, help="R: average R x R vision tokens of a tile into one.")] = 2,
     vision_layer: Annotated[int, typer.Option(help="Layer of the vision tower to use, counted from the last.")] = -2,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the projector, which starts at random.")] = 42,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the projector's random weights.")] = 42,
 ) -> None:
-    """Make a student of a vision tower, a language model and a new projector: LLaVA-NeXT with averaged tiles.
+    """Compose a student from a vision tower, a language model and a new projector: LLaVA-NeXT with averaged tiles.
 
     Align it (recipes/phase1-align.yaml) before you distil it.
     """

@@ -24,25 +24,29 @@ def cache_teacher(
     ] = JobSettings.answer_top_k,
     precision: Annotated[
         str,
-        typer.Option(help="Of the logits: bfloat16, float16, float32, or smaller: multiples, step0.1 or step0.2."),
+        typer.Option(help="Precision of logits: bfloat16, float16, float32, or rounded: step0.1 or step0.2 (smaller)."),
     ] = JobSettings.precision,
-    affinity_precision: Annotated[str, typer.Option(help="int8, float16 or float32.")] = JobSettings.affinity_precision,
+    affinity_precision: Annotated[
+        str, typer.Option(help="Precision of the affinity: int8, float16 or float32.")
+    ] = JobSettings.affinity_precision,
     compression: Annotated[
-        str, typer.Option(help="zstd, or lz4: larger and faster to read.")
+        str, typer.Option(help="Compression: zstd, or lz4 (larger, faster to read).")
     ] = JobSettings.compression,
-    workers: Annotated[int, typer.Option(help="Ray actors, each with a teacher of its own.")] = JobSettings.workers,
+    workers: Annotated[int, typer.Option(help="Ray actors, each with its own teacher.")] = JobSettings.workers,
     gpus_per_worker: Annotated[
         float, typer.Option(help="GPUs of each worker; 0 runs the teacher on the CPU.")
     ] = JobSettings.gpus_per_worker,
     address: Annotated[
         str | None, typer.Option(help="Address of a running Ray cluster; by default emkd starts Ray on this machine.")
     ] = JobSettings.address,
-    batch_tokens: Annotated[int, typer.Option(help="Padded tokens of one forward pass.")] = JobSettings.batch_tokens,
+    batch_tokens: Annotated[
+        int, typer.Option(help="Most tokens in one forward pass, padding included.")
+    ] = JobSettings.batch_tokens,
     rows_per_shard: Annotated[
-        int, typer.Option(help="Rows that are written and committed together.")
+        int, typer.Option(help="Rows per shard: they are written and committed together.")
     ] = JobSettings.rows_per_shard,
     max_length: Annotated[
-        int | None, typer.Option(help="Skip samples of more tokens; default: the teacher's own limit.")
+        int | None, typer.Option(help="Skip samples with more tokens. (default: the teacher's limit)")
     ] = JobSettings.max_length,
     dtype: Annotated[
         str, typer.Option(help="Dtype of the teacher: auto, float32, bfloat16 or float16.")
@@ -54,31 +58,33 @@ def cache_teacher(
     trust_remote_code: RemoteCode = JobSettings.trust_remote_code,
     limit: Annotated[int | None, typer.Option(help="Use only the first rows.")] = JobSettings.limit,
     for_student: Annotated[
-        str | None, typer.Option(help="Check first that this student can use the cache.")
+        str | None, typer.Option(help="Check, before the job starts, that this student can use the cache.")
     ] = JobSettings.for_student,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print size and time of the job, and stop.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the size of the cache and the time of the job, and stop.")
+    ] = False,
     extend: Annotated[
-        bool, typer.Option("--extend", help="Add the rows of --data that the cache lacks; what is there stays.")
+        bool, typer.Option("--extend", help="Add the rows of --data that the cache lacks; committed rows stay.")
     ] = False,
     repair: Annotated[
         bool, typer.Option("--repair", help="Read every byte of the cache first, and rewrite damaged shards.")
     ] = False,
     clean: Annotated[
-        bool, typer.Option("--clean", help="Remove what killed runs left behind, once the cache is sealed.")
+        bool, typer.Option("--clean", help="Remove files that killed jobs left, once the cache is sealed.")
     ] = False,
     max_skipped: Annotated[
         float, typer.Option(help="Share of the rows that may be skipped.")
     ] = JobSettings.max_skipped,
 ) -> None:
-    """Run the teacher once over a dataset and store what students need.
+    """Run the teacher once over a dataset and store the outputs that students need.
 
-    You can stop it at any time and run it again: committed shards stay, missing ones are done.
+    You can stop the job at any time and run it again: committed shards stay, missing shards are computed.
 
-    Ctrl-C once finishes the shards in hand; twice stops at once.
+    Ctrl-C pressed once finishes the current shards; pressed twice, it stops immediately.
     """
     if dry_run and (repair or clean):
         raise UsageError(
-            "--dry-run changes nothing and does not go with --repair or --clean; see `emkd inspect --verify`"
+            "--dry-run changes nothing, so leave out --repair and --clean; `emkd inspect --verify` lists the damage"
         )
     settings = JobSettings(
         teacher=teacher,

@@ -26,10 +26,10 @@ own projector and language model with a quarter of its vision tokens. Labels are
 much, almost entirely through its answers (RLD): over 10 seeds VSD, VLAD and the choice of the matching changed
 accuracy by at most 0.3 points on top of RLD (benchmarks/results/demo_seeds.json). Distillation did not help in two
 regimes: with all labels right, SFT alone came within a point of EM-KD; and with a student whose projector and
-language model started from random weights, no variant learnt the task in twice the steps
+language model started from random weights, no variant solved the task in twice the steps
 (benchmarks/results/demo_regimes.json). All variants share one recipe, the best one for EM-KD on the validation
 scenes: 97.0% there, and 92.4% for SFT at its own best (benchmarks/results/demo_choice.json). The models are so small
-that the words of vision tokens mean nothing."""
+that the likeliest words of their vision tokens mean nothing."""
 
 
 def table(results: dict[str, Any], out: Path) -> str:

@@ -32,7 +32,7 @@ def named(option: str, value: str) -> Iterator[None]:
 
 
 def image_token(path: Path) -> int:
-    """Return the id at which a checkpoint's vision tokens stand. Raises ModelError if it has none."""
+    """Return the id of a checkpoint's image placeholders. Raises ModelError if it has none."""
     token = getattr(config_of(path), "image_token_id", None)
     if token is None:
         raise ModelError("its config names no image_token_id: not a vision-language model")
@@ -51,13 +51,14 @@ def check_ids(language: Path, teacher: Path) -> tuple[str, ...]:
         check_shared_tokenizer(theirs, own)
     except TokenizerMismatchError as error:
         raise TokenizerMismatchError(
-            f"its embeddings belong to other ids than those of --like ({error}); take a language model with the same "
-            "tokenizer"
+            f"its embeddings do not belong to the ids of --like ({error}); use a language model with the same tokenizer"
         ) from error
     lacking = lacking_ids(theirs, own)
     some = ", ".join(list(lacking.values())[:4])
     return (
-        (f"{language} lacks {len(lacking)} of the teacher's tokens ({some}), which are untrained",) if lacking else ()
+        (f"{language} lacks {len(lacking)} of the teacher's tokens ({some}), so their rows are untrained",)
+        if lacking
+        else ()
     )
 
 
@@ -76,7 +77,7 @@ def vision_config(path: Path) -> Any:
     """
     config = config_of(path)
     if type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
-        raise ModelError(f"it is a whole vision-language model ({config.model_type}); name its vision tower")
+        raise ModelError(f"it is a whole vision-language model ({config.model_type}); pass only its vision tower")
     return config.vision_config if "vision_config" in config.sub_configs else config
 
 
@@ -103,7 +104,7 @@ def check_vision(config: Any, layer: int, window: int) -> None:
 
 
 def language_model(path: Path) -> Any:
-    """Load a language model. Raises ModelError if it is none, or has more than a LLaVA-NeXT can hold."""
+    """Load a language model. Raises ModelError if it is not a language model, or has parts that a LLaVA-NeXT lacks."""
     config = config_of(path)
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise ModelError(f"it is a {config.model_type}, not a language model")
@@ -121,7 +122,7 @@ def language_model(path: Path) -> Any:
 def loaded(kind: Any, path: Path, **options: Any) -> tuple[Any, dict[str, int]]:
     """Load a model with all of its weights.
 
-    Returns it with the number of weights that the checkpoint has besides, by the first part of their names. Raises
+    Returns the model and the number of further weights in the checkpoint, by the first part of their names. Raises
     ModelError if a weight is missing or cannot be read.
     """
     try:
@@ -131,7 +132,7 @@ def loaded(kind: Any, path: Path, **options: Any) -> tuple[Any, dict[str, int]]:
         raise ModelError(f"it cannot be loaded: {str(error).splitlines()[0]}") from error
     lacking = sorted(map(str, [*report["missing_keys"], *report.get("mismatched_keys", ())]))
     if lacking:
-        raise ModelError(f"{len(lacking)} weights of a {type(model).__name__} are missing, as {lacking[:3]}")
+        raise ModelError(f"{len(lacking)} weights of a {type(model).__name__} are missing, for instance {lacking[:3]}")
     return model, dict(Counter(str(name).partition(".")[0] for name in report["unexpected_keys"]))
 
 
@@ -152,8 +153,8 @@ def image_processor(path: Path) -> Any:
         return AutoImageProcessor.from_pretrained(path)
     except (OSError, ValueError) as error:
         raise ModelError(
-            "it has no image processor (preprocessor_config.json), which says how it expects colours; put the file "
-            "beside the weights"
+            "it has no image processor (preprocessor_config.json), which defines how pixels are normalized; put the "
+            "file next to the weights"
         ) from error
 
 

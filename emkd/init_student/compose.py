@@ -5,7 +5,7 @@
     language model  --all of its weights--> d, logits
 
 Tokenizer, image token and chat template come from the future teacher (`like`), so that the student can use its cache.
-Nothing is dropped silently: weights that a checkpoint has besides are reported, and a missing weight is an error.
+Nothing is dropped silently: unused weights of a checkpoint are reported, and a missing weight is an error.
 """
 
 import tempfile
@@ -62,7 +62,7 @@ SHAPES = ((1, 2), (2, 1), (2, 2), (3, 1), (1, 3))
 class Composed:
     """A composed student.
 
-    random:  names and shapes of weights that no checkpoint gave
+    random:  names and shapes of weights that are in no checkpoint
     unused:  the number of weights that the student does not need, by the first part of their names
     notes:   what could not be compared
     """
@@ -81,7 +81,7 @@ def compose(vision: str, language: str, like: str, *, window: int = 2, layer: in
     window: R, the side of the window that is averaged; 1 for none
     layer:  whose hidden states of the vision tower are taken, counted from the last
 
-    Weights keep the wider of the two dtypes that they come in. Raises InputNotFoundError, ModelError if a checkpoint
+    Weights have the wider of the two checkpoints' dtypes. Raises InputNotFoundError, ModelError if a checkpoint
     is not what its option needs, TokenizerMismatchError if the language model's ids are not the teacher's, UsageError
     if the vision tower does not have this window or layer.
     """
@@ -176,7 +176,7 @@ def _check_answers(model: Any, text: Any) -> None:
     if not worst <= 1e-2 * max(1.0, float(expected.abs().max())):
         raise ModelError(
             f"a LLaVA-NeXT around a {type(text).__name__} gives logits that differ from its own by {worst:.3g}: it "
-            "does more after its LM head, or before it, which emkd does not support"
+            "does more after its LM head, or right before it, which emkd does not support"
         )
 
 

@@ -1,6 +1,6 @@
-"""What a cache holds, for people and for scripts, and whether a live teacher still gives it.
+"""Report what a cache holds, for people and scripts, and compare it with a live teacher.
 
-The rooms, in reading order:
+The modules and packages, in reading order:
 
     damage      open a cache, or list what is damaged in it
     report/     plain values: the whole cache, or one sample and the numbers of its heat maps

@@ -23,8 +23,9 @@ def open_or_list_damage(uri: str | Path, *, arrays: bool) -> tuple[Cache | None,
     """Return the cache (None if what describes it is damaged) and everything that is damaged, as {name, what}.
 
     The cache is opened before it is verified: shards that a running job commits in between are then verified but not
-    reported, never the other way round. If opening fails and no damage is found, the job repaired or replaced in
-    between what was read, and opening again shows the present state. Raises InputNotFoundError, CacheVersionError.
+    reported, and never reported without being verified. If opening fails and no damage is found, a job has repaired or
+    replaced the object in between, and opening again shows the present state. Raises InputNotFoundError,
+    CacheVersionError.
     """
     try:
         cache = open_for_inspection(uri)

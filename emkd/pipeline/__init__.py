@@ -1,10 +1,10 @@
-"""The teacher's way to the cache.
+"""From the teacher to the cache.
 
 The modules, in reading order:
 
     settings       what the user chooses
     job_manifest   the manifest of a job, from its settings
-    row_reader     rows of a shard become what the teacher is fed with
+    row_reader     rows of a shard become the teacher's inputs
     read_ahead     the rows of the next shard, read during the passes over this one
     batching       which rows go through the teacher together
     topk           the k largest logits, chunk by chunk

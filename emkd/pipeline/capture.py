@@ -2,8 +2,8 @@
 
     RowReader --batches--> one forward each --top-k in chunks on the device--> Record
 
-A row that cannot be used is a CapturedRow with its reason (see row_reader), and costs no other row. A batch that does
-not fit the memory is halved until it does; the CapturedRow of its rows says how often.
+A row that cannot be used is a CapturedRow with its reason (see row_reader), and affects no other row. A batch that does
+not fit the memory is halved until it does; the CapturedRow of each of its rows records how often.
 
 Shape legend: B rows of a batch, T tokens of the longest one, d hidden size, n tokens, V ids of the tokenizer
 """
@@ -58,7 +58,7 @@ class CaptureSettings:
 
     @classmethod
     def of(cls, manifest: Manifest) -> "CaptureSettings":
-        """What the manifest records, and nothing that a user could choose otherwise for the same cache."""
+        """Return the settings that the manifest records; a user cannot choose others for the same cache."""
         return cls(
             top_k=manifest.top_k,
             answer_top_k=manifest.answer_top_k,
@@ -103,7 +103,7 @@ class Teacher:
     def captured(self, reading: RowReader, shared: SharedImages | None = None) -> Iterator[CapturedRow]:
         """Yield a CapturedRow for each row as soon as it is done: rows that cannot be used, then batch by batch.
 
-        reading: is read to its end first: batches depend on all lengths, and the longest rows come first
+        reading: read completely first: batches depend on all lengths, and the longest rows come first
         shared:  gives rows that show one image the same logits; without it, each row keeps its own
         """
         reading.advance()
@@ -216,7 +216,7 @@ class Teacher:
 
 
 def _check_shape(ids: torch.Tensor, hidden: torch.Tensor) -> None:
-    """Raise ModelError if the model inserts tokens of its own: they would shift all positions of `Encoded`."""
+    """Raise ModelError if the model inserts further tokens: they would shift all positions of `Encoded`."""
     if hidden.shape[:2] != ids.shape:
         raise ModelError(
             f"the model returns {tuple(hidden.shape[:2])} hidden states for {tuple(ids.shape)} tokens: it expands "
@@ -229,7 +229,7 @@ def does_not_fit(item: Encoded) -> SampleError:
     return SampleError(
         OUT_OF_MEMORY,
         f"{item.n_tokens} tokens ({item.n_vision} of vision) do not fit the device's memory even alone; use a device "
-        "with more memory, --attn-implementation sdpa in place of eager, or a smaller image",
+        "with more memory, --attn-implementation sdpa instead of eager, or a smaller image",
     )
 
 

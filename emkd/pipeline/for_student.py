@@ -28,7 +28,7 @@ ROWS = 32
 
 
 def check_student(settings: JobSettings, run: Manifest, teacher_tokenizer: bytes, dataset: Dataset) -> None:
-    """Check that `settings.for_student` can use the cache of `run`; log what differs without being an obstacle.
+    """Check that `settings.for_student` can use the cache of `run`; log the differences that do not prevent it.
 
     Raises TokenizerMismatchError, GeometryMismatchError, ModelError or UsageError if it cannot.
     """
@@ -86,7 +86,7 @@ def _read_by_teacher(
 
 
 def _encoder(settings: JobSettings, path: Path, processor: Any, max_length: int | None) -> Encoder:
-    """Without a limit of its own, a model reads up to the length that its language model was made for."""
+    """Return an encoder. A model without its own limit reads up to the length that its language model was made for."""
     config = AutoConfig.from_pretrained(path, trust_remote_code=settings.trust_remote_code)
     token = getattr(config, "image_token_id", None)
     if token is None:

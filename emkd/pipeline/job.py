@@ -2,8 +2,8 @@
 
     manifest -> plan -> preflight -> create the cache -> missing shards -> workers -> seal
 
-The same command, run again, does what is missing. Nothing is written before the preflight has succeeded, except that
-`repair` withdraws damaged shards first.
+The same command, run again, computes the missing shards. Nothing is written before the preflight has succeeded, except
+that `repair` withdraws damaged shards first.
 """
 
 from collections import Counter
@@ -49,7 +49,7 @@ def cache_teacher(settings: JobSettings, *, extend: bool = False, repair: bool =
 
     extend: add the rows that the cache lacks, of a larger or another dataset; what is committed stays
     repair: read every byte first, and rewrite damaged shards
-    clean:  remove what killed runs left behind, once the cache is sealed; nothing else ever does
+    clean:  remove files that killed jobs left, once the cache is sealed; nothing else removes them
 
     Raises UsageError for a wrong call, CacheConflictError if the cache exists with other settings, DataMismatchError
     if committed rows have changed, CacheIncompleteError if shards of other data are missing, DamagedCacheError,
@@ -65,7 +65,7 @@ def cache_teacher(settings: JobSettings, *, extend: bool = False, repair: bool =
     if missing:
         files.check_writable()
         _check_same_rows(files, plan, run, dataset)
-        log(f"{len(missing)} of {len(plan.manifest.shards)} shards to do")
+        log(f"{len(missing)} of {len(plan.manifest.shards)} shards to compute")
         with session(settings.address, workers=settings.workers, gpus_per_worker=settings.gpus_per_worker):
             _run(settings, files, plan, tokenizer, missing)
     elif plan.extension is not None:  # its shards are committed: a plan that was lost is written again
@@ -80,10 +80,10 @@ def cache_teacher(settings: JobSettings, *, extend: bool = False, repair: bool =
 
 
 def estimate_job(settings: JobSettings, *, extend: bool = False) -> Estimate:
-    """Estimate what `cache_teacher` would cost, from a few rows that go through the teacher. Writes nothing.
+    """Estimate the size and time of `cache_teacher`, from a few rows that go through the teacher. Writes nothing.
 
-    For an unfinished cache this is the cost of what is missing; for a finished one the cost of making it again, and the
-    log says so.
+    For an unfinished cache, this is the cost of the missing shards; for a finished cache, the cost of making it again,
+    and the log says so.
     """
     settings, dataset, run, tokenizer = _prepared(settings)
     files = open_files(settings.cache)
@@ -159,7 +159,8 @@ def _check_same_rows(files: Files, plan: JobPlan, run: Manifest, dataset: Datase
             if key and found != key:
                 raise DataMismatchError(
                     f"{dataset.data}: row {row} is not what was cached: its key is {found or 'none (unreadable)'}, "
-                    f"the cache has {key}. Its images changed, or --image-root has other images; use the first run's"
+                    f"the cache has {key}. Its images changed, or --image-root has other images; use the "
+                    "first run's --image-root"
                 )
         return
 
@@ -185,7 +186,7 @@ def _run(settings: JobSettings, files: Files, plan: JobPlan, tokenizer: bytes, m
     else:
         begin_extension(files, plan.extension)
     rows = sum(len(manifest.rows(shard)) for shard in missing)
-    with progress(len(missing), rows) as show, finish_on_interrupt("finishing the shards in hand") as interrupt:
+    with progress(len(missing), rows) as show, finish_on_interrupt("finishing the current shards") as interrupt:
         outcome = run_shards(workers, missing, interrupt, show)
     _check_outcome(settings, outcome, len(missing), estimate)
 
@@ -197,11 +198,11 @@ def _check_outcome(settings: JobSettings, outcome: Outcome, n_shards: int, estim
         stopped = f"; {len(outcome.left)} were not started" if outcome.left else ""
         raise JobFailedError(
             f"{len(outcome.failed)} of {n_shards} shards failed, {outcome.n_done} were committed{stopped}. Shard "
-            f"{number}: {error}. What is missing needs about {size_text(estimate.bytes_of(open_shards))}; run the same "
-            "command again to do it"
+            f"{number}: {error}. The missing shards need about {size_text(estimate.bytes_of(open_shards))}; run the "
+            "same command again to compute them"
         ) from error
     if outcome.interrupted and outcome.left:
-        log(f"{outcome.n_done} of {n_shards} shards were committed; run the same command again to do the other "
+        log(f"{outcome.n_done} of {n_shards} shards were committed; run the same command again to compute the other "
             f"{len(outcome.left)}")  # fmt: skip
         raise KeyboardInterrupt
 
@@ -222,7 +223,7 @@ def _seal(settings: JobSettings, files: Files) -> None:
 def _check_skipped(settings: JobSettings, manifest: Manifest, rows: Rows) -> None:
     """Raise JobFailedError if too many rows of a dataset were skipped: the call or the data are wrong.
 
-    The share is that of each dataset of the cache, not of all together.
+    The share is computed for each dataset of the cache, not for all together.
     """
     sources = {shard: manifest.source(shard) for shard in np.unique(rows.numbers("shard")).tolist()}
     n_rows = Counter({source: 0 for source in sorted(set(sources.values()))})

@@ -1,6 +1,6 @@
 """The manifest of a job: it identifies the teacher, its tokenizer, its image processor and the data.
 
-The only place that turns settings (`--precision`) into fields of the manifest (`logits_precision`).
+The only module that turns settings (`--precision`) into fields of the manifest (`logits_precision`).
 """
 
 import json
@@ -71,7 +71,7 @@ def job_manifest(settings: JobSettings, dataset: Dataset) -> tuple[Manifest, byt
 
 
 def _dtype(path: Path, asked: str) -> str:
-    """The dtype that the teacher runs in: the one of `--dtype`, or for auto that of its checkpoint."""
+    """The dtype that the teacher runs in: `--dtype`, or for auto the dtype of its checkpoint."""
     if asked != "auto":
         return asked
     content = json.loads((path / "config.json").read_text())

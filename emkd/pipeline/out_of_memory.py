@@ -1,11 +1,11 @@
-"""When memory runs out: what counts as that, and how to continue with less.
+"""What counts as running out of memory, and how to continue with less.
 
     results = unless_out_of_memory(lambda: forward(batch))
     if results is None:
         free_memory(device)      # nothing refers to the failed batch any more, so its memory can be freed
         ...                      # try again with half of it
 
-Nothing else is caught here: any other error is a defect or a broken device, and to continue would hide it.
+Nothing else is caught here: any other error is a defect or a broken device, and continuing would hide it.
 """
 
 import gc
@@ -19,7 +19,7 @@ from emkd.errors import SampleError
 
 T = TypeVar("T")
 
-# torch's CPU allocator has no error class of its own. "[enforce fail at alloc_cpu.cpp:127] err == 0.
+# torch's CPU allocator has no separate error class. "[enforce fail at alloc_cpu.cpp:127] err == 0.
 # DefaultCPUAllocator: can't allocate memory: you tried to allocate N bytes. Error code 12 (Cannot allocate memory)"
 CPU_ALLOCATOR = "DefaultCPUAllocator: can't allocate memory"
 OUT_OF_MEMORY = "out-of-memory"  # the reason of a row that does not fit even alone

@@ -1,4 +1,4 @@
-"""Before the job: a few rows go through all of it, and show the size and time of the whole."""
+"""Before the job: run a few rows through all stages, and estimate size and time of the job from them."""
 
 from bisect import bisect_right
 from collections.abc import Sequence
@@ -57,10 +57,10 @@ class Estimate:
 def preflight(
     worker: Any, settings: JobSettings, manifest: Manifest, shards: Sequence[int], *, fresh: bool = True
 ) -> Estimate:
-    """Send a few rows, evenly spread, through the whole job, so that it fails here rather than hours later.
+    """Run a few rows, evenly spread, through the whole job, so that errors appear here rather than hours later.
 
-    fresh: nothing is committed yet; then it is an error if none of the rows can be used. In a job that is resumed it
-        may be just these rows, and --max-skipped decides at the end
+    fresh: nothing is committed yet; then it is an error if none of the rows can be used. In a resumed job, the other
+    rows may be usable, and --max-skipped decides at the end
     """
     n_rows, chosen = _spread(manifest, shards)
     seen: Preflight = result_of(worker.preflight.remote(chosen))

@@ -68,7 +68,7 @@ class JobProgress:
 
 @contextmanager
 def progress(n_shards: int, n_rows: int) -> Iterator[Callable[[ShardReport], None]]:
-    """Show a progress bar if stderr is a terminal, and log lines otherwise. Yields what to call after each shard."""
+    """Show a progress bar if stderr is a terminal, and log lines otherwise. Yields what to call after a shard."""
     console = Console(stderr=True)
     totals, last_line = JobProgress(n_shards, n_rows), -LINE_SECONDS
     columns = (TextColumn("{task.completed}/{task.total} shards"), BarColumn(), TextColumn("{task.fields[text]}"))

@@ -1,4 +1,4 @@
-"""The rows of a worker's next shard, read while the teacher is busy with the shard before."""
+"""The rows of a worker's next shard, read while the teacher works on the current shard."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,17 +18,17 @@ class _Started:
 
 
 class ReadAhead:
-    """Reads the shard that will be asked for next in a thread of its own, one shard at a time.
+    """Reads the next shard in a background thread, one shard at a time.
 
-        rows = ahead.take(number)        # as far as a thread has read them, if it was started
-        rows.advance()                   # reads what is missing
+        rows = ahead.take(number)        # the rows that a thread has read already, if one was started
+        rows.advance()                   # reads the remaining rows
         ahead.start(number + 1)
         ...                              # the teacher's passes over `rows`
 
     rows_of: the rows of a shard, none of them read
-    limit:   bytes that may be held of a shard whose turn has not come
+    limit:   bytes that may be held of the next shard
 
-    An error while reading ahead is raised by `take` for that shard, and for no other.
+    An error while reading ahead is raised by `take` for that shard only.
     """
 
     def __init__(self, rows_of: Callable[[int], RowReader], limit: int) -> None:
@@ -36,7 +36,7 @@ class ReadAhead:
         self._started: _Started | None = None
 
     def start(self, number: int) -> None:
-        """Start to read a shard. Raises ValueError if the one before was not taken."""
+        """Start reading a shard. Raises ValueError if the previous shard was not taken."""
         if self._started is not None:
             raise ValueError(f"shard {self._started.number} was started and not taken")
         rows = self._rows_of(number)

@@ -1,9 +1,9 @@
-"""The rows of a shard as the teacher is fed with them, read while it is busy with the shard before.
+"""The rows of a shard as the teacher's inputs, read while the teacher works on the previous shard.
 
     rows --Dataset, Encoder--> RowReader --Teacher.captured--> records
 
 Decoding images and preparing pixels may take as long as the teacher's pass, on a CPU that has little else to do.
-A row that cannot be used becomes a CapturedRow with its reason, and costs no other row.
+A row that cannot be used becomes a CapturedRow with its reason, and affects no other row.
 """
 
 from collections.abc import Iterable
@@ -18,14 +18,14 @@ from emkd.storage.record import CapturedRow, Record, RowHint
 
 @dataclass(frozen=True, kw_only=True)
 class EncodedRow:
-    """A row that the teacher can be fed with."""
+    """A row encoded as the teacher's inputs."""
 
     hint: RowHint
     text_sha256: str
     encoded: Encoded
 
     def captured(self, record: Record) -> CapturedRow:
-        """The row with what the teacher made of it."""
+        """Return the row with the teacher's record."""
         return CapturedRow(
             hint=self.hint,
             key=self.encoded.key,
@@ -50,7 +50,7 @@ class EncodedRow:
 class RowReader:
     """Some rows of a dataset, read as far as `advance` got.
 
-    usable:  what the teacher is fed with, in the order of the rows
+    usable:  the teacher's inputs, in the order of the rows
     skipped: the rows that cannot be used
     n_bytes: of the usable rows' tensors, nearly all of it pixels
     """
@@ -61,7 +61,7 @@ class RowReader:
         self.usable: list[EncodedRow] = []
         self.skipped: list[CapturedRow] = []
         self.n_bytes = 0
-        self.stopped = False  # another thread sets it: `advance` returns after the row in hand
+        self.stopped = False  # another thread sets it: `advance` returns after the current row
 
     def advance(self, limit: int | None = None) -> None:
         """Read on to the last row.

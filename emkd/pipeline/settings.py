@@ -76,7 +76,7 @@ class JobSettings:
             raise UsageError(f"--max-skipped {self.max_skipped}: expected a share between 0 and 1")
 
     def with_absolute_paths(self) -> "JobSettings":
-        """The same settings with absolute local paths: Ray's workers run in a folder of their own."""
+        """The same settings with absolute local paths: Ray's workers run in other folders."""
         return replace(
             self,
             teacher=_model(self.teacher) or self.teacher,

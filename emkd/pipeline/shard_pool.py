@@ -1,8 +1,8 @@
-"""A pool of workers that pull shards until none is left, or until it makes no sense to continue.
+"""A pool of workers that take shards until none is left, or until the job has to stop.
 
-A shard is captured at least once and committed exactly once: Ray restarts a killed worker and retries its shard, and
-a shard that fails for good does not stop the other shards. Three things stop the pool: an interrupt, a folder that
-cannot be written, and failures in a row, which are no longer the fault of single shards.
+A shard is captured at least once and committed exactly once: Ray restarts a killed worker and retries its shard, and a
+shard that fails all its attempts does not stop the other shards. Three things stop the pool: an interrupt, a folder
+that cannot be written, and several failures in a row, which single shards do not explain.
 
 The driver keeps a count of the shards that are done and the numbers of the failed ones: neither its memory nor its
 time per shard grows with the number of shards (`python -m benchmarks.storage.million_samples`).
@@ -26,7 +26,7 @@ POLL_SECONDS = 0.1  # Ctrl-C is noticed between two polls, so pressing it twice 
 
 @dataclass
 class Outcome:
-    """What became of the shards.
+    """The outcome of the shards.
 
     n_done:        shards that were committed
     failed:        numbers of the shards that failed
@@ -51,7 +51,7 @@ class Outcome:
 
 
 class Shards:
-    """Which worker captures which shard: each has one in hand, and reads the rows of its next one meanwhile.
+    """Which worker captures which shard: each captures one shard, and reads the rows of its next shard meanwhile.
 
     If no shard is left, an idle worker takes one that another worker would have captured next.
     """
@@ -61,7 +61,7 @@ class Shards:
         self._next: dict[Any, int] = {}
 
     def __len__(self) -> int:
-        """The number of shards that no worker has in hand."""
+        """The number of shards that no worker has."""
         return len(self._waiting) + len(self._next)
 
     def left(self) -> list[int]:
@@ -80,7 +80,7 @@ class Shards:
 def run_shards(
     workers: Sequence[Any], shards: Sequence[int], interrupt: Interrupt, show: Callable[[ShardReport], None]
 ) -> Outcome:
-    """Give each worker its next shard when it is done with one. Returns when no worker has a shard in hand.
+    """Give each worker its next shard when it has finished one. Returns when no worker has a shard.
 
     show: called with the report of each committed shard
     """

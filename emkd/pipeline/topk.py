@@ -108,11 +108,11 @@ def top_k_in_chunks(
     head: [m, d] -> logits [m, V] of any floating dtype, which are overwritten
     round_to: the dtype that the cache stores
 
-    If a CPU has a core to spare, the top-k of a chunk runs beside the LM head of the next one: then the logits of two
-    chunks are in memory. The chunks are the same either way: a head may give other bits in chunks of another size.
+    If a CPU has a core to spare, the top-k of a chunk runs while the LM head computes the next one: then the logits of
+    two chunks are in memory. The chunks are the same either way: a head may give other bits in chunks of another size.
     """
     on_cpu = hidden.device.type == "cpu"
-    if on_cpu:  # the top-k of the last chunk has no LM head to run beside
+    if on_cpu:  # no LM head runs during the top-k of the last chunk
         chunk = min(chunk, max(LEAST_OF_CHUNK, -(-len(hidden) // CHUNKS)))
 
     def take(logits: torch.Tensor) -> list[TruncatedLogits]:

@@ -39,7 +39,7 @@ AHEAD_BYTES = 2 * 2**30
 
 @dataclass(frozen=True, kw_only=True)
 class ShardReport:
-    """What became of one shard.
+    """The outcome of one shard.
 
     committed:   False if another run committed the shard first
     n_halved:    rows of batches that had to be halved because they did not fit the memory
@@ -90,7 +90,7 @@ class CaptureWorker:
         self._ahead = ReadAhead(self._reading, AHEAD_BYTES)
 
     def preflight(self, rows: Sequence[int]) -> Preflight:
-        """Send some rows through the whole job, into a temporary folder."""
+        """Run some rows through the whole job, into a temporary folder."""
         teacher, dataset = self._loaded()
         started = time.perf_counter()
         captured = teacher.capture(dataset, rows, SharedImages(self.manifest.teacher.dtype))
@@ -109,7 +109,7 @@ class CaptureWorker:
     def capture_shard(self, number: int, following: int | None = None) -> ShardReport:
         """Capture, write and commit one shard of the plan.
 
-        following: the shard that will probably be asked for next, whose rows are read meanwhile
+        following: the worker's probable next shard, whose rows are read meanwhile
         """
         teacher, dataset = self._loaded()
         self._check_dataset(dataset, self.manifest.source(number))
@@ -140,7 +140,7 @@ class CaptureWorker:
         return teacher.reading(dataset, self.manifest.rows(number))
 
     def _write(self, files: Files, number: int, captured: Iterable[CapturedRow]) -> ShardIndex:
-        """Encode and write rows during the teacher's next pass. Leaves nothing behind if it fails or is interrupted."""
+        """Encode and write rows during the teacher's next pass. Leaves no files if it fails or is interrupted."""
         writer = ShardWriter(files, number, uuid.uuid4().hex[:12], self.manifest)
         try:
             with BackgroundConsumer(writer.add, record_bytes, HELD_BYTES, "emkd-write") as rows:
@@ -171,7 +171,7 @@ class CaptureWorker:
         """Raise DataMismatchError if the dataset on this machine is not the one of the plan."""
         if dataset.fingerprint != self.manifest.datasets[source].fingerprint:
             raise DataMismatchError(
-                f"{self.settings.data}: this worker found other files by that name than the driver; put the same data "
+                f"{self.settings.data}: the files on this machine differ from the driver's; put the same data "
                 "on every machine"
             )
 
@@ -182,7 +182,7 @@ class CaptureWorker:
             raise ModelError(f"{self.settings.teacher}: its LM head has {rows} rows, its config says {expected}")
         if weights_sha256(vlm.path) != self.manifest.teacher.weights_sha256:
             raise ModelError(
-                f"{self.settings.teacher}: this worker found other weights by that name than those of the cache; "
+                f"{self.settings.teacher}: the weights on this machine differ from the teacher's in the cache; "
                 "put the same checkpoint on every machine, or name a --revision"
             )
 
@@ -194,7 +194,7 @@ class CaptureWorker:
 
 
 def _counted(captured: Iterable[CapturedRow], counts: Counter[str]) -> Iterator[CapturedRow]:
-    """Yield the same rows, and count what became of them."""
+    """Yield the same rows, and count their outcomes."""
     for row in captured:
         counts["skipped" if row.record is None else "samples"] += 1
         counts["halved"] += row.halvings > 0

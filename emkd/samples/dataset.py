@@ -6,8 +6,8 @@ A row has `messages` (list of {role, content}) or `conversations` (list of {from
 `images` or `image`: in Parquet {bytes, path}, in JSON and JSONL paths below the image root. Files are read in the order
 of their names.
 
-To open a dataset reads the footers of Parquet files and all of JSON files (see sources.py). Images are read with their
-row; `text_hashes` reads the texts of all rows without any image.
+Opening a dataset reads the footers of Parquet files and the whole of JSON files (see sources.py). Images are read with
+their row; `text_hashes` reads the texts of all rows without any image.
 """
 
 import glob
@@ -39,7 +39,7 @@ class DataFile:
 
 
 class Dataset:
-    """The rows of all files that `data` names. Pickles by name, so that loader workers open files of their own.
+    """The rows of all files that `data` names. Pickles by name, so that each loader worker opens the files itself.
 
     data:       a file, a folder or a glob
     image_root: the folder that image paths start from
@@ -135,5 +135,5 @@ def find_files(data: str) -> list[Path]:
         )
     strange = [str(p) for p in paths if p.suffix not in SUFFIXES]
     if strange:
-        raise DataFormatError(f"{strange[0]} is none of {', '.join(SUFFIXES)}")
+        raise DataFormatError(f"{strange[0]}: unknown format; expected one of {', '.join(SUFFIXES)}")
     return paths

@@ -2,9 +2,9 @@
 
     Sample --render--> text + answer characters --processor--> token ids --offsets--> Encoded
 
-All families go the same way: the processor expands each image placeholder into vision tokens and reports which
-characters it replaced, and the tokenizer reports the characters of each token. So emkd need not know anything about
-the wrappers, tiles or newlines of a family.
+All families are handled in the same way: the processor expands each image placeholder into vision tokens and reports
+which characters it replaced, and the tokenizer reports the characters of each token. So emkd does not need to know the
+wrappers, tiles or newlines of a family.
 
 Shape legend: T all tokens of the sample, L text tokens, Nt vision tokens, A answer tokens.
 """
@@ -42,7 +42,7 @@ class Encoded:
     answer_positions:  [A] index into text_ids of each answer token
     images:            spans into the Nt vision tokens
     image_keys:        of each image, a hash of all tokens and images that the model sees up to its end. To a causal
-                       model, images of equal keys are the same tokens, whatever follows
+                       model, images of equal keys are the same tokens, independent of what follows
     """
 
     key: str

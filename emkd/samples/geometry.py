@@ -1,8 +1,8 @@
 """How an image's vision tokens lie in two dimensions.
 
 An empty tuple means that this module does not know the family's layout: such an image has a count of tokens and no
-grid. Families are told apart by the class of their processor, because this package is below `emkd.vlm`, which has the
-table of families.
+grid. Families are distinguished by the class of their processor, because this package is below `emkd.vlm`, which has
+the table of families.
 """
 
 from typing import Any

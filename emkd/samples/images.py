@@ -1,9 +1,9 @@
-"""Encoded image bytes: where they come from and how they become pixels.
+"""Encoded image bytes: reading them, and decoding them to pixels.
 
     entry of a row --read_image_bytes--> encoded bytes --decode_image--> upright RGB image, 8 bits a channel
 
 For any entry and any bytes, the result is an image or a SampleError that says why there is none. Errors that are not
-the row's fault (a disk that fails, a machine without memory) are raised unchanged: to run again may help.
+the row's fault (a disk that fails, a machine without memory) are raised unchanged: running again may help.
 """
 
 import errno
@@ -92,7 +92,7 @@ def _read_below(name: str, root: Path) -> bytes:
 
 
 def _check_file(name: str, status: os.stat_result) -> None:
-    """Check a file before it is opened: to read a pipe, a device or a sparse file might never end."""
+    """Check a file before it is opened: reading a pipe, a device or a sparse file might never end."""
     if not stat.S_ISREG(status.st_mode):
         kind = FILE_KINDS.get(stat.S_IFMT(status.st_mode), "something else")
         raise SampleError("image-missing", f"{name!r} is {kind}, not a regular file")

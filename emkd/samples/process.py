@@ -52,8 +52,8 @@ class Process:
             )
         except (OSError, MemoryError):  # not the row's fault
             raise
-        # Foreign code on foreign images: it has limits of its own, and may raise anything for them (Qwen2-VL: sides of
-        # 1 to 200). Nothing is hidden: the reason is recorded, and above --max-skipped the job fails.
+        # Foreign code on foreign images: it has its own limits, and may raise any exception for them (Qwen2-VL: sides
+        # of 1 to 200). Nothing is hidden: the reason is recorded, and above --max-skipped the job fails.
         except Exception as error:
             detail = f"the processor refuses this row: {type(error).__name__}: {error!s:.500}"
             raise SampleError("processor-error", detail) from error
@@ -77,7 +77,7 @@ class Process:
     def _check_not_rewritten(self, expected: list[int], found: list[int]) -> None:
         """Check on the first row with images that the processor changes nothing else.
 
-        Answers are found by their characters, which would be others in a changed text.
+        Answers are found by the positions of their characters, which would differ in a changed text.
         """
         if found == expected:
             return

@@ -53,7 +53,7 @@ def template_of(processor: Any) -> str | None:
 
 
 def end_token(processor: Any) -> str | None:
-    """The special token at the end of answers, or None: then a student does not learn where to stop."""
+    """The special token at the end of answers, or None: then a student is not trained to stop."""
     turns = [Turn(role="user", parts=("a",)), Turn(role="assistant", parts=("b",))]
     text, ((first, last),) = render(processor, turns)
     found = [token for token in processor.tokenizer.all_special_tokens if text[first:last].endswith(token)]

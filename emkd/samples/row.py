@@ -1,8 +1,8 @@
-"""One row of a dataset, parsed: its id, its turns, and how to get at its images.
+"""One row of a dataset, parsed: its id, its turns, and access to its images.
 
     Dataset.row(17) -> ParsedRow -> .id, .text_sha256 -> .sample() -> Sample
 
-The row is read from its file once and parsed once; everything that is known of it without its images is here.
+The row is read from its file once and parsed once; everything that is known without its images is here.
 """
 
 from dataclasses import dataclass

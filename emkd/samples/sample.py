@@ -1,8 +1,8 @@
-"""A sample: one conversation with its images, whatever file format it came from.
+"""A sample: one conversation with its images, independent of its file format.
 
     row of a file --ParsedRow--> turns, images --sample_key--> Sample
 
-Identical content gives identical samples, from Parquet and from LLaVA-style JSON alike. `encode.py` turns a
+Identical content gives identical samples, from Parquet and from LLaVA-style JSON. `encode.py` turns a
 Sample into token ids.
 """
 
@@ -120,7 +120,7 @@ def _parse_part(number: int, part: Any) -> Part:
 
 
 def check_image_count(turns: Sequence[Turn], n_images: int) -> None:
-    """Raise SampleError unless the turns mark each image: to guess would show the model another prompt."""
+    """Raise SampleError unless the turns mark each image: guessing would show the model another prompt."""
     n_marked = sum(isinstance(part, ImagePart) for turn in turns for part in turn.parts)
     if n_marked != n_images:
         raise SampleError(

@@ -1,6 +1,6 @@
 """The rows of one dataset file: Parquet, a JSON array, or JSONL.
 
-To open a Parquet file reads its footer; to open a JSON file (which holds no images) reads all of it. Rows are Python
+Opening a Parquet file reads its footer; opening a JSON file (which has no images) reads all of it. Rows are Python
 objects with the columns that docs/data.md names; `texts` yields them without images, which it does not read.
 """
 
@@ -30,7 +30,7 @@ _SEE = "See docs/data.md"
 def sampled_sha256(path: Path, block: int = 1 << 16, n_blocks: int = 256) -> str:
     """SHA-256 of a file of up to 16 MB; of a larger file, of 256 blocks spread over it from the first to the last.
 
-    Detects another file quickly, whatever its size; the key of a row is what guarantees its content.
+    Detects a different file quickly, at any size; the content of a row is guaranteed by its key.
     """
     size = path.stat().st_size
     digest = hashlib.sha256()
@@ -118,7 +118,7 @@ class ParquetSource:
 
 
 def _rows_of(table: pa.Table) -> list[RawRow | SampleError]:
-    """The rows as Python objects. Parquet does not check that text is UTF-8: a row that is not costs no other row."""
+    """The rows as Python objects. Parquet does not check that text is UTF-8: such a row affects no other row."""
     try:
         return list(table.to_pylist())
     except UnicodeDecodeError:

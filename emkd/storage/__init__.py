@@ -19,8 +19,8 @@ The modules and packages in reading order; each imports only from those above it
       index.parquet  seal.json                    when every shard of the plan is committed
       extensions/000001/plan.json                 the first extension; it has its own index.parquet and seal.json
 
-The hashes form a small tree: seal.json holds its own hash and those of the files beside it, each index/<n>.parquet its
-own hash and those of its shard's objects. The package imports neither torch nor transformers nor Ray.
+The hashes form a small tree: seal.json has its own hash and the hashes of the files next to it; each index/<n>.parquet
+has its own hash and the hashes of its shard's objects. The package imports neither torch nor transformers nor Ray.
 """
 
 from importlib import import_module

@@ -183,8 +183,8 @@ class Cache:
         index = read_committed(self.files, shard, self.manifest, data, vouched=data is not None)
         if not with_all_columns(index.table).equals(self.rows.of_shard(shard)):
             raise DamagedCacheError(
-                f"{self.files.where(index_name(shard))}: other rows than when the cache was opened: the shard was "
-                "rewritten since; open the cache again"
+                f"{self.files.where(index_name(shard))}: its rows have changed since the cache was opened: the shard "
+                "was rewritten; open the cache again"
             )
         return index
 

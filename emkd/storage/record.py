@@ -8,7 +8,7 @@ Shape legend
     k   stored logits of a token: `top_k` of a vision token, `answer_top_k` of an answer token
     V   ids of the teacher's tokenizer (padding rows of the LM head are cut before anything else)
 
-A record holds decoded numbers: logits and affinity are float32, whatever the precision on disk (`storage/precision.py`
+A record holds decoded numbers: logits and affinity are float32 for every precision on disk (`storage/precision.py`
 encodes them). The logits of a token descend, with equal logits by ascending id, so that any smaller k is a slice.
 """
 

@@ -1,16 +1,16 @@
-"""Trains a student from a cache: no teacher and, on one worker, no Ray.
+"""Train a student from a cache, without a teacher and, on one worker, without Ray.
 
-The rooms, in reading order; each imports only those below it:
+The modules and packages, in reading order; each imports only from those below it:
 
     train       one process, or several that Ray Train starts
-    workers     those several
+    workers     the processes that Ray Train starts
     run         one process, from its first check to the saved student
     loop/       transformers.Trainer with the losses of EM-KD: resume, checkpoints, log lines, evaluation
     objective/  what a step minimizes
     data/       what a run trains on, and in which order
     student/    the model that is trained: loading, parameters, LoRA, model card
     recipe/     what the user chooses
-    matching/   which vision token of the student is paired with which of the teacher's
+    matching/   which vision tokens of student and teacher are paired
     losses/     the mathematics: divergences, the LM head in chunks, weights
     report      what a run logs
 """

@@ -2,7 +2,7 @@
 
     check the call -> compare tokenizer and data with the cache -> load the student -> DistillationTrainer -> save
 
-A run of one process is this and nothing else; under torchrun or Ray Train every rank runs it.
+A run of one process consists of this alone; under torchrun or Ray Train every rank runs it.
 """
 
 from pathlib import Path
@@ -121,7 +121,7 @@ def _facts(settings: TrainSettings, run_data: RunData, student: Student) -> Card
 
 
 def _first_line(settings: TrainSettings, student: Student, arguments: TrainingArguments, n_samples: int) -> str:
-    """Return the log line that says what is trained, on what and how."""
+    """Return the log line that says what is trained, on which data, and with which settings."""
     losses = settings.recipe.losses
     weights = f"alpha {losses.alpha:g}, beta {losses.beta:g}, gamma {losses.gamma:g}"
     distils = losses.weights.needs_cache

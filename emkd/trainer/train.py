@@ -12,7 +12,7 @@ def train_student(settings: TrainSettings) -> dict[str, float]:
     training starts, CacheError if the cache is damaged or not sealed, JobFailedError if workers keep dying.
     """
     if settings.address is not None and settings.workers == 1:
-        raise UsageError("--address is the Ray cluster of several workers; set their number with --workers")
+        raise UsageError("--address names a Ray cluster for several workers; set their number with --workers")
     if settings.workers > 1:
         from emkd.trainer.workers import train_on_workers  # imports Ray, which one process does not need
 

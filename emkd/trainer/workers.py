@@ -3,8 +3,8 @@
 Each worker runs `train_one_process` as one rank of a torch process group (NCCL between GPUs, gloo between CPUs);
 transformers and accelerate do the data parallelism. Checkpoints are in `--output`, which all workers have to share.
 
-If a worker dies, all workers restart and resume from the last complete checkpoint, as long as it is newer than the one
-at the previous failure. Errors that emkd raises itself end the run at once.
+If a worker dies, all workers restart and resume from the last complete checkpoint, as long as it is newer than the last
+complete checkpoint at the previous failure. Errors that emkd raises itself end the run immediately.
 """
 
 import threading
@@ -29,7 +29,7 @@ from emkd.trainer.loop.first_run import RUN_NAME
 from emkd.trainer.loop.output import check_output
 from emkd.trainer.recipe.settings import TrainSettings
 
-# Ray Train's controller needs a CPU besides those of the workers.
+# Ray Train's controller needs a CPU in addition to the workers' CPUs.
 CONTROLLER_CPUS = 1
 
 
@@ -85,7 +85,7 @@ def _fit(settings: TrainSettings, use_gpu: bool, lines: Queue) -> dict[str, floa
             torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
             run_config=ray.train.RunConfig(storage_path=folder),
         )
-        # In the main thread Ray Train would take Ctrl-C for itself and end without a word.
+        # In the main thread Ray Train would handle Ctrl-C itself and end without a message.
         result: Any = BackgroundCall(trainer.fit, "emkd-ray-train").result()
     metrics: dict[str, float] = result.return_value
     return metrics
@@ -101,7 +101,7 @@ def _train_one_rank(config: dict[str, Any]) -> dict[str, float]:
 
 @contextmanager
 def _relayed() -> Iterator[Queue]:
-    """A queue while open whose lines are shown here as they come. (Ray's own forwarding mixes them with its notes.)"""
+    """Yield a queue whose lines are logged here as they arrive. (Ray's own forwarding mixes them with its notes.)"""
     lines, done = Queue(actor_options={"num_cpus": 0}), threading.Event()
 
     def show() -> None:
@@ -111,7 +111,7 @@ def _relayed() -> Iterator[Queue]:
             except Empty:
                 if done.is_set():
                     return
-            except ray.exceptions.RayError:  # Ray has ended, and with it whoever had something to say
+            except ray.exceptions.RayError:  # Ray has ended, and with it the workers that send lines
                 return
 
     shown = BackgroundCall(show, "emkd-relay")

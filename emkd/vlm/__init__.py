@@ -9,9 +9,9 @@ The modules, in reading order:
     head           the LM head alone: logits of chosen ids
     truncated      a distribution of which the top-k and the tail are known
     affinity       cosine similarity of text and vision tokens
-    checks         what a family must keep to, checked on the first batch
+    checks         the conditions that a family must meet, checked on the first batch
     tolerance      how much a live teacher may differ from its cache
-    pooling        students with fewer vision tokens; `pooled_models` and `pooled_qwen` are saved beside them
+    pooling        students with fewer vision tokens; `pooled_models` and `pooled_qwen` are saved with them
 """
 
 from emkd.vlm.loading import VisionLanguageModel, load

@@ -1,4 +1,4 @@
-"""What a family of models must keep to, checked on the first batch: emkd's results are right only for such models."""
+"""The conditions that a family must meet for emkd's results to be correct, checked on the first batch."""
 
 from typing import Any
 

@@ -27,7 +27,9 @@ def collate(encoded: Sequence[Encoded], pad_token_id: int) -> dict[str, torch.Te
         items = [(item, item.inputs[name]) for item in encoded if name in item.inputs]
         if all(tensor.shape == (1, item.n_tokens) for item, tensor in items):
             if len(items) < len(encoded):  # rows would move to their neighbours' positions
-                raise ModelError(f"the processor gives {name!r} to {len(items)} of {len(encoded)} samples of a batch")
+                raise ModelError(
+                    f"the processor returns {name!r} for only {len(items)} of the {len(encoded)} samples of a batch"
+                )
             fill = pad_token_id if name == "input_ids" else 0
             batch[name] = torch.cat([_pad_right(tensor, longest, fill) for _, tensor in items])
         else:

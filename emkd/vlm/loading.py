@@ -33,7 +33,7 @@ class VisionLanguageModel:
 
     @property
     def image_token_id(self) -> int:
-        """The id at which vision tokens stand."""
+        """The id of the image placeholders."""
         return int(self.model.config.image_token_id)
 
     @property

@@ -70,7 +70,7 @@ def pooled(model: Any, processor: Any, window: int) -> Any:
 
 
 def own_code(model_type: str) -> str | None:
-    """Return the name of the file that models of this type save beside them, because they need its code.
+    """Return the name of the file that is saved with models of this type, because they need its code.
 
     None for models of transformers.
     """

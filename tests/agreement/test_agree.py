@@ -1,4 +1,5 @@
-"""One answer for three callers: what one of them refuses the others refuse with the same words, and so for warnings."""
+"""One answer for three callers: all of them refuse the same models and warn about the same differences, in the same
+words."""
 
 import json
 import shutil
@@ -53,7 +54,7 @@ class Callers:
 
 @pytest.fixture
 def callers(teacher_path, tmp_path) -> Callers:
-    """Of a single row: whichever row a caller reads first, it is that one."""
+    """A single row, so that every caller reads the same row first."""
     return Callers(tmp_path, teacher_path, tiny.write_data(tmp_path / "rows.parquet", tiny.rows()[:1]))
 
 
@@ -106,10 +107,10 @@ CASES = {
         "the student's tokenizer is not the teacher's: 2 ids that both have mean different tokens (id 10: teacher "
         "'picture', student 'and'; id 11",
     ),
-    "another pre-tokenizer": (other_pre_tokenizer, "the student's tokenizer has another pre_tokenizer than"),
+    "another pre-tokenizer": (other_pre_tokenizer, "the student's tokenizer has a different pre_tokenizer from"),
     "another text of a row": (
         other_text,
-        "row 0: the student's text is 11 tokens and the teacher's 10; they differ first at text token 0: student 'cat' "
+        "row 0: the student's text has 11 tokens and the teacher's 10; they differ first at text token 0: student 'cat' "
         "(id 19), teacher 'user:' (id 4). Both need",
     ),
 }
@@ -129,12 +130,12 @@ def test_all_three_refuse_with_the_same_words(callers, teacher_path, tmp_path, c
 
 
 def test_another_part_of_a_picture(callers, teacher_path, tmp_path):
-    """A live model is refused only by its numbers, and its report names the settings."""
+    """Only different outputs refuse a live model, and its report names the settings."""
     model = cropping(teacher_path, tmp_path / "model")
     job, training = refusal(callers.job, model), refusal(callers.training, model)
     assert isinstance(job, GeometryMismatchError)
     assert (type(training), str(training)) == (type(job), str(job))
-    assert "The teacher sees the whole picture" in str(job)
+    assert "The teacher sees the whole image" in str(job)
     report = compare_with_teacher(
         callers.cache, LiveSettings(against_teacher=str(model), data=str(callers.data)), print
     )
@@ -142,7 +143,7 @@ def test_another_part_of_a_picture(callers, teacher_path, tmp_path):
 
 
 def test_a_template_that_cannot_be_translated(tmp_path):
-    """It does not spell out its placeholder, and the student's family has another."""
+    """The template does not contain its placeholder literally, and the student's family has another one."""
     teacher = families.save("llava", tmp_path / "teacher", **TEACHER)
     template = teacher / "chat_template.jinja"
     template.write_text(template.read_text().replace("'<image>'", "'<im' ~ 'age>'"))
@@ -178,7 +179,7 @@ def warnings(said: str) -> list[str]:
 
 
 def test_what_is_no_obstacle_is_logged_alike(teacher_path, tmp_path, capfd):
-    """Fewer ids, another chat template and other pixels: both accept, and both say what differs."""
+    """Fewer ids, another chat template and other pixels: both callers accept them, and both log the differences."""
     rows = [tiny.rows()[n] for n in (0, 1, 4)]  # without the last word, "no"
     callers = Callers(tmp_path, teacher_path, tiny.write_data(tmp_path / "rows.parquet", rows))
     model = tiny.save_model(tmp_path / "model", seed=3, hidden=24, words=tiny.VOCABULARY[:-1])
@@ -193,7 +194,9 @@ def test_what_is_no_obstacle_is_logged_alike(teacher_path, tmp_path, capfd):
     assert warnings(capfd.readouterr().err) == job
     assert len(job) == 3
     for line, expected in zip(
-        job, ("lacks 1 of the teacher's ids: 'no' (25)", "another chat template, or none", "(image_mean)"), strict=True
+        job,
+        ("lacks 1 of the teacher's ids: 'no' (25)", "chat template is missing or differs", "(image_mean)"),
+        strict=True,
     ):
         assert expected in line
     with pytest.raises(TokenizerMismatchError, match="the live model's tokenizer .* lacks 1 of the teacher's ids"):

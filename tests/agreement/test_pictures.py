@@ -1,4 +1,4 @@
-"""Which part of a picture an image processor shows: the rule from its settings, held against the pixels it makes."""
+"""Which part of an image a processor shows: the rule from its settings, compared with the pixels it makes."""
 
 import numpy as np
 import pytest
@@ -43,7 +43,7 @@ CASES = {
     "CLIP without crop": (("CLIPImageProcessor", {"size": SQUARE, "do_center_crop": False}), WHOLE),
     "CLIP that squashes and cuts": (
         ("CLIPImageProcessor", {"size": {"height": 256, "width": 256}}),
-        FieldOfView("picture", 0.875, 0.875),
+        FieldOfView("image", 0.875, 0.875),
     ),
     "CLIP that only cuts": (("CLIPImageProcessor", {"do_resize": False}), FieldOfView("pixels", 224, 224)),
     "LLaVA": (("LlavaImageProcessor", {}), FieldOfView("shortest edge", 1.0, 1.0)),
@@ -59,7 +59,7 @@ CASES = {
     "LLaVA-NeXT, PIL": (("LlavaNextImageProcessorPil", {}), WHOLE),
     "LLaVA-NeXT that cuts": (
         ("LlavaNextImageProcessor", {"size": {"shortest_edge": 256}}),
-        FieldOfView("picture", 0.875, 0.875),
+        FieldOfView("image", 0.875, 0.875),
     ),
     "LLaVA-OneVision": (("LlavaOnevisionImageProcessor", {}), WHOLE),
     "Qwen2-VL": (("Qwen2VLImageProcessor", {}), WHOLE),
@@ -91,7 +91,7 @@ def marked(height: int, width: int) -> Image.Image:
 
 
 def borders_seen(image_processor, picture: Image.Image) -> set[str]:
-    """Which marks are in the first tile (LLaVA-NeXT: the overview; the others of these have one)."""
+    """Which marks are in the first tile (LLaVA-NeXT: the overview; the other processors here have one tile)."""
     pixels = image_processor(images=picture, return_tensors="pt")["pixel_values"].float()
     first = pixels.reshape(-1, 3, *pixels.shape[-2:])[0].clamp(0, 1)
     red, green, blue = (channel.flatten() for channel in first)
@@ -106,13 +106,13 @@ def borders_seen(image_processor, picture: Image.Image) -> set[str]:
 
 
 def expected_borders(view: FieldOfView, height: int, width: int) -> set[str]:
-    """Naive: a mark is seen where the part of the picture that is seen reaches it."""
+    """Naive: a mark is seen if it is inside the visible part of the image."""
     edge = min(height, width)
     seen_down, seen_across = {
         "": (height, width),
         "shortest edge": (view.height * edge, view.width * edge),
         "longest edge": (view.height * max(height, width), view.width * max(height, width)),
-        "picture": (view.height * height, view.width * width),
+        "image": (view.height * height, view.width * width),
         "pixels": (view.height, view.width),
     }[view.unit]
     down = {"top", "bottom"} if seen_down / height > 0.88 else set()
@@ -150,7 +150,8 @@ def test_the_same_part_is_no_obstacle(teacher, student):
 @pytest.mark.parametrize("student", CASES)
 @pytest.mark.parametrize("teacher", CASES)
 def test_what_the_message_says_mends_it(teacher, student):
-    """A processor made with the settings that are proposed shows what the teacher's does, by the rule and by pixels."""
+    """A processor made with the proposed settings shows what the teacher's processor shows, by the rule and by
+    pixels."""
     wanted = CASES[teacher][1]
     kind, options = CASES[student][0]
     before = settings_of(made(kind, **options))

@@ -17,7 +17,7 @@ def rendered(processor) -> str:
 
 @pytest.mark.parametrize("before", [ONEVISION, None, {"default": ONEVISION, "tools": LLAVA}])
 def test_a_student_takes_over_the_teachers_template_and_keeps_it(tmp_path, before):
-    """Saved and loaded again it is the teacher's, whatever was there before: of the processor and of its tokenizer."""
+    """After saving and loading, processor and tokenizer have the teacher's template, with any template before."""
     student, teacher = tiny.new_processor(), processor_of(byte_level(), CHATML)
     student.chat_template = student.tokenizer.chat_template = before
     assert adopt_template(student, template_of(teacher)).changed

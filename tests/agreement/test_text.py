@@ -1,4 +1,4 @@
-"""What is said where student and teacher read a row differently."""
+"""The messages about rows that student and teacher read differently."""
 
 from dataclasses import replace
 from types import SimpleNamespace
@@ -32,7 +32,7 @@ def refused(encoder: Encoder, student: str, teacher: str, **chosen) -> str:
 def test_the_first_token_that_differs_is_shown_in_words(encoder):
     text = "user: what is in this picture and that one"
     assert refused(encoder, f"{text} assistant: cat", f"{text} user: cat", words=encoder.words) == (
-        "row 17: the student's text is 11 tokens and the teacher's 11; they differ first at text token 9: student "
+        "row 17: the student's text has 11 tokens and the teacher's 11; they differ first at text token 9: student "
         "'assistant:' (id 5), teacher 'user:' (id 4), after '... what is in this picture and that one'. Both need the "
         "same tokenizer and chat template"
     )
@@ -55,13 +55,13 @@ def test_words_are_asked_for_only_where_something_differs(encoder, tmp_path):
     encoded = encoder(Dataset(str(tiny.write_data(tmp_path / "rows.parquet"))).sample(0))
     check_same_text(encoded, encoded, 0, words=never)
     other = replace(encoded, answer_positions=encoded.answer_positions[1:])
-    with pytest.raises(TokenizerMismatchError, match="tokens are answers for the student and"):
+    with pytest.raises(TokenizerMismatchError, match=r"the answer tokens differ \(\d+ of the student, "):
         check_same_text(other, encoded, 0, words=never)
 
 
 def written(own: str, theirs: str, other_family: bool = True, answer: int = -1) -> SharedText | None:
-    """Both read this, in words; [..] stands around what a family writes for an image, in which | is the image. The last
-    word is the answer, to the teacher the one at `answer`."""
+    """Both read this, in words; [..] encloses what a family writes for an image, with | for the image itself. The
+    answer is the last word, or for the teacher the word at index `answer`."""
     sides = []
     for text, place in ((own, -1), (theirs, answer)):
         words = text.replace("[", " [ ").replace("]", " ] ").replace("|", " | ").split()
@@ -121,7 +121,7 @@ def test_any_other_difference_is_refused(own, theirs):
 
 
 def test_models_of_one_family_write_the_same():
-    """A token beside an image that only one of them reads is another template, not another way to write images."""
+    """A token next to an image that only one of them reads means another template, not another way to write images."""
     assert written("a [|] b", "a [|] b", other_family=False) is None
     with pytest.raises(TokenizerMismatchError, match="they differ first at text token 1"):
         written("a [|] b", "a [|] n b", other_family=False)
@@ -137,5 +137,5 @@ def test_what_differs_is_shown_and_not_what_may_differ():
 
 def test_other_answers_are_refused_where_images_are_written_otherwise():
     assert written("a [|] b c", "a [<|>] b c") is not None
-    with pytest.raises(TokenizerMismatchError, match="row 3: other tokens are answers for the student"):
+    with pytest.raises(TokenizerMismatchError, match="row 3: the answer tokens of student and teacher differ"):
         written("a [|] b c", "a [<|>] b c", answer=-2)

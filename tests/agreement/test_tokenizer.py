@@ -29,5 +29,5 @@ def test_another_way_to_cut_text_is_refused(tmp_path):
     teacher = saved(tmp_path / "a")
     student = teacher.replace(b'"WhitespaceSplit"', b'"Whitespace"')
     assert student != teacher
-    with pytest.raises(TokenizerMismatchError, match="another pre_tokenizer"):
+    with pytest.raises(TokenizerMismatchError, match="a different pre_tokenizer"):
         check_shared_tokenizer(teacher, student)

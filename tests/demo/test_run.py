@@ -1,4 +1,4 @@
-"""The demonstration, whole: one seed of each variant. It takes minutes and is the proof that all rooms fit."""
+"""The whole demonstration: one seed of each variant. It takes minutes and tests that all packages work together."""
 
 import json
 from pathlib import Path

@@ -43,8 +43,8 @@ ROWS = [
 def naive_view(
     model: Any, processor: Any, family: str, row: dict[str, Any], words: bool = False
 ) -> tuple[dense.View, list[int]]:
-    """One row alone through the processor and the model themselves: prompt, positions and images found anew; and the ids
-    of its text. words: without what the family writes around and within images"""
+    """One row alone through the processor and the model, without emkd: prompt, positions and images found
+    independently; and the ids of its text. words: without what the family writes around and within images"""
     text = ""
     for message in row["messages"]:
         content = message["content"].replace("<image>\n", "<image>")
@@ -87,7 +87,7 @@ def is_word(token: int) -> bool:
 
 
 def beside_image(ids: list[int], place: int, model: Any) -> bool:
-    """Whether nothing but newlines and what families wrap images in stands between this and an image."""
+    """Whether only newlines and the tokens that families write around images are between this token and an image."""
     for side in (ids[: place + 1][::-1], ids[place:]):
         for token in side:
             if token == model.config.image_token_id:
@@ -112,7 +112,7 @@ def cached_losses(student: Any, cache: Cache, data: Any) -> Any:
 
 
 def check_losses(student: Any, cache: Cache, data: Any, teacher: Any, family: str) -> tuple[list[Any], list[Any]]:
-    """The student's losses from the cache are those of both models in memory; the naive views of both."""
+    """The student's losses from the cache equal the losses with both models in memory; the naive views of both."""
     found = cached_losses(student, cache, data)
     with torch.no_grad():
         ours, theirs = (

@@ -1,4 +1,5 @@
-"""Families that emkd was not written for, as those of `tests.families`: three that keep to the interface, and two that do not."""
+"""Families that emkd was not written for, in the form of `tests.families`: three that meet its conditions, two that do
+not."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -89,7 +90,7 @@ def glm4v(hidden: int) -> tuple[Any, Any]:
 
 
 def paligemma(hidden: int) -> tuple[Any, Any]:
-    """Its processor writes a begin token behind the image and a newline behind the text."""
+    """Its processor writes a begin token after the image and a newline after the text."""
     text = hf.GemmaConfig(**{**text_settings(hidden), "vocab_size": 1280}, head_dim=16)  # it adds 1152 tokens
     config = hf.PaliGemmaConfig(
         vision_config=siglip(), text_config=text, image_token_index=ID["<image>"], projection_dim=hidden
@@ -102,7 +103,8 @@ def paligemma(hidden: int) -> tuple[Any, Any]:
 
 
 def both_directions(hidden: int) -> tuple[Any, Any]:
-    """PaliGemma's model, in which a prompt sees all of itself, behind a processor that leaves texts alone."""
+    """PaliGemma's model, whose prompt tokens attend to the whole prompt, with a processor that does not change
+    texts."""
     return paligemma(hidden)[0], llava(hidden)[1]
 
 

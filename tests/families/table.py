@@ -1,4 +1,4 @@
-"""docs/families.md from the outcome of the tests beside this: `make families`."""
+"""Write docs/families.md from the results of the tests in this folder: `make families`."""
 
 import sys
 from collections import defaultdict
@@ -32,7 +32,7 @@ class Outcomes:
 
 
 def works(outcomes: dict[str, bool], family: str, tests: tuple[str, ...]) -> bool:
-    """Whether for each of these names, which begin with it, a test is there for a family, and all of them passed."""
+    """Whether each of these prefixes has a test for the family, and all tests with these prefixes passed."""
     own = {name: passed for name, passed in outcomes.items() if family in name.partition("[")[2].rstrip("]").split("-")}
     there = [[passed for name, passed in own.items() if name.startswith(wanted.format(family))] for wanted in tests]
     return all(passed and all(passed) for passed in there)

@@ -35,7 +35,8 @@ torch.save({"inputs": dict(inputs), "logits": logits, "said": said}, out)
 
 @pytest.mark.slow
 def test_by_commands(family, teacher, student, data, tmp_path, capfd):
-    """What a user types: the job on Ray, training that stops and goes on, and a student that answers without emkd."""
+    """The commands that a user types: the job on Ray, training that is stopped and resumed, and a student that answers
+    without emkd."""
     call("cache-teacher", "--teacher", teacher, "--data", data, "--cache", tmp_path / "cache", "--gpus-per-worker", 0)
     call("inspect", tmp_path / "cache")
     assert f"{len(ROWS)} samples" in capfd.readouterr().out

@@ -1,5 +1,5 @@
-"""Ten families as teachers and students: from a saved checkpoint to a cache, and from there to a student's losses, which
-are those of the teacher in memory."""
+"""Ten families as teachers and students: from a saved checkpoint to a cache, and from there to a student's losses,
+which equal the losses with the teacher in memory."""
 
 from typing import Any
 
@@ -29,8 +29,8 @@ def test_cached_losses_are_those_of_the_teacher_in_memory(family, window, teache
 
 
 def test_students_of_every_family(family, teacher, students, cache, data):
-    """With other hidden sizes, other tiles, a quarter of their vision tokens, and their own way to write an image: it is
-    left out of what is compared, on both sides, where it is not the teacher's."""
+    """With other hidden sizes, other tiles, a quarter of their vision tokens, and their own tokens around images, which
+    are left out of the comparison on both sides if the other model does not write them."""
     memory = load(str(teacher))
     for name, path in students.items():
         loaded = load(str(path))

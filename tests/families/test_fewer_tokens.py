@@ -92,7 +92,7 @@ def test_average_before_the_projector(student):
 @pytest.mark.parametrize("family", ["qwen2_vl", "qwen2_5_vl", "qwen3_vl"], indirect=True)
 @pytest.mark.parametrize(("height", "width"), [(40, 40), (24, 40), (30, 30), (20, 20)])
 def test_average_of_a_grid_of_any_sides(student, height, width):
-    """With what windows at its edges hold; Qwen3's deepstack features are averaged as well."""
+    """Windows at the edges average the tokens that they contain; Qwen3's deepstack features are averaged as well."""
     plain, changed = load(str(student)), load(str(student))
     changed.model = pooled(changed.model, changed.processor, 2)
     picture = Image.open(io.BytesIO(tiny.png(3, height, width))).convert("RGB")
@@ -117,8 +117,8 @@ def test_average_of_a_grid_of_any_sides(student, height, width):
 
 @pytest.mark.parametrize("family", ["qwen2_vl", "qwen2_5_vl", "qwen3_vl"], indirect=True)
 def test_positions_are_those_of_a_smaller_picture(student):
-    """A picture of 4 x 3 tokens, averaged to 2 x 2, between two words: rows and columns count 0, 1, and the word behind
-    them goes on from there."""
+    """An image of 4 x 3 tokens, averaged to 2 x 2, between two words: rows and columns count 0, 1, and the next word's
+    position follows."""
     changed = load(str(student))
     changed.model = pooled(changed.model, changed.processor, 2)
     picture = Image.open(io.BytesIO(tiny.png(3, 40, 30))).convert("RGB")

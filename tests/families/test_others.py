@@ -1,5 +1,5 @@
-"""Families that emkd was not written for: what keeps to the interface works as it is, all else is refused with the
-reason, as teacher and as student."""
+"""Families that emkd was not written for: if they meet the conditions they work unchanged, otherwise they are refused
+with the reason, as teacher and as student."""
 
 import pytest
 
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:Depreca
 
 @pytest.mark.parametrize("name", others.WORK)
 def test_it_works_without_being_named(name, data, tmp_path):
-    """The losses from the cache are those of both models in memory."""
+    """The losses from the cache equal the losses with both models in memory."""
     build = others.WORK[name]
     teacher = others.save(build, tmp_path / "teacher", **TEACHER)
     student = others.save(build, tmp_path / "student", **STUDENT)

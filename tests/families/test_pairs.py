@@ -12,7 +12,7 @@ from tests.families.naive import ROWS, STUDENT, TEACHER, call
 
 @pytest.mark.parametrize(("teacher_family", "student_family"), [("internvl", "qwen2_vl"), ("qwen2_vl", "idefics3")])
 def test_another_family_by_commands(teacher_family, student_family, data, tmp_path, capfd):
-    """What is left out is said; the student is saved with a template that has its own way to write an image."""
+    """The log says what is left out; the student is saved with a template that writes its own tokens for an image."""
     teacher = families.save(teacher_family, tmp_path / "teacher", **TEACHER)
     student = families.save(student_family, tmp_path / "student", **STUDENT)
     cache = tiny.make_cache(teacher, data, tmp_path / "cache")
@@ -21,7 +21,10 @@ def test_another_family_by_commands(teacher_family, student_family, data, tmp_pa
         "--max-steps", 1, "--batch-size", 6,
     )  # fmt: skip
     said = capfd.readouterr().err
-    assert f"the teacher is a {teacher_family}, the student a {student_family}: what only one of them writes" in said
+    assert (
+        f"the teacher is a {teacher_family}, the student a {student_family}: tokens that only one of them writes"
+        in said
+    )
     assert "is skipped" not in said
     saved = load(str(tmp_path / "out")).processor
     assert families.PLACEHOLDERS.get(student_family, "<image>") in saved.chat_template

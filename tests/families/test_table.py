@@ -1,4 +1,4 @@
-"""The table says yes only where tests were there and passed."""
+"""The table says yes only if tests exist and passed."""
 
 import re
 from collections import Counter

@@ -1,5 +1,5 @@
-"""A student that is put together: every weight in its place, nothing lost in silence, and both phases of the paper's
-recipe on it."""
+"""A composed student: every weight has the right name, nothing is dropped silently, and both phases of the paper's
+recipe train it."""
 
 import json
 import shutil
@@ -112,7 +112,7 @@ def test_another_layer_of_the_tower(siglip, teacher, tmp_path):
 
 
 def test_the_seed_decides_all_that_is_new(siglip, teacher, tmp_path):
-    """Rows for the teacher's ids included, whatever was drawn before."""
+    """Including the rows for the teacher's ids, independent of earlier random draws."""
     text = language(tmp_path / "text", rows=40, tied=False)
     one, same, other = (
         compose(str(siglip), str(text), str(teacher), seed=seed).model.state_dict() for seed in (1, 1, 2)
@@ -206,7 +206,7 @@ def test_what_does_not_fit_is_said(siglip, teacher, tmp_path):
     with pytest.raises(ModelError, match="--vision-tower .*: a qwen3 has no .*, so it is not a vision transformer"):
         compose(text, text, str(teacher))
     with pytest.raises(
-        ModelError, match=r"--vision-tower .*: it is a whole vision-language model \(qwen2_vl\); name its"
+        ModelError, match=r"--vision-tower .*: it is a whole vision-language model \(qwen2_vl\); pass only its"
     ):
         compose(str(teacher), text, str(teacher))
     with pytest.raises(ModelError, match="--like .*(no processor for images and text|processor cannot be loaded)"):
@@ -234,7 +234,7 @@ def test_checkpoints_that_are_not_whole_are_refused(siglip, teacher, tmp_path):
     name = "vision_model.encoder.layers.0.mlp.fc1.bias"
     tower = without(siglip, tmp_path / "tower", name)
     with pytest.raises(
-        ModelError, match="--vision-tower .*: 1 weights of a SiglipVisionModel are missing, as .*fc1.bias"
+        ModelError, match="--vision-tower .*: 1 weights of a SiglipVisionModel are missing, for instance .*fc1.bias"
     ):
         compose(tower, str(text), str(teacher))
     headless = without(text, tmp_path / "headless", "lm_head.weight")
@@ -339,7 +339,7 @@ def test_teachers_that_it_cannot_be_like_are_refused(siglip, teacher, tmp_path):
 
 
 def test_ids_of_the_language_model_mean_what_the_teachers_do(siglip, teacher, tmp_path):
-    """Else its embeddings would be those of other words."""
+    """Otherwise its embeddings would belong to other words."""
     text = language(tmp_path / "text")
     (note,) = compose(str(siglip), str(text), str(teacher)).notes
     assert "has no tokenizer.json: emkd cannot check that its ids mean the same" in note
@@ -349,7 +349,9 @@ def test_ids_of_the_language_model_mean_what_the_teachers_do(siglip, teacher, tm
     ids = content["model"]["vocab"]
     ids["cat"], ids["dog"] = ids["dog"], ids["cat"]
     (text / "tokenizer.json").write_text(json.dumps(content))
-    with pytest.raises(TokenizerMismatchError, match="--language-model .*: its embeddings belong to other ids .*'cat'"):
+    with pytest.raises(
+        TokenizerMismatchError, match="--language-model .*: its embeddings do not belong to the ids of --like .*'cat'"
+    ):
         compose(str(siglip), str(text), str(teacher))
 
 

@@ -1,4 +1,4 @@
-"""A damaged cache is described, as far as it can be found without and with reading the arrays."""
+"""The damage of a cache is described, with and without reading the arrays."""
 
 import json
 import shutil
@@ -57,7 +57,7 @@ def test_what_describes_a_cache_is_named(cache, name, gone, capsys):
     what = report["damaged"][0]["what"]
     assert ("missing" in what) == gone
     assert str(cache) not in what  # the name is beside it
-    assert "Nothing of it was used" not in what  # nor is the next step said for each object
+    assert "None of its data was used" not in what  # nor is the next step said for each object
     code, out, err = call(capsys, cache)
     assert (code, err) == (1, "")
     assert f"{cache}: 1 damaged object " in out
@@ -69,7 +69,7 @@ def test_what_describes_a_cache_is_named(cache, name, gone, capsys):
 
 
 def test_all_of_it_is_listed(cache, capsys):
-    """What opening does not read is looked at too, once something is damaged; arrays are with --verify alone."""
+    """Once something is damaged, objects that opening does not read are checked too; arrays only with --verify."""
     for path in (cache / "index.parquet", cache / "index" / "000001.parquet", chunk(cache, 0), chunk(cache, 2)):
         flip(path)
     names = [entry["name"] for entry in inspect_cache(cache)["damaged"]]
@@ -113,7 +113,7 @@ def test_a_verified_cache_says_so(cache, capsys):
 
 
 def test_nothing_of_a_damaged_shard_is_shown(tmp_path, capsys):
-    """The sample of a damaged shard is an error that names the object; those of other shards are shown."""
+    """A sample of a damaged shard raises an error that names the object; samples of other shards are shown."""
     cache = tmp_path / "cache"
     manifest = make_manifest()
     write_cache(cache, manifest, [make_rows(manifest, shard) for shard in range(3)])

@@ -1,4 +1,4 @@
-"""A cache that a job is writing, or stopped writing: what is there now is described."""
+"""A cache that a job is writing, or stopped writing: the report describes what is committed now."""
 
 import io
 import threading

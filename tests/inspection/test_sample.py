@@ -200,7 +200,7 @@ def test_a_sample_without_images(tmp_path):
 
 
 def test_images_without_tokens_and_grids_that_do_not_fit(tmp_path):
-    """The second image's grid is of fewer tokens than it has: its words are shown in a line, and no picture."""
+    """The second image's grid is of fewer tokens than it has: its words are shown in one line, without a grid."""
     one_sample(tmp_path / "c", [span(0, 0, ()), span(0, 7, ((2, 3),), 2)])
     report = inspect_cache(tmp_path / "c", sample="it")
     empty, other = report["images"]
@@ -209,7 +209,7 @@ def test_images_without_tokens_and_grids_that_do_not_fit(tmp_path):
     assert other["affinity"]["answer_grid"] == []
     lines = shown(report, 40)
     assert len(heat_maps(lines)) == 1
-    assert not any(line.startswith("columns") for line in lines)  # they are none: the line goes on below
+    assert not any(line.startswith("columns") for line in lines)  # there are none: the line continues below
 
 
 def test_a_flat_affinity_is_blank(tmp_path):

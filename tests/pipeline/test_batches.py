@@ -1,10 +1,10 @@
 """What is cached of a sample does not depend on its batch: on padding, on its side, on the other samples.
 
-Tolerance: the relative error |x - y| / |y| (Frobenius) of two ways to compute the same logits is at most 8 eps of
-the dtype. Each of the roundings on the way of a number, some 60 in these models of two and two layers, is at most
-eps / 2 and of either sign: sqrt(60) / 2 = 4 eps, and twice that for what later layers make of it. Padding on the
-left stands a sample at other positions; RoPE takes their differences only, but its angles, of up to 99 radians here,
-are rounded in float32 whatever the dtype is: 99 / 2 eps of float32 on top.
+Tolerance: the relative error |x - y| / |y| (Frobenius) of two ways to compute the same logits is at most 8 eps of the
+dtype. Each of the roundings that a number goes through, some 60 in these models of two and two layers, is at most eps /
+2 and of either sign: sqrt(60) / 2 = 4 eps, and twice that for what later layers make of it. Padding on the left moves a
+sample to other positions; RoPE uses only their differences, but its angles, of up to 99 radians here, are rounded in
+float32 for every dtype: 99 / 2 eps of float32 on top.
 
 Measured: 4.7 eps in float32 and 0.9 eps in bfloat16 against single samples, 12 and 3.1 eps against padding on the
 left. A wrong mask makes an error of 0.16 to 0.76, where the tolerance is 1e-6 (left: 7e-6) and 0.06.
@@ -117,7 +117,8 @@ def test_a_batch_gives_what_its_samples_give_alone(
 @attention
 @dtypes
 def test_padding_side_does_not_change_a_bit(teacher_path, dataset, tmp_path, dtype, attn_implementation):
-    """Batches are padded on the right whatever the tokenizer would do, so the side is no part of what is cached."""
+    """Batches are padded on the right, independent of the tokenizer's setting, so the cache does not depend on the
+    side."""
     found = []
     for side in ("left", "right"):
         path = with_padding_side(teacher_path, tmp_path, side)
@@ -205,7 +206,7 @@ BAD = "none"  # of "none of them", and of no other row of FOUR
 
 
 def with_bad_word(position: int):
-    """FOUR, BAD in the given row in place of a word; the lengths stay as they are."""
+    """FOUR, BAD instead of a word in the given row; the lengths stay as they are."""
     rows = [{**row, "messages": [dict(message) for message in row["messages"]]} for row in FOUR]
     rows[3]["messages"][1]["content"] = "one of them"
     first = rows[position]["messages"][0]
@@ -307,11 +308,11 @@ def test_a_row_beyond_the_budget_is_a_batch_of_its_own(teacher_path, dataset):
 
 
 def test_token_tensors_of_some_samples_only_are_refused():
-    """Padded rows are put one below the other: with one missing, the next sample's would slide up."""
+    """Padded rows are concatenated: if one were missing, the rows of the next sample would move up."""
 
     class Item:
         def __init__(self, **inputs):
             self.n_tokens, self.inputs = 3, {"input_ids": torch.ones(1, 3), **inputs}
 
-    with pytest.raises(ModelError, match="'token_type_ids' to 1 of 2 samples"):
+    with pytest.raises(ModelError, match="'token_type_ids' for only 1 of the 2 samples"):
         collate([Item(), Item(token_type_ids=torch.ones(1, 3))], 0)

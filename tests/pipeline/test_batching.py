@@ -34,7 +34,7 @@ def test_longest_first_and_equal_ones_in_their_order(lengths, budget):
 
 @given(data=st.data(), lengths=lengths, budget=budgets)
 def test_another_order_of_the_rows_makes_batches_of_the_same_lengths(data, lengths, budget):
-    """So that which lengths meet depends on the lengths, and never on where the rows stand."""
+    """So that the batches depend on the lengths alone, and never on the positions of the rows."""
     order = data.draw(st.permutations(range(len(lengths))))
     shuffled = [lengths[p] for p in order]
     assert sizes(batches(shuffled, budget), shuffled) == sizes(batches(lengths, budget), lengths)

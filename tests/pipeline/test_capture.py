@@ -1,4 +1,4 @@
-"""The teacher's pass against the model called by itself, one sample at a time."""
+"""The teacher's pass against the model called directly, one sample at a time."""
 
 import weakref
 
@@ -44,7 +44,7 @@ def test_records_are_what_the_model_answers_alone(teacher_path, data_path, batch
 
 
 def assert_logits(ids: np.ndarray, logits: np.ndarray, expected: torch.Tensor) -> None:
-    """All V of them, wherever they stand."""
+    """All V logits, in any order."""
     dense_logits = np.zeros(expected.shape)
     np.put_along_axis(dense_logits, ids.astype(np.int64), logits.astype(np.float64), axis=1)
     np.testing.assert_allclose(dense_logits, expected.numpy(), atol=3e-5)
@@ -265,7 +265,7 @@ def test_the_first_usable_row_is_one_that_fits(teacher_path, data_path, monkeypa
 
 
 def test_a_model_that_inserts_tokens_of_its_own_is_refused(teacher_path, data_path):
-    """Positions would be those of other tokens, and nothing else would notice."""
+    """Positions would refer to other tokens, and no other check would notice."""
     found = teacher(teacher_path)
 
     def longer(module, args, output):
@@ -283,7 +283,7 @@ def assert_equal(record, expected) -> None:
 
 
 def assert_close(record, expected) -> None:
-    """All V logits of each token, and the affinities; ids of nearly equal logits may stand in another order."""
+    """All V logits of each token, and the affinities; ids of nearly equal logits may be in another order."""
     for kind in ("vision", "answer"):
         found, wanted = getattr(record, kind), getattr(expected, kind)
         everything = np.zeros((len(wanted), V))

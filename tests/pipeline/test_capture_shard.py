@@ -1,4 +1,4 @@
-"""Rows flow out of the teacher's pass batch by batch, and are written behind the next one."""
+"""Rows come out of the teacher's pass batch by batch, and are written during the next pass."""
 
 import resource
 import signal
@@ -31,7 +31,7 @@ BUDGET = 90
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    """Twelve rows, other pictures in the second six."""
+    """Twelve rows, with other images in the second six."""
     rows = [
         {**row, "id": f"row-{n}", "images": [tiny.png(10 * n + i) for i in range(len(row["images"]))]}
         for n, row in enumerate(tiny.rows() + tiny.rows())
@@ -41,7 +41,7 @@ def data(tmp_path_factory):
 
 @pytest.fixture
 def worker(teacher_path, data, tmp_path):
-    """One shard of all rows, its cache begun."""
+    """A worker for one shard of all rows, in a new cache."""
     return begin(teacher_path, data, tmp_path / "cache")
 
 
@@ -76,7 +76,7 @@ def before_pass(worker, number, run) -> None:
 
 
 def test_rows_come_as_their_batches_are_done(worker):
-    """And the list has them in the order of the rows, whatever that is."""
+    """And the list is in the order of the rows."""
     teacher, dataset = worker._loaded()
     passes, seen = [], []
     teacher.vlm.model.model.register_forward_pre_hook(lambda module, args: passes.append(None))
@@ -178,7 +178,7 @@ def test_a_device_that_fails_in_the_pass_leaves_nothing(worker, tmp_path):
 
 
 class Watched(Encoder):
-    """Notes what it has made, and keeps none of it alive."""
+    """Notes the batches that it has made, without keeping them alive."""
 
     def __call__(self, sample):
         made = super().__call__(sample)
@@ -187,7 +187,7 @@ class Watched(Encoder):
 
 
 def test_pixels_and_records_go_with_their_batch(worker):
-    """When a batch has come, nothing is held of the ones before it."""
+    """When a batch arrives, no memory of earlier batches is held."""
     teacher, dataset = worker._loaded()
     encoder = teacher.encoder
     teacher.encoder = Watched(encoder.processor, encoder.image_token_id, encoder.max_length)

@@ -1,4 +1,4 @@
-"""`--for-student`: what a training run would find out later is said before the teacher runs."""
+"""`--for-student`: obstacles that a training run would find later are reported before the teacher runs."""
 
 import json
 import shutil
@@ -47,7 +47,7 @@ def test_the_teachers_chat_template_is_read_with(teacher_path, data_path, studen
     template.write_text(template.read_text().replace("{{ m['role'] }}:", "{{ m['role'] }}: yes"))
     check(teacher_path, data_path, student)
     told = capfd.readouterr().err
-    assert "another chat template, or none: it is trained, and saved, with the teacher's" in told
+    assert "chat template is missing or differs from the teacher's: it is trained and saved with the teacher's" in told
     assert "reads all of 6 rows, drawn from 6, as the teacher does" in told
     template.unlink()  # a base model, which never had one
     check(teacher_path, data_path, student)
@@ -55,7 +55,7 @@ def test_the_teachers_chat_template_is_read_with(teacher_path, data_path, studen
 
 
 def test_a_text_that_differs_all_the_same(teacher_path, data_path, student_path, tmp_path):
-    """The vocabulary is the teacher's, but text in front of it is cut in another way."""
+    """The vocabulary is the teacher's, but text is split differently."""
     student = shutil.copytree(student_path, tmp_path / "student")
     content = json.loads((student / "tokenizer.json").read_text())
     content["post_processor"] = TemplateProcessing(single="cat $A", special_tokens=[("cat", 19)]).__getstate__()
@@ -63,7 +63,7 @@ def test_a_text_that_differs_all_the_same(teacher_path, data_path, student_path,
     (student / "tokenizer.json").write_text(json.dumps(content))
     with pytest.raises(
         TokenizerMismatchError,
-        match=r"row 0: the student's text is \d+ tokens and the teacher's \d+; they differ first at text token 0: "
+        match=r"row 0: the student's text has \d+ tokens and the teacher's \d+; they differ first at text token 0: "
         r"student 'cat' \(id 19\), teacher 'user:' \(id 4\)\. Both need",
     ):
         check(teacher_path, data_path, student)

@@ -46,7 +46,7 @@ def test_a_disk_that_fills_up_in_the_middle(teacher_path, tmp_path):
     assert first.endswith("exit 1\n"), first
     assert "cannot be written (No space left on device): it needs" in first
     assert "were not started" in first, "a full disk stops the job: every other shard would fail as well"
-    assert "What is missing needs about" in first
+    assert "The missing shards need about" in first
     assert "Traceback" not in first
     between = json.loads((tmp_path / "between").read_text())
     assert (between["sealed"], between["damaged"]) == (False, [])
@@ -54,6 +54,6 @@ def test_a_disk_that_fills_up_in_the_middle(teacher_path, tmp_path):
 
     second = (tmp_path / "second").read_text()
     assert second.endswith("exit 0\n"), second
-    assert f"{60 - between['shards']['committed']} of 60 shards to do" in second
+    assert f"{60 - between['shards']['committed']} of 60 shards to compute" in second
     after = json.loads((tmp_path / "after").read_text())
     assert (after["sealed"], after["damaged"], after["samples"]) == (True, [], 60)

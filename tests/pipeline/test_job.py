@@ -42,7 +42,7 @@ def test_the_job_writes_what_the_worker_alone_writes(teacher_path, data_path, tm
     assert objects(cache) == objects(Cache.open(alone))
     assert verify(tmp_path / "cache") == []
     err = capfd.readouterr().err
-    assert "2 of 2 shards to do" in err
+    assert "2 of 2 shards to compute" in err
     assert "bytes per vision token" in err
 
     again = cache_teacher(chosen)  # nothing is missing: no Ray, no teacher
@@ -66,7 +66,7 @@ def test_a_stopped_job_goes_on(teacher_path, data_path, tmp_path, capfd):
     capfd.readouterr()
     cache = cache_teacher(settings(teacher_path, data_path, folder), clean=True)
     err = capfd.readouterr().err
-    assert "1 of 2 shards to do" in err
+    assert "1 of 2 shards to compute" in err
     assert "removed shards/000001-" in err
     assert objects(cache) == objects(whole)
     assert len(list((folder / "shards").iterdir())) == 2
@@ -120,7 +120,7 @@ def test_a_job_that_fails_at_its_preflight_leaves_nothing(teacher_path, tmp_path
 
 
 def test_more_rows_and_damage(teacher_path, data_path, tmp_path, capfd):
-    """A second dataset comes in; then a shard of each is damaged, and only these two are made anew."""
+    """A second dataset is added; then a shard of each is damaged, and only these two shards are rewritten."""
     folder = tmp_path / "cache"
     cache_teacher(settings(teacher_path, data_path, folder))
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
@@ -162,7 +162,7 @@ def test_more_rows_and_damage(teacher_path, data_path, tmp_path, capfd):
         cache_teacher(settings(teacher_path, data_path, folder), repair=True)
     err = capfd.readouterr().err
     assert "damaged objects: 2; shards to rewrite: 2" in err
-    assert "1 of 4 shards to do" in err
+    assert "1 of 4 shards to compute" in err
     repaired = cache_teacher(settings(teacher_path, more, folder), repair=True)
     assert objects(repaired) == whole
     assert verify(folder) == []
@@ -177,7 +177,7 @@ def test_more_rows_and_damage(teacher_path, data_path, tmp_path, capfd):
 
 
 def test_a_job_whose_last_rows_are_all_bad_goes_on(teacher_path, tmp_path):
-    """That none of the rows looked at can be used stops a fresh job, not one that was stopped near its end."""
+    """If none of the checked rows can be used, a new job stops, but not a job that resumes near its end."""
     rows = tiny.rows()
     rows[4]["images"][0] = rows[5]["images"][0] = b"broken"
     data = tiny.write_data(tmp_path / "rows.parquet", rows)
@@ -189,7 +189,7 @@ def test_a_job_whose_last_rows_are_all_bad_goes_on(teacher_path, tmp_path):
 
 
 def test_images_of_another_root_do_not_join(teacher_path, tmp_path):
-    """JSON data do not hold their images: another --image-root would mix two sets of them."""
+    """JSON data do not contain their images: another --image-root would mix two sets of images."""
     for name, shift in (("a", 0), ("b", 50)):
         rows = [
             {**row, "images": [tiny.png(100 * n + i + shift) for i in range(len(row["images"]))]}
@@ -217,8 +217,8 @@ def test_a_dry_run_writes_nothing(teacher_path, data_path, tmp_path, capfd):
 
 
 def test_a_lost_plan_is_written_again(teacher_path, data_path, tmp_path):
-    """The way out that the error names: remove the folder of a damaged plan, add the same rows again. No shard is made
-    anew, so neither Ray nor the teacher is needed."""
+    """The solution that the error names: remove the folder of a damaged plan, add the same rows again. No shard is
+    rewritten, so neither Ray nor the teacher is needed."""
     chosen = {"top_k": 8, "answer_top_k": 8, "precision": "bfloat16", "affinity_precision": "int8"}
     folder = tiny.make_cache(teacher_path, data_path, tmp_path / "cache", limit=2, **chosen)
     tiny.make_cache(teacher_path, data_path, folder, extend=True, **chosen)

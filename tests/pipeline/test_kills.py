@@ -1,5 +1,5 @@
-"""Worker and driver of the whole Ray job are killed at random moments, and two jobs run at once: nothing committed is
-lost, and in the end the cache is that of a job that nobody disturbed."""
+"""Worker and driver of the whole Ray job are killed at random moments, and two jobs run concurrently: nothing committed is
+lost, and the final cache equals the cache of an undisturbed job."""
 
 import os
 import random
@@ -20,7 +20,7 @@ from tests import tiny
 
 pytestmark = [pytest.mark.xdist_group("ray"), pytest.mark.slow, pytest.mark.timeout(900)]
 
-ROWS = 40  # and as many shards, so that there is always one in hand
+ROWS = 40  # and as many shards, so that a shard is always in progress
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +55,7 @@ def objects(cache: Path) -> dict[int, object]:
 
 
 class Job:
-    """`emkd cache-teacher` as a process of its own, in a process group of its own."""
+    """`emkd cache-teacher` in its own process and process group."""
 
     def __init__(self, teacher: Path, data: Path, cache: Path, *more: str) -> None:
         self.cache = cache
@@ -95,7 +95,7 @@ class Job:
             return None
 
     def kill(self) -> None:
-        """The driver; its workers end by themselves a moment later (Ray's agents take a minute)."""
+        """Kill the driver; its workers end a moment later (Ray's agents take a minute)."""
         workers = [p for p in psutil.Process(self.process.pid).children(recursive=True) if is_worker(p)]
         self.process.kill()
         self.process.wait()
@@ -193,10 +193,10 @@ def test_ctrl_c_once_finishes_the_shards_in_hand(teacher_path, data, undisturbed
     job.process.wait(timeout=60)
     said = job.said()
     assert job.process.returncode == 130, said
-    assert "finishing the shards in hand; Ctrl-C again stops at once" in said
+    assert "finishing the current shards; press Ctrl-C again to stop immediately" in said
     left = committed_shards(LocalFiles(cache))
     assert 3 <= len(left) < ROWS
-    assert f"{len(left)} of {ROWS} shards were committed; run the same command again to do the other" in said
+    assert f"{len(left)} of {ROWS} shards were committed; run the same command again to compute the other" in said
     assert "Traceback" not in said
     assert len(list((cache / "shards").iterdir())) == len(left), "nothing is left half done"
     Job(teacher_path, data, cache).finish()
@@ -204,7 +204,7 @@ def test_ctrl_c_once_finishes_the_shards_in_hand(teacher_path, data, undisturbed
 
 
 def test_ctrl_c_twice_stops_at_once(teacher_path, data, tmp_path):
-    """The worker is halted, so that the shard in hand never ends."""
+    """The worker is halted, so that the current shard never ends."""
     cache = tmp_path / "cache"
     job = Job(teacher_path, data, cache)
     job.wait_for_shards(3)
@@ -217,7 +217,7 @@ def test_ctrl_c_twice_stops_at_once(teacher_path, data, tmp_path):
     job.process.wait(timeout=60)
     said = job.said()
     assert job.process.returncode == 130, said
-    assert "finishing the shards in hand" in said
+    assert "finishing the current shards" in said
     assert "emkd: interrupted" in said
     assert "Traceback" not in said
     assert len(committed_shards(LocalFiles(cache))) >= 3

@@ -1,4 +1,4 @@
-"""What counts as out of memory, with errors that are really provoked where a machine without a GPU can."""
+"""What counts as out of memory, with real errors if a machine without a GPU can provoke them."""
 
 import gc
 import weakref

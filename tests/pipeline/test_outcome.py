@@ -1,4 +1,4 @@
-"""How a job ends: what came of its shards, and how many rows were skipped. No Ray here."""
+"""How a job ends: the outcome of its shards, and how many rows were skipped. No Ray here."""
 
 import shutil
 
@@ -44,7 +44,7 @@ def test_a_job_that_did_everything_ends_well_although_it_was_interrupted():
 def test_an_interrupted_job_says_how_to_go_on(capfd):
     with pytest.raises(KeyboardInterrupt):
         _check_outcome(settings(), Outcome(n_done=2, left=[2, 3], interrupted=True), 4, ESTIMATE)
-    assert capfd.readouterr().err == "2 of 4 shards were committed; run the same command again to do the other 2\n"
+    assert capfd.readouterr().err == "2 of 4 shards were committed; run the same command again to compute the other 2\n"
 
 
 def test_failed_shards_are_told_with_the_first_and_what_is_missing():
@@ -76,6 +76,6 @@ def test_a_worker_that_finds_other_data_by_that_name(teacher_path, data_path, tm
     chosen = settings(teacher=str(teacher_path), data=str(data), cache=str(tmp_path / "cache"))
     manifest, _ = job_manifest(chosen, Dataset(chosen.data))
     tiny.write_data(tmp_path / "rows.parquet", tiny.rows()[:5])
-    with pytest.raises(DataMismatchError, match="this worker found other files by that name than the driver"):
+    with pytest.raises(DataMismatchError, match="the files on this machine differ from the driver's"):
         CaptureWorker(chosen, manifest).capture_shard(0)
     assert not (tmp_path / "cache").exists()

@@ -1,4 +1,4 @@
-"""Which rows the preflight looks at."""
+"""Which rows the preflight reads."""
 
 import pytest
 
@@ -8,7 +8,7 @@ from tests.storage.builders import make_manifest
 
 
 def extended(manifest, rows):
-    """Six shards, and behind them some rows of another dataset."""
+    """Six shards, followed by some rows of another dataset."""
     last = rows[-1][1]
     extension = Extension(
         number=1, parent_sha256=manifest.plan_sha256, dataset=DatasetIdentity(fingerprint="e", n_rows=last, files=()),

@@ -1,4 +1,4 @@
-"""What is told while a job runs: totals, rates, and the lines where there is no terminal."""
+"""What a running job logs: totals, rates, and plain lines without a terminal."""
 
 import pytest
 

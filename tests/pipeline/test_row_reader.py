@@ -1,4 +1,4 @@
-"""The rows of a shard are read behind the passes over the one before it, and nothing else changes by that."""
+"""The rows of a shard are read during the passes over the previous shard, with the same results."""
 
 import threading
 import time
@@ -63,7 +63,8 @@ def test_a_limit_ends_it_and_the_rest_is_read_later(dataset, encoder):
 
 
 def test_a_row_for_which_memory_lacks_now_is_read_again(dataset, encoder):
-    """Ahead, somebody else has the memory: it must not be skipped for that. In its turn it is."""
+    """While reading ahead, the teacher's pass uses the memory, so the row must not be skipped; in its own shard's turn
+    it is."""
     lacking = Lacking(encoder.processor, encoder.image_token_id)
     reading = RowReader(lacking, dataset, range(N))
     reading.advance(1 << 40)
@@ -78,8 +79,7 @@ def test_a_row_for_which_memory_lacks_now_is_read_again(dataset, encoder):
 
 
 class Threads(Encoder):
-    """Notes which thread has encoded which sample; waits where it is told. It is for one thread at a time, as
-    tokenizers are."""
+    """Notes which thread has encoded which sample, and waits if asked to. For one thread at a time, like tokenizers."""
 
     def __call__(self, sample):
         assert self.free.acquire(blocking=False), "two threads at once"
@@ -107,11 +107,11 @@ def test_what_was_begun_is_taken(dataset, encoder):
         ahead.start(4)
     assert rows_of(ahead.take(3)) == [3]
     assert watched.seen == [(dataset.row(3).id, True)]
-    assert rows_of(ahead.take(3)) == [], "now it begins anew"
+    assert rows_of(ahead.take(3)) == [], "reading starts again"
 
 
 def test_what_was_begun_for_nothing_is_dropped(dataset, encoder):
-    """And no longer read: another worker does it."""
+    """And its reading stops: another worker reads it."""
     watched = threads(encoder)
     ahead = ReadAhead(lambda number: RowReader(watched, dataset, [number, number + 1]), 1 << 40)
     watched.go_on.clear()

@@ -1,4 +1,4 @@
-"""The pool of workers, with real actors whose shards end as told."""
+"""The pool of workers, with real actors whose shards end in given ways."""
 
 import gc
 import weakref
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.xdist_group("ray")
 
 
 class Told:
-    """Captures nothing: a shard ends with the error that it is told to end with."""
+    """Captures nothing: each shard ends with the error given for it."""
 
     def __init__(self, ends: dict[int, Exception]) -> None:
         self.ends = ends

@@ -1,4 +1,4 @@
-"""Which images of a shard's rows become one: those of equal keys whose numbers agree."""
+"""Which images of a shard's rows are stored once: images of equal keys whose numbers agree."""
 
 from dataclasses import replace
 
@@ -98,7 +98,7 @@ def test_an_image_of_another_size_is_another_one():
 
 
 def test_numbers_are_held_no_longer_than_somebody_waits():
-    """Nothing of images that come once, and nothing after the last row, which may be one that was skipped."""
+    """It holds nothing of images that occur once, and nothing after the last row, which may be a skipped row."""
     shared = expecting(["a", "b", "a", "c", "a"], "float32")
     shared.unify(record(0), ["a", "b"])
     assert list(shared._first) == ["a"]
@@ -133,7 +133,7 @@ OFFSETS = [[0], [0], [16], [32], [0, 48], [0, 64], [0, 48]]
 
 @pytest.mark.parametrize("batch_tokens", [1, 10_000])
 def test_a_jobs_rows_of_one_image(teacher_path, tmp_path, batch_tokens):
-    """Stored once, and what a reader gets is what each row's own pass answers, but for rounding."""
+    """Stored once; except for rounding, a reader gets the outputs of each row's own pass."""
     data = tiny.write_data(tmp_path / "rows.parquet", ROWS)
     chosen = {"batch_tokens": batch_tokens, "precision": "float32", "affinity_precision": "float32", "top_k": 5}
     cache = Cache.open(tiny.make_cache(teacher_path, data, tmp_path / "cache", rows_per_shard=8, **chosen))

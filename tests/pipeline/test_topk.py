@@ -47,7 +47,7 @@ def check(logits: torch.Tensor, k: int) -> None:
     levels=st.integers(1, 9),
 )
 def test_ties_go_to_the_smaller_id(seed, n, v, k, levels):
-    """Few levels make ties everywhere, the k-th place included."""
+    """Few levels make ties everywhere, also at rank k."""
     logits = torch.randint(0, levels, (n, v), generator=torch.Generator().manual_seed(seed)).float()
     check(logits, min(k, v))
 
@@ -124,7 +124,7 @@ def assert_same(found: TruncatedLogits, expected: TruncatedLogits, scale: float)
     offset=st.integers(-40, 20),
 )
 def test_blocks_do_not_change_anything(seed, v, k, block, levels, offset):
-    """Any size of blocks, ids behind the last whole one, ties within and between blocks, negative numbers, zeros."""
+    """Any size of blocks, ids after the last whole block, ties within and between blocks, negative numbers, zeros."""
     values = torch.randint(0, levels, (4, v), generator=torch.Generator().manual_seed(seed)) + offset
     logits, k = values.float() * 0.5, min(k, v)
     assert_same(top_k(logits, k, block=block), as_before(logits, k, torch.float32), 20)
@@ -134,7 +134,7 @@ def test_blocks_do_not_change_anything(seed, v, k, block, levels, offset):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("v", [40_000, 40_037])
 def test_a_large_vocabulary(v, dtype, round_to):
-    """More than half of the rows in bfloat16 tie at the k-th place; columns beyond V are another's."""
+    """More than half of the rows in bfloat16 tie at rank k; columns beyond V belong to other data."""
     logits = 3 * torch.randn(20, v + 5, generator=torch.Generator().manual_seed(3))
     logits = logits.to(dtype)[:, :v]
     before = logits.clone()
@@ -151,7 +151,7 @@ def test_zeros_of_both_signs_are_one_number():
 
 @pytest.mark.parametrize("gap", [0.0, 30.0, 200.0, 1e5])
 def test_a_tail_far_below_what_is_stored(gap):
-    """logsumexp of all minus that of the stored would have nothing left of it."""
+    """As the logsumexp of all logits minus that of the stored logits, it would cancel."""
     logits = torch.randn(4, 3000, generator=torch.Generator().manual_seed(4))
     logits[:, 100:108] += gap
     assert_same(top_k(logits, 8, block=16), as_before(logits, 8, torch.float32), 3)

@@ -41,7 +41,7 @@ def test_other_rows_of_the_lm_head_than_promised(worker):
 
 @pytest.mark.parametrize("attention", [None, "eager"])
 def test_the_teacher_is_loaded_as_the_manifest_says(teacher_path, data_path, tmp_path, monkeypatch, attention):
-    """Whatever the settings of this worker are: numbers depend on both."""
+    """Independent of this worker's settings: the numbers depend on both."""
     settings = JobSettings(
         teacher=str(teacher_path), data=str(data_path), cache=str(tmp_path / "c"), gpus_per_worker=0,
         dtype="bfloat16", attn_implementation=attention, top_k=3, max_length=40,
@@ -60,5 +60,5 @@ def test_the_teacher_is_loaded_as_the_manifest_says(teacher_path, data_path, tmp
 def test_other_weights_by_the_same_name(worker, teacher_path, tmp_path):
     made = worker()
     other = tiny.save_model(tmp_path / "other", seed=9, hidden=32)
-    with pytest.raises(ModelError, match="other weights by that name"):
+    with pytest.raises(ModelError, match="the weights on this machine differ"):
         made._check(load(str(other)))

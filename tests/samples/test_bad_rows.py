@@ -1,4 +1,4 @@
-"""One bad row never costs another: a dataset with a row of each kind, good rows between them."""
+"""A bad row never affects another row: a dataset with a bad row of each kind, and good rows between them."""
 
 import io
 import json
@@ -231,7 +231,7 @@ def test_what_is_not_the_rows_fault_is_raised_as_it_is(encoder, raised, monkeypa
 )
 @pytest.mark.parametrize("size", [(1, 1), (3, 3), (1, 3), (3, 1), (3, 5), (5, 3), (1, 100), (100, 1), (3, 4), (4, 3)])
 def test_channels_of_small_pictures_are_not_mixed_up(kind, size):
-    """A picture of one colour keeps it at each size, whichever axis has 1 or 3 pixels."""
+    """An image of one colour keeps it at each size, with 1 or 3 pixels along either axis."""
     processor = tiny.new_processor()
     side = {"height": tiny.SIDE, "width": tiny.SIDE}
     processor.image_processor = kind(size=side, image_mean=[0.5] * 3, image_std=[0.5] * 3, do_center_crop=False)

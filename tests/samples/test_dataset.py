@@ -135,7 +135,7 @@ def naive_hash(start: bytes, parts: list[tuple[bytes, bytes]]) -> str:
 
 
 def test_hashes_are_what_the_format_says(everywhere):
-    """They are in caches: what was hashed once is hashed so for ever."""
+    """Keys are in caches, so their definition never changes."""
     question, answer = (b"T", b" what is that"), (b"T", b"big dog")
     for dataset in everywhere.values():
         images = [(b"I", tiny.png(2)), (b"T", b" and "), (b"I", tiny.png(3))]
@@ -210,7 +210,7 @@ def test_links_and_dots_that_stay_below_the_root_are_followed(tmp_path):
 
 
 def test_a_disk_that_fails_is_not_the_rows_fault(tmp_path, monkeypatch):
-    """Else a network disk that is away for a minute would cost rows that a second run finds."""
+    """Otherwise a network disk that fails for a minute would skip rows that a second run finds."""
 
     def fail(self):
         raise OSError(errno.EIO, "Input/output error", str(self))
@@ -248,7 +248,7 @@ def test_wrong_calls(tmp_path):
     with pytest.raises(InputNotFoundError, match="is not a folder"):
         Dataset(str(tmp_path / "rows.json"), Path("/nowhere"))
     (tmp_path / "notes.txt").write_text("x")
-    with pytest.raises(DataFormatError, match=r"notes.txt is none of .parquet"):
+    with pytest.raises(DataFormatError, match=r"notes.txt: unknown format; expected one of .parquet"):
         Dataset(str(tmp_path / "notes.txt"))
     (tmp_path / "broken.parquet").write_bytes(b"PAR1")
     with pytest.raises(DataFormatError, match="not a readable Parquet file"):
@@ -277,7 +277,7 @@ ODD_ROWS = [
 
 @pytest.mark.parametrize("number", range(len(ODD_ROWS)))
 def test_malformed_rows_are_refused_as_rows(tmp_path, number):
-    """Whatever is in a row, it costs that row alone."""
+    """Any content of a row affects only that row."""
     (tmp_path / "rows.json").write_text(json.dumps([ODD_ROWS[number]]))
     with pytest.raises(SampleError, match=r"bad-content|bad-role|image-missing"):
         Dataset(str(tmp_path / "rows.json"), tmp_path).sample(0)

@@ -71,7 +71,7 @@ def test_refusals(tmp_path):
 
 
 def test_the_models_own_placeholder_in_a_text_is_refused(tmp_path):
-    """Parts of type text are not searched for marks, so this one reaches the template as it is."""
+    """Parts of type text are not searched for marks, so this mark reaches the template unchanged."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -102,7 +102,7 @@ def test_an_answer_that_shares_a_token_with_the_prompt_is_refused(tmp_path):
 
 
 def test_a_begin_token_is_no_part_of_an_image(tmp_path):
-    """It has no characters, and stands where those of an image begin."""
+    """The token has no characters, and its offset is the start of an image's characters."""
     processor = tiny.new_processor()
     processor.chat_template = processor.tokenizer.chat_template = (
         tiny.TEMPLATE.replace("{{ m['role'] }}:", "{{ 'assistant:' if m['role'] == 'assistant' else '' }}")

@@ -1,4 +1,4 @@
-"""Pictures as they come: every mode, depth and rotation against naive references, damage of every kind as a reason."""
+"""Images of every mode, depth and rotation against naive references, and a skip reason for damage of every kind."""
 
 import io
 import struct
@@ -185,7 +185,7 @@ def test_a_deep_image_is_turned_as_well():
     ],
 )
 def test_damaged_exif_costs_no_picture(kind, exif):
-    """It is shown as it is stored, and Pillow's warnings (errors in the tests) do not come out."""
+    """The image is decoded as stored, and Pillow's warnings (errors in the tests) are suppressed."""
     found = decoded(encoded(Image.new("RGB", (8, 4), (9, 9, 9)), kind, exif=exif))
     assert found.shape == (4, 8, 3)
     assert np.abs(found.astype(int) - 9).max() <= 2
@@ -243,7 +243,7 @@ def test_what_cannot_be_used_says_why(data, reason):
 
 
 def test_postscript_is_not_run():
-    """Where Ghostscript is installed, Pillow would start it on what the row says."""
+    """If Ghostscript is installed, Pillow would run the row's program with it."""
     assert refusal(encoded(FRAMES[0], "EPS")).detail.startswith("PostScript is a program")
 
 

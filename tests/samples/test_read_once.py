@@ -1,4 +1,4 @@
-"""A row is read from its file once and parsed once, whoever asks for it and whatever is wrong with it."""
+"""A row is read from its file once and parsed once, for every caller and for every kind of bad row."""
 
 from collections import Counter
 
@@ -38,7 +38,7 @@ def counts(monkeypatch):
 
 
 def distinct_rows():
-    """Each row's first turn is its own, so that parses can be told apart."""
+    """Each row's first turn is its own, so that parses can be distinguished."""
     rows = tiny.rows()
     for number, row in enumerate(rows):
         row["messages"][0] = {**row["messages"][0], "content": row["messages"][0]["content"] + " what" * number}

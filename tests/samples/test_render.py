@@ -13,7 +13,7 @@ from tests import tiny
 
 CORPUS = ["USER: what is in the picture? ASSISTANT: a red cat. yes and no user assistant system big dog"] * 3
 
-# As LLaVA-1.5 writes: roles in capitals, answers marked with the space behind them, no end token.
+# As LLaVA-1.5 writes: roles in capitals, answers marked with the space after them, no end token.
 LLAVA = (
     "{% for m in messages %}{{ m['role'].upper() + ': ' }}{% for p in m['content'] %}"
     "{% if p['type'] == 'image' %}{{ '<image>\n' }}"
@@ -21,7 +21,7 @@ LLAVA = (
     "{% else %}{{ p['text'] + ' ' }}{% endif %}{% endfor %}{% endfor %}"
     "{{ 'ASSISTANT:' if add_generation_prompt else '' }}"
 )
-# As LLaVA-OneVision writes: a space behind the role that its generation prompt does not have, an end token.
+# As LLaVA-OneVision writes: a space after the role that its generation prompt does not have, an end token.
 ONEVISION = (
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + ' ' }}{% for p in m['content'] %}"
     "{% if p['type'] == 'image' %}{{ '<image>' }}"
@@ -29,7 +29,7 @@ ONEVISION = (
     "{% else %}{{ '\n' + p['text'] }}{% endif %}{% endfor %}{{ '<|im_end|>' }}{% endfor %}"
     "{{ '<|im_start|>assistant\n' if add_generation_prompt else '' }}"
 )
-# ChatML as Qwen writes it: no marks, a newline behind the end token.
+# ChatML as Qwen writes it: no marks, a newline after the end token.
 CHATML = (
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' }}{% for p in m['content'] %}"
     "{{ '<image>' if p['type'] == 'image' else p['text'] }}{% endfor %}{{ '<|im_end|>\n' }}{% endfor %}"
@@ -38,7 +38,7 @@ CHATML = (
 
 
 def pieces() -> PreTrainedTokenizerFast:
-    """Like Llama's: "▁" for a space, before the word; a bos token that the tokenizer adds by itself."""
+    """Like Llama's: "▁" for a space, before the word; a bos token that the tokenizer adds."""
     backend = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
     backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
     backend.pre_tokenizer = pre_tokenizers.Split("▁", "merged_with_next")

@@ -1,4 +1,4 @@
-"""One file as rows: damage of every kind says where it is, and texts are read without images."""
+"""One file as rows: errors about damage of every kind say where it is, and texts are read without images."""
 
 import errno
 import shutil
@@ -14,7 +14,7 @@ from tests import tiny
 
 
 def test_texts_are_read_without_images(tmp_path, monkeypatch):
-    """Also those of rows whose images are not there, and around a row that is not UTF-8."""
+    """Also the texts of rows whose images are missing, and of rows around one that is not UTF-8."""
     rows = [tiny.rows()[0], {**tiny.rows()[1], "id": "damaged"}, tiny.rows()[3]]
     path = tiny.write_data(tmp_path / "rows.parquet", rows)
     columns: list[list[str]] = []

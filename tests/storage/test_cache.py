@@ -76,7 +76,7 @@ def test_another_manifest_is_a_conflict(tmp_path):
     create_cache(tmp_path, make_manifest(), TOKENIZER_JSON)
     with pytest.raises(CacheConflictError, match=r"top_k: cache has 4, this run 5\nUse the settings"):
         create_cache(tmp_path, make_manifest(top_k=5), TOKENIZER_JSON)
-    with pytest.raises(CacheConflictError, match=r"tokenizer\.json: the cache has another tokenizer"):
+    with pytest.raises(CacheConflictError, match=r"tokenizer\.json: the cache has a different tokenizer"):
         create_cache(tmp_path, make_manifest(), b"{}")
 
 

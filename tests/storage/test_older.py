@@ -1,6 +1,7 @@
 """Read, resume, extend and repair caches of versions that stored neither chat template nor hashes of texts.
 
-The golden cache of format version 1 is such a one, too. What is on disk stays as it is; what is added has the new column.
+The golden cache of format version 1 is such a cache, too. Files on disk stay unchanged; new indexes have the new
+column.
 """
 
 import json
@@ -149,7 +150,7 @@ def test_a_damaged_manifest_comes_back_without_a_template(older, extended):
         extend_cache(older, with_data(RUN, "e" * 64, 2), TOKENIZER_JSON, lambda: keyed_rows(ADDED))
         complete(older)
     (older.root / "manifest.json").write_bytes(b"{")
-    with pytest.raises(CacheConflictError, match="written with other settings or data"):
+    with pytest.raises(CacheConflictError, match="written with settings or data that differ"):
         withdraw(older, verify(older.root), with_template(RUN, "02" * 32), TOKENIZER_JSON)
     assert withdraw(older, verify(older.root), RUN, TOKENIZER_JSON) == []
     assert json.loads(older.read("manifest.json"))["tokenizer"]["chat_template"] is None

@@ -97,7 +97,7 @@ def test_a_folder_without_code_or_that_is_no_package(tmp_path):
 
 
 def test_a_part_of_a_package(tree):
-    """Circles are those of its own modules."""
+    """Only import cycles of the folder's own modules count."""
     assert measure(tree / "empty").circles == []
 
 

@@ -1,4 +1,4 @@
-"""The gradient of an optimizer step is that of its samples, however they are spread over micro-batches and ranks.
+"""The gradient of an optimizer step depends on its samples, not on their distribution over micro-batches and ranks.
 
 Rows with one, several and no images, with answers of one to five tokens: each micro-batch has other counts. The
 reference is the step as one micro-batch on one rank, which test_exactness.py holds to the dense computation.
@@ -40,7 +40,7 @@ def data(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def gradients(data, teacher_path, student_path, tmp_path_factory):
-    """By (rows, learning modules, ranks, batch size, accumulation); each number of ranks is one launch."""
+    """By (rows, trainable modules, ranks, batch size, accumulation); each number of ranks is one launch."""
     folder = tmp_path_factory.mktemp("ranks")
     cases = []
     for rows, splits in ((8, EIGHT), (7, SEVEN)):

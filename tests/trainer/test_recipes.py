@@ -1,4 +1,4 @@
-"""The recipes of recipes/: each can be used as it is, and does what its comments say."""
+"""The recipes of recipes/: each can be used unchanged, and does what its comments say."""
 
 from pathlib import Path
 

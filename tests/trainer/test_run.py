@@ -162,7 +162,7 @@ def test_another_tokenizer_is_refused_before_training(settings, tmp_path):
 def test_the_teachers_chat_template_decides_the_text(settings, student_path, tmp_path, capsys):
     """A student with another template, or with none, is trained with the teacher's and saved with it."""
     train_student(settings(output=tmp_path / "own"))
-    assert "another chat template, or none" not in capsys.readouterr().err
+    assert "chat template is missing or differs" not in capsys.readouterr().err
     expected = (student_path / "chat_template.jinja").read_text()
     for number, template in enumerate(["yes " + expected, None]):
         student, output = tmp_path / f"student-{number}", tmp_path / f"out-{number}"
@@ -171,7 +171,7 @@ def test_the_teachers_chat_template_decides_the_text(settings, student_path, tmp
             student / "chat_template.jinja"
         ).unlink()
         train_student(settings(student=str(student), output=output))
-        assert "it is trained, and saved, with the teacher's" in capsys.readouterr().err
+        assert "it is trained and saved with the teacher's" in capsys.readouterr().err
         assert AutoProcessor.from_pretrained(output).chat_template == expected
         found, own = weights(output), weights(tmp_path / "own")
         assert all(torch.equal(found[name], own[name]) for name in own)
@@ -298,7 +298,7 @@ def test_accumulation_does_not_change_the_step(settings, tmp_path):
 
 
 def test_each_row_is_checked_by_its_key_when_it_is_read(student_path, cache_path, tmp_path):
-    """The texts are the same and one picture differs, which the check of a few rows at the start may miss."""
+    """The texts are the same and one image differs, which the check of a few rows at the start may miss."""
     rows = tiny.rows()
     rows[3]["images"] = [tiny.png(99)]
     cache, dataset = Cache.open(cache_path), Dataset(str(tiny.write_data(tmp_path / "rows.parquet", rows)))
@@ -321,7 +321,7 @@ def test_answers_marked_differently_are_refused(cache_path):
         answer_positions=torch.from_numpy(record.answer_positions[1:]),
         images=record.images,
     )
-    with pytest.raises(TokenizerMismatchError, match="tokens are answers for the student and"):
+    with pytest.raises(TokenizerMismatchError, match=r"the answer tokens differ \(\d+ of the student, "):
         check_same_text(encoded, record, 0)
 
 
@@ -334,9 +334,7 @@ def test_a_student_that_sees_another_part_of_the_pictures_is_refused(settings, s
         "size": {"shortest_edge": 20}, "crop_size": {"height": 20, "width": 20},
     }  # fmt: skip
     path.write_text(json.dumps(content))
-    with pytest.raises(
-        GeometryMismatchError, match="The teacher sees the whole picture .*; the student sees its centre"
-    ):
+    with pytest.raises(GeometryMismatchError, match="The teacher sees the whole image .*; the student sees its centre"):
         train_student(settings(student=str(tmp_path / "student")))
     assert not (tmp_path / "out").exists()
     sft = with_flags(BASE, {"losses.alpha": 1.0, "losses.beta": 0.0, "losses.gamma": 0.0})
@@ -355,7 +353,7 @@ def test_images_at_other_places_of_the_text_are_refused(cache_path):
         answer_positions=torch.from_numpy(record.answer_positions),
         images=[replace(record.images[0], text_position=record.images[0].text_position + 1)],
     )
-    with pytest.raises(TokenizerMismatchError, match="images are at other positions in the text"):
+    with pytest.raises(TokenizerMismatchError, match="have the images at different positions in the text"):
         check_same_text(encoded, record, 0)
 
 
@@ -385,7 +383,7 @@ def test_resuming_another_run_is_refused(settings, tmp_path):
 
 
 def test_settings_that_are_newer_than_a_run_do_not_end_it(settings, tmp_path, capsys):
-    """They have their defaults; and how assignments are solved is none that decides a run."""
+    """These settings get their defaults, and the solver of assignments is not one that decides a run."""
     recipe = with_flags(BASE, {"training.save_strategy": "steps", "training.save_steps": 2})
     train_student(settings(recipe))
     path = tmp_path / "out" / "run.json"

@@ -1,4 +1,4 @@
-"""The LM head by itself gives what the module gives, and refuses what it cannot stand for."""
+"""The LM head gives the module's logits, and refuses modules that it cannot represent."""
 
 import pytest
 import torch

@@ -1,4 +1,5 @@
-"""A pooled student is an ordinary checkpoint: saved, loaded, generated with, every weight in its place."""
+"""A pooled student is an ordinary checkpoint: saved, loaded and used for generation, with every weight under its right
+name."""
 
 import pytest
 import torch

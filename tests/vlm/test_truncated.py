@@ -57,7 +57,7 @@ TENSORS = [name for name, kind in get_type_hints(TruncatedLogits).items() if "Te
 
 
 def assert_equal(found: TruncatedLogits, expected: TruncatedLogits) -> None:
-    """In every field, whatever fields there are."""
+    """In every field of the class."""
     for field in dataclasses.fields(TruncatedLogits):
         a, b = getattr(found, field.name), getattr(expected, field.name)
         if isinstance(b, torch.Tensor):

@@ -2,9 +2,9 @@
 
     cache + data --select, pick--> samples --read--> tokens --Teacher.states--> hidden states
         --Differences----> live against stored numbers    --tolerance--> agrees or not
-        --cache_fidelity-> what cutting the teacher to k logits changes, where it agrees
+        --cache_fidelity-> what storing k logits changes, if the teacher agrees
 
-The live side runs the job's code (emkd/pipeline/capture.py) up to the hidden states; nothing of it is cut or rounded.
+The live side runs the job's code (emkd/pipeline/capture.py) up to the hidden states, and cuts or rounds nothing.
 Logits exist a few tokens at a time.
 """
 
@@ -33,7 +33,7 @@ from emkd.vlm.tolerance import Tolerance, tolerance
 
 Log = Callable[[str], None]
 VERSIONS = ("torch", "transformers")
-TINY = 1e-300  # in place of a tolerance of 0, of a cache whose logits are all 0
+TINY = 1e-300  # instead of a tolerance of 0, for a cache whose logits are all 0
 
 
 def compare_with_teacher(uri: str | Path, settings: LiveSettings, log: Log) -> dict[str, Any]:
@@ -164,7 +164,7 @@ def check_agreement(report: dict[str, Any]) -> None:
     n_others = sum(not entry["agrees"] for entry in entries.values()) - 1
     more = f" ({n_others} more of {len(entries)} quantities exceed their tolerance)" if n_others else ""
     raise TeacherMismatchError(
-        f"{report['teacher']} does not answer as {report['uri']} says: beyond rounding on disk, the difference of "
+        f"{report['teacher']} does not reproduce {report['uri']}: beyond rounding on disk, the difference of "
         f"{name.replace('_', ' ')} is {_pair(entries[name]['beyond'])}, and a teacher in {report['dtype']} may differ "
         f"by {_pair(entries[name]['tolerated'])}{more}. {_way_out(report)}"
     )

@@ -1,4 +1,4 @@
-"""A live teacher for a cache, loaded as the cache says, and rows of the data as it reads them now.
+"""A live teacher for a cache, loaded with the cache's settings, and rows of the data as it reads them now.
 
 Before any number is compared, this module checks what must be equal (`emkd.agreement`): the tokenizer, the content of
 each row, its tokens and its images. `likeness` reports what may differ and would explain different numbers.
@@ -92,7 +92,8 @@ def made_by(cache: Cache) -> str:
 
 
 def likeness(cache: Cache, teacher: Teacher) -> dict[str, Any]:
-    """Return whether files and settings are the ones that the cache was made with. Only the numbers decide.
+    """Return whether files and settings are those of the cache. This is only reported: the comparison of the outputs
+    decides.
 
     same: {weights, tokenizer, chat_template: bool};  image_processor_differs_in: names of settings
     """

@@ -53,7 +53,7 @@ class Assignment:
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """A loss and its gradient from the cut teacher beside those from the dense one, summed over tokens.
+    """A loss and its gradient from the cut teacher and from the dense teacher, summed over tokens.
 
     n: number of summands, tokens (VSD, RLD) or images (VLAD)
     cut, dense: the losses

@@ -45,7 +45,7 @@ def cache_fidelity(teacher: Teacher, samples: Sequence[LiveSample]) -> dict[str,
     """Return figures over the first image of each sample (at least one sample, all of them with images):
 
     images:    for each {sample, teacher_tokens, of, student_tokens, answers}; "of": all vision tokens of the image
-    near, far: {noise, regret, vsd, rld, vlad}, as `Fidelity.as_dict`, with None in place of NaN
+    near, far: {noise, regret, vsd, rld, vlad}, as `Fidelity.as_dict`, with None instead of NaN
     """
     most = _affordable(teacher, len(samples))
     found: dict[Distance, Fidelity] = {}

@@ -61,7 +61,7 @@ def _facts(report: dict[str, Any]) -> list[tuple[str, str]]:
     revision = f" {report['revision']}" if report["revision"] else ""
     run = f"{report['dtype']}, {report['attention']} attention, on {report['device']}"
     return [
-        ("cache", report["uri"] + ("" if report["sealed"] else " (NOT SEALED: what is committed is compared)")),
+        ("cache", report["uri"] + ("" if report["sealed"] else " (NOT SEALED: only committed shards are compared)")),
         ("made by", report["made_by"]),
         ("teacher", f"{report['teacher']}{revision} ({run})"),
         (
@@ -127,7 +127,7 @@ def _computed_on(found: dict[str, Any]) -> list[str]:
     answers = f"and {sum(i['answers'] for i in images):,} answer tokens"
     return [
         f"\nRegret of the assignment (0 the best, 1 random): {regrets}. Length: 1 is that of the dense gradient.",
-        "A cache made with a larger --top-k brings all of this nearer to dense; docs/method.md has figures.",
+        "A cache made with a larger --top-k brings these figures closer to dense; docs/method.md has figures.",
         "The students are synthetic: this teacher's hidden states, means of four neighbouring vision tokens,",
         f"with noise ({noise}). Computed on the first images of these samples {answers}:",
         *(f"  sample {line}" for line in seen),

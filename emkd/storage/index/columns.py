@@ -67,7 +67,7 @@ class Rows:
             raise _not_as_written(where, error) from error
         schema = schema_of(found)
         if schema is None:
-            raise DamagedCacheError(f"{where}: its columns are not those of an index. {NEXT_STEP}")
+            raise DamagedCacheError(f"{where}: its columns are not the columns of an index. {NEXT_STEP}")
         missing = TEXT_COLUMN not in schema.names
         columns = {TEXT_COLUMN: pa.chunked_array([pa.nulls(n_rows, pa.string())])} if missing else {}
         return cls(columns, n_rows, (where, data))

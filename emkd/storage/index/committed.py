@@ -60,11 +60,11 @@ def read_committed(
     if index.settings_sha256 != manifest.shard_sha256(shard):
         plan = files.where(manifest_files(manifest)[manifest.source(shard)])
         raise DamagedCacheError(
-            f"{where}: written under another manifest or plan than {plan}: one of the two belongs to another cache or "
+            f"{where}: written under a manifest or plan other than {plan}: one of the two belongs to another cache or "
             f"was changed. {NEXT_STEP}"
         )
     if index.table["row"].to_pylist() != list(manifest.rows(shard)):
-        raise DamagedCacheError(f"{where}: its rows are not those of the plan. {NEXT_STEP}")
+        raise DamagedCacheError(f"{where}: its rows are not the rows of the plan. {NEXT_STEP}")
     return index
 
 

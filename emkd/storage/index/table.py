@@ -175,6 +175,6 @@ def read_parquet(where: str, data: bytes) -> pa.Table:
         raise DamagedCacheError(f"{where}: not a readable Parquet file ({error}). {NEXT_STEP}") from error
     schema = schema_of(table.schema)
     if schema is None:
-        raise DamagedCacheError(f"{where}: its columns are not those of an index. {NEXT_STEP}")
+        raise DamagedCacheError(f"{where}: its columns are not the columns of an index. {NEXT_STEP}")
     # Reading Parquet adds field ids to the schema. Without them, the same rows give the same bytes when written again.
     return table.cast(schema.with_metadata(table.schema.metadata))

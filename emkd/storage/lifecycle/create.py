@@ -28,7 +28,7 @@ def create_cache(uri: str | Path, manifest: Manifest, tokenizer_json: bytes) -> 
     if not files.create(MANIFEST_NAME, manifest.to_bytes()):
         refuse(files, conflicts(read_manifest(files), manifest))
     if not files.create(TOKENIZER_NAME, tokenizer_json) and files.read(TOKENIZER_NAME) != tokenizer_json:
-        refuse(files, [f"{TOKENIZER_NAME}: the cache has another tokenizer than this run"])
+        refuse(files, [f"{TOKENIZER_NAME}: the cache has a different tokenizer from this run"])
     return files
 
 

@@ -44,7 +44,7 @@ def planned_extension(files: Files, run: Manifest, tokenizer_json: bytes, keyed_
     cache = read_manifest(files)
     differing = setting_conflicts(cache, run)
     if not differing and files.read(TOKENIZER_NAME) not in (tokenizer_json, None):
-        differing = [f"{TOKENIZER_NAME}: the cache has another tokenizer than this run"]
+        differing = [f"{TOKENIZER_NAME}: the cache has a different tokenizer from this run"]
     refuse(files, differing)
     if not conflicts(cache, run):
         return None

@@ -102,7 +102,7 @@ def _same_run(files: Files, run: Manifest, damaged: set[str]) -> Manifest:
     for name, settings_sha256 in named.items():
         if settings_sha256 != run.settings_sha256:
             raise CacheConflictError(
-                f"{files.where(MANIFEST_NAME)} is damaged, and {files.where(name)} was written with other settings or "
-                "data than those of this run; run exactly the command that created the cache again, with --repair"
+                f"{files.where(MANIFEST_NAME)} is damaged, and {files.where(name)} was written with settings or data "
+                "that differ from this run's; run exactly the command that created the cache again, with --repair"
             )
     return run

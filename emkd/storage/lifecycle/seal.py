@@ -3,8 +3,8 @@
 seal.json is an envelope (see `digest`) of `Seal`. It holds the hashes of manifest.json, tokenizer.json, index.parquet
 (all rows of all shards in plan order) and every index/<n>.parquet, which hold the hashes of their shards' objects. So
 the seal stays small, and opening a cache of any size reads few files. It is created only if absent, and its bytes are a
-pure function of the committed shards: two processes that seal at once agree. A cache with extensions has a seal and a
-consolidated index for each (see `manifest/read`); the newest seal counts.
+pure function of the committed shards: two processes that seal at the same time agree. A cache with extensions has
+a seal and a consolidated index for each (see `manifest/read`); the newest seal counts.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""Hashes of objects, and JSON that holds its own hash.
+"""Hashes of objects, and JSON that contains its own hash.
 
 An envelope is `{"body": ..., "sha256": hex}`; the hash is that of the canonical JSON of the body: keys sorted, no
 spaces, UTF-8, no NaN. Every version of the format uses it for seal.json, for the plan.json of extensions and for the
@@ -16,8 +16,8 @@ import xxhash
 from emkd.errors import DamagedCacheError
 
 NEXT_STEP = (
-    "Nothing of it was used. `emkd inspect URI --verify` lists everything that is damaged; restore it from a copy, or "
-    "run the same cache-teacher command again with --repair: it rewrites only the damaged shards"
+    "None of its data was used. `emkd inspect URI --verify` lists everything that is damaged; restore it from a copy, "
+    "or run the same cache-teacher command again with --repair: it rewrites only the damaged shards"
 )
 
 

@@ -1,6 +1,6 @@
 """The store in a local folder.
 
-Files and folders that a crash leaves behind never have the name of an object: a file that is being written starts with
+Files and folders that remain after a crash never have the name of an object: a file that is being written starts with
 "." and ends with ".partial", a folder that is being deleted starts with ".deleted-". Neither is ever listed.
 """
 

@@ -1,4 +1,4 @@
-"""From what a user types to a store."""
+"""Open the store at the URI that a user gives."""
 
 import os
 from pathlib import Path

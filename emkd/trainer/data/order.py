@@ -5,7 +5,7 @@ holds `window` decoded shards and reads each shard once.
 
     epoch_order -> all samples, in order -> rank_batches -> the micro-batches of one rank
 
-Every sample comes once an epoch, for any number of ranks and loader workers. Every rank has the same number of
+Every sample is used once per epoch, for any number of ranks and loader workers. Every rank has the same number of
 micro-batches, and it is Trainer's: ceil(samples / (batch size * ranks)). The last micro-batches of all ranks divide
 the remaining samples as evenly as possible (a rank may get an empty batch); Trainer's own sampler would repeat the
 first samples of the epoch instead. `dataloader_drop_last` leaves the remainder out.

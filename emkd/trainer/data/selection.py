@@ -2,10 +2,11 @@
 
 If the files are those that were cached, their fingerprint is enough. Other files (moved, merged, a subset, another
 format) are compared by content: the cache has a hash of each row's texts, so no image is read for that. Images are read
-only for rows whose text occurs more than once. A run therefore starts in seconds, however large the images are.
+only for rows whose text occurs more than once. A run therefore starts in seconds, independent of the size of the
+images.
 
 Whether an image is the one that the teacher saw is checked when its row is read: the trainer compares each row's key. A
-few rows, spread over the selection, are checked here as well, so that wrong data are noticed at once.
+few rows, spread over the selection, are checked here as well, so that wrong data are noticed immediately.
 """
 
 import hashlib
@@ -132,7 +133,7 @@ def _by_plan(cache: Cache, dataset: Dataset) -> Selection:
 
 
 def _by_content(cache: Cache, dataset: Dataset, log: Callable[[str], None]) -> Selection:
-    """Select by the hashes of texts, and by keys for rows that have no text of their own."""
+    """Select by the hashes of texts, and by keys for rows whose text is not unique."""
     if cache.knows_texts:
         numbers, open_rows = _by_text(cache, list(dataset.text_hashes()))
         log(f"{dataset.data} is not one of the cached files; comparing all rows by their texts")

@@ -1,4 +1,4 @@
-"""Complete checkpoints: a checkpoint counts once all of it is on the disk.
+"""Complete checkpoints: a checkpoint is complete once all of it is on the disk.
 
     checkpoint-<step>/      what transformers.Trainer saves: weights, optimizer, scheduler, random states, its own state
         complete.json       size and SHA-256 of every other file; written last

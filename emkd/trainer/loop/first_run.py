@@ -1,6 +1,7 @@
-"""What a run was started with (run.json), so that a resumed run is the same run and no other.
+"""The settings that a run was started with (run.json), so that a resumed run uses the same.
 
-run.json    recipe without what moves no weight, student, revision, workers, and hashes of cache, samples and data
+run.json    recipe without the fields that do not affect weights, student, revision, workers, and hashes of cache,
+            samples and data
 """
 
 import json

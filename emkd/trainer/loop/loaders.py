@@ -1,4 +1,4 @@
-"""The DataLoaders of a run: training batches in the order of data/order.py, evaluation batches in that of the data."""
+"""The DataLoaders of a run: training batches in the order of data/order.py, evaluation batches in the data's order."""
 
 from collections.abc import Callable
 from typing import Any

@@ -3,7 +3,7 @@
 Tested with transformers 5.23. Private methods (with an underscore) may change in any minor version, so a test compares
 the signatures of all overridden methods with the installed transformers (tests/trainer/loop/test_overrides.py).
 
-Overridden, and what for:
+Overridden methods, and the reasons:
 
     get_train_dataloader   samples shard by shard and rank by rank (data/order.py), each once an epoch
     get_batch_samples      counts answers, pairs and samples of the whole optimizer step, over all ranks
@@ -177,7 +177,7 @@ class DistillationTrainer(Trainer):
         self.objective.stopwatch = self.meter.assignment
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Log a line; if it is about training, with what was measured since the last one."""
+        """Log a line; a line about training includes what was measured since the last such line."""
         if "loss" in logs:
             found = self.meter.readings(self._add_up, self.args.device)
             logs = {**logs, **{name: round(value, 6) for name, value in found.items()}}

@@ -33,7 +33,7 @@ def reverse_kl(student_logits: torch.Tensor, teacher: TruncatedLogits, tail: Tai
     """
     if len(student_logits) != len(teacher.ids):
         raise ValueError(
-            f"logits of {len(student_logits)} student tokens, {len(teacher.ids)} teacher tokens: expected as many"
+            f"logits of {len(student_logits)} student tokens, {len(teacher.ids)} teacher tokens: expected equally many"
         )
     found: torch.Tensor = _ReverseKL.apply(student_logits.float(), teacher, tail)
     return found

@@ -1,4 +1,4 @@
-"""Which vision token of the student is paired with which of the teacher's.
+"""Which vision tokens of student and teacher are paired.
 
 In reading order:
 

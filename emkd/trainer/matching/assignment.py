@@ -2,7 +2,7 @@
 
 scipy: `scipy.optimize.linear_sum_assignment`, one thread per image. It releases the GIL, so that as many images as
        there are processors are solved at a time. An image takes milliseconds if the costs distinguish its student
-       tokens, and tens of times as long if all student tokens look alike, as those of an untrained student do.
+       tokens, and tens of times as long if all student tokens look alike, as in an untrained student.
 cuda:  the package torch-linear-assignment, all images of one size in one call, on the GPU that holds the costs.
 
 Both find a least total cost. If several assignments have it, they may choose different ones.

@@ -50,7 +50,7 @@ class VisionTokens:
         if len(self.images) != len(self.teacher_images):
             raise DataMismatchError(
                 f"a sample has {len(self.images)} images for the student and {len(self.teacher_images)} in the cache; "
-                "expected as many"
+                "expected the same number"
             )
         return zip(self.images, self.teacher_images, strict=True)
 
@@ -66,15 +66,15 @@ def match(
     """Return the pairs of each sample: indices [P] into its student and its teacher vision tokens, image by image.
 
     method: logits  the assignment of least cost; all images of all samples are solved in parallel
-            pooled  every teacher token with the student token in whose cell of the grid it lies. As
+            pooled  every teacher token with the student token whose grid cell contains it. As
                     Σ_j KL(s ‖ t_j) = n·KL(s ‖ normalized geometric mean of t_j) + const, this is distillation from
                     average-pooled logits.
             random  a random one-to-one assignment, a function of the sample's seed: the control of an ablation
     head:   of the student;  solver: of the assignments
     stopwatch: runs while assignments are solved, not while costs are computed
 
-    Raises DataMismatchError if a sample has not as many images as in the cache, UsageError if grids do not allow
-    pooled matching, TrainingDivergedError if a cost is not finite.
+    Raises DataMismatchError if a sample has a different number of images from the cache, UsageError if grids do not
+    allow pooled matching, TrainingDivergedError if a cost is not finite.
     """
     images = [(sample, n, *spans) for sample in samples for n, spans in enumerate(sample.by_image())]
     if method == "logits":

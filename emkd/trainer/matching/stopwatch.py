@@ -1,4 +1,4 @@
-"""Measures the total time of several intervals, such as that spent on assignments."""
+"""Measures the total time of several intervals, such as the time spent on assignments."""
 
 import time
 from dataclasses import dataclass

@@ -30,11 +30,11 @@ class HiddenStates:
     ) -> tuple[torch.Tensor, torch.Tensor | float]:
         """Return (hidden states [B, T, d], a scalar 0 to add to the loss).
 
-        The 0 ties the loss to the trainable parameters in case the hidden states depend on none of them.
+        The 0 ties the loss to the trainable parameters even if the hidden states depend on none of them.
 
         model: the model to call, which may be wrapped for data parallelism;  base: the model itself
 
-        Raises ModelError for a model whose logits are not those of a plain LM head on its hidden states, or whose
+        Raises ModelError for a model whose logits are not the output of a plain LM head on its hidden states, or whose
         attention is not causal (vlm/checks.py).
         """
         if samples and not self._causal_checked:

@@ -23,7 +23,7 @@ RESERVED = {
     "length_column_name": "samples are read shard by shard, so that each shard is read once",
     "data_seed": "training.seed decides the order of samples",
     "ignore_data_skip": "a resumed run continues with the exact next sample, and skipping to it costs nothing",
-    "accelerator_config": "emkd divides batches among the workers itself, so that every sample comes once an epoch",
+    "accelerator_config": "emkd divides batches among the workers itself, so that every sample is used once per epoch",
     "dataloader_in_order": "the order of samples has to be a function of the seed, or a run could not be resumed",
     "label_smoothing_factor": "the losses are those of docs/method.md, which have no label smoothing",
     "label_names": "batches hold cached records and no labels",

@@ -201,7 +201,7 @@ def _explain(error: dict[str, Any]) -> str:
     if error["type"] == "extra_forbidden":
         name, section = str(error["loc"][-1]), _SECTIONS[error["loc"][:-1]]
         if name in TYPES:
-            return f"unknown key {where!r}; it belongs into the section `training`"
+            return f"unknown key {where!r}; it belongs in the section `training`"
         return f"unknown key {where!r}{nearest(name, list(section.model_fields))}"
     if error["type"] == "value_error":
         return str(error["ctx"]["error"])

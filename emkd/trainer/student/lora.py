@@ -42,7 +42,7 @@ def add_lora(model: Any, recipe: LoraRecipe) -> None:
     if not layers:
         raise UsageError(
             f"student.lora.modules {', '.join(recipe.modules)}: they have no linear layer except the LM head; name "
-            f"modules that have some, out of {', '.join(top_names(model))}"
+            f"modules that have linear layers, among {', '.join(top_names(model))}"
         )
     trainable = {id(p): p.requires_grad for p in model.parameters()} | {id(p): False for p in frozen}
     config = config_class(r=recipe.r, lora_alpha=recipe.alpha, lora_dropout=recipe.dropout, target_modules=layers)

@@ -1,5 +1,5 @@
-"""`emkd inspect --against-teacher`: figures against a reference written out in float64, and both sides of what is
-tolerated."""
+"""`emkd inspect --against-teacher`: figures against a float64 reference, and differences just below and above the
+tolerance."""
 
 import json
 import re
@@ -159,7 +159,7 @@ def test_each_part_of_a_record_is_judged_by_itself(caches, teacher_path, data_pa
 
 
 def test_stored_ids_that_are_not_the_largest_are_found(caches, teacher_path, data_path):
-    """The ninth largest logit, truly its own, in place of the third; nothing but the order is wrong with it."""
+    """The ninth largest logit instead of the third, with its correct value: only the order is wrong."""
     cache, data = Cache.open(caches["float32"]), Dataset(str(data_path))
     teacher = load_teacher(cache, LiveSettings(against_teacher=str(teacher_path), data=str(data_path)))
     record = cache.record(0)
@@ -319,7 +319,7 @@ def test_another_chat_template(caches, teacher_path, data_path, tmp_path):
     processor.save_pretrained(model)
     with pytest.raises(
         TeacherMismatchError,
-        match="row 0: the live model's text is .* text token 1: live model 'is' .*, teacher 'what'",
+        match="row 0: the live model's text has .* text token 1: live model 'is' .*, teacher 'what'",
     ):
         compare(caches["float32"], model, data_path)
 
@@ -392,7 +392,9 @@ def test_what_is_printed(caches, teacher_path, other_path, data_path, capfd, mon
     assert code == 1
     assert "DOES NOT AGREE: 8 of 8 quantities" in out
     assert "2 of 6 that cache and data share" in out
-    assert re.search("emkd: .* does not answer as .* says: .* It has other weights: the cache was made by teacher", err)
+    assert re.search(
+        "emkd: .* does not reproduce .*: beyond .* It has other weights: the cache was made by teacher", err
+    )
 
 
 def test_a_narrow_terminal_cuts_no_number(caches, teacher_path, data_path, capfd, monkeypatch):
@@ -421,19 +423,19 @@ def test_json_also_where_it_fails(caches, teacher_path, other_path, data_path, c
         report = json.loads(out)
         assert report["agrees"] == (expected == 0)
         assert report["samples"]["compared"] == 1
-        assert ("does not answer" in err) == (expected == 1)
+        assert ("does not reproduce" in err) == (expected == 1)
 
 
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
         (["--against-teacher", "t"], "needs the data.*--data DATA"),
-        (["--data", "d"], "--data goes with --against-teacher MODEL"),
-        (["--samples", "3"], "--samples goes with --against-teacher"),
-        (["--attn-implementation", "eager"], "--attn-implementation goes with"),
-        (["--trust-remote-code"], "--trust-remote-code goes with"),
-        (["--against-teacher", "t", "--data", "d", "--verify"], "without --sample and --verify"),
-        (["--against-teacher", "t", "--data", "d", "--sample", "one"], "without --sample and --verify"),
+        (["--data", "d"], "--data works only with --against-teacher MODEL"),
+        (["--samples", "3"], "--samples works only with --against-teacher"),
+        (["--attn-implementation", "eager"], "--attn-implementation works only with"),
+        (["--trust-remote-code"], "--trust-remote-code works only with"),
+        (["--against-teacher", "t", "--data", "d", "--verify"], "leave out --sample and --verify"),
+        (["--against-teacher", "t", "--data", "d", "--sample", "one"], "leave out --sample and --verify"),
         (["--against-teacher", "t", "--data", "d", "--samples", "0"], "--samples"),
         (["--against-teacher", "t", "--data", "nowhere"], "no data at nowhere"),
     ],

@@ -72,7 +72,7 @@ def test_regret_is_that_of_trying_all_assignments(k: int) -> None:
 
 
 def test_a_cut_that_hides_what_tells_tokens_apart_has_a_regret() -> None:
-    """All tokens have the same largest logit, and differ in the others alone."""
+    """All tokens have the same largest logit, and differ only in the other logits."""
     teacher = logits(8, seed=1, scale=1.0)
     teacher[:, 0] = 20.0
     assert regret(teacher[[5, 3, 7, 1]], teacher, naive.cut(teacher, 1)) > 0.3

@@ -124,7 +124,7 @@ def test_what_is_no_index_is_refused(cache_folder):
         with pytest.raises(DamagedCacheError, match=r"here: not a readable Parquet file"):
             Rows.read("here", broken)
     odd = write_parquet(Cache.open(cache_folder).rows.table().drop_columns(["status"]))
-    with pytest.raises(DamagedCacheError, match="here: its columns are not those of an index"):
+    with pytest.raises(DamagedCacheError, match="here: its columns are not the columns of an index"):
         Rows.read("here", odd)
 
 
@@ -180,7 +180,7 @@ def test_a_shard_that_was_made_anew_since_the_cache_was_opened_is_refused(cache_
     path = tmp_path / "cache" / "index" / "000001.parquet"
     path.write_bytes(replace(index, table=with_another(index.table, name)).to_bytes())
     with pytest.raises(
-        DamagedCacheError, match=r"000001\.parquet: other rows than when the cache was opened: the shard"
+        DamagedCacheError, match=r"000001\.parquet: its rows have changed since the cache was opened: the shard"
     ):
         cache.read_shard(1)
     assert len(cache.read_shard(2)) == 1
@@ -199,7 +199,7 @@ def test_a_consolidated_index_of_other_rows_than_the_shards_is_refused(cache_fol
     where.write_text(json.dumps(seal_envelope(body)))
     cache = Cache.open(tmp_path / "cache")
     assert len(cache.read_shard(0)) == 2
-    with pytest.raises(DamagedCacheError, match=r"000002\.parquet: other rows than when the cache was opened"):
+    with pytest.raises(DamagedCacheError, match=r"000002\.parquet: its rows have changed since the cache was opened"):
         cache.read_shard(2)
 
 

@@ -1,4 +1,4 @@
-"""Two plain processes at once on one cache.
+"""Two concurrent plain processes on one cache.
 
     python -m tests.storage.lifecycle.race SCENARIO FOLDER REPETITIONS [clean]
 

@@ -1,4 +1,4 @@
-"""Any damage to any object of any cache is found before a number of it is used, listed, and repaired.
+"""Any damage to any object of any cache is found before any of its numbers is used, listed, and repaired.
 
 An object is changed in one bit, cut, emptied, removed, swapped with another object of the cache, or replaced by the
 object of the same name in a cache of the same settings and other numbers. The same 300 examples in every run, which take

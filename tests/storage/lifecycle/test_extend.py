@@ -125,7 +125,7 @@ def test_other_settings_and_other_rows_are_refused(files):
     before = state(files)
     with pytest.raises(CacheConflictError, match=r"\n  top_k: cache has 4, this run 5\n(?!.*--extend)"):
         extend(files, RUN.model_copy(update={"top_k": 5}))
-    with pytest.raises(CacheConflictError, match=r"tokenizer\.json: the cache has another tokenizer"):
+    with pytest.raises(CacheConflictError, match=r"tokenizer\.json: the cache has a different tokenizer"):
         extend_cache(files, RUN, b"{}", lambda: [])
     with pytest.raises(CacheConflictError, match=r"(?s)dataset\.fingerprint: .*Other rows can be added with --extend"):
         create_cache(files.root, RUN, TOKENIZER_JSON)

@@ -1,4 +1,4 @@
-"""Two processes at once on one cache: both succeed, and the cache is the same as after one process (see `race`)."""
+"""Two concurrent processes on one cache: both succeed, and the cache is the same as after one process (see `race`)."""
 
 import json
 import subprocess

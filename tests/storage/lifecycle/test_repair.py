@@ -101,7 +101,7 @@ def test_a_manifest_that_only_an_extension_still_knows(extended):
     """Every shard of the first plan is damaged, too: the new manifest must have the hash that the extension names."""
     for name in ("manifest.json", *(f"index/00000{n}.parquet" for n in range(3))):
         change(extended, name)
-    with pytest.raises(CacheConflictError, match=r"000001/plan\.json was written with other settings"):
+    with pytest.raises(CacheConflictError, match=r"000001/plan\.json was written with settings or data that differ"):
         repair(extended, make_manifest(top_k=3))
     assert repair(extended) == [0, 1, 2]
 
@@ -173,7 +173,9 @@ def test_a_reader_that_is_open_gets_an_error_or_the_same_rows(tmp_path, sealed):
     with pytest.raises(DamagedCacheError, match=r"index/000000\.parquet: missing"):
         cache.record(0)
     commit_shard(files, write_shard(files, 0, "b", make_rows(MANIFEST, 0, skip=(0,)), MANIFEST))
-    with pytest.raises(DamagedCacheError, match="bytes, expected" if sealed else "other rows than when the cache was"):
+    with pytest.raises(
+        DamagedCacheError, match="bytes, expected" if sealed else "its rows have changed since the cache was"
+    ):
         cache.record(0)
     assert cache.record(2).key == cache.sample_keys[2]
 

@@ -1,4 +1,4 @@
-"""Which samples of a cache a run trains on: those of its data, found by the plan, by text or by key."""
+"""Which samples of a cache a run trains on: the samples of its data, found by the plan, by text or by key."""
 
 import hashlib
 import json
@@ -21,7 +21,7 @@ from tests import tiny
 
 
 def rows(first: int, last: int) -> list[dict]:
-    """Rows with content of their own."""
+    """Rows with different contents."""
     found = []
     for number in range(first, last):
         row = tiny.rows()[number % 6]
@@ -203,7 +203,7 @@ def test_the_hash_is_of_one_json_text_however_it_is_cut(cache, folder, monkeypat
 
 
 def test_skipped_rows_are_known_and_not_trained_on(teacher_path, tmp_path):
-    """In another file, too: a row whose picture does not decode has a key."""
+    """In another file, too: a row whose image does not decode has a key."""
     broken = rows(0, 4)
     broken[1]["images"][0] = b"broken"
     data = tiny.write_data(tmp_path / "data.parquet", broken)
@@ -226,7 +226,7 @@ def llava(tmp_path) -> Dataset:
 
 
 def test_no_image_is_opened_to_find_a_row(cache, llava):
-    """The folder of images is gone, and all rows are found: of each text there is one."""
+    """The folder of images is gone, and all rows are found, because no text repeats."""
     naive = expected(cache, llava)
     shutil.rmtree(llava.image_root / "images")
     assert llava.key(0) is None
@@ -259,13 +259,13 @@ def test_other_images_under_the_same_texts_are_noticed_at_once(cache, llava):
 
 
 def same_text(first: int, last: int) -> list[dict]:
-    """Rows that differ in their picture alone."""
+    """Rows that differ only in their image."""
     messages = [tiny.turn("user", "<image> what is that"), tiny.turn("assistant", "red cat")]
     return [{"id": f"same-{n}", "images": [tiny.png(n)], "messages": messages} for n in range(first, last)]
 
 
 def test_rows_of_the_same_text_are_told_apart_by_their_images(teacher_path, tmp_path):
-    """Whether it is the cache that repeats a text, or the data alone."""
+    """In both cases: the cache repeats a text, or only the data do."""
     data = tiny.write_data(tmp_path / "data.parquet", [*same_text(0, 3), *rows(0, 3)])
     cache = Cache.open(tiny.make_cache(teacher_path, data, tmp_path / "cache"))
     some = tiny.write_data(tmp_path / "some.parquet", [*same_text(2, 3), *rows(1, 2), *same_text(0, 1)])

@@ -167,7 +167,7 @@ def test_resumed_from_every_checkpoint(inputs, undisturbed, every_checkpoint, tm
 
 
 def test_a_half_saved_checkpoint_is_made_anew(inputs, undisturbed, every_checkpoint, tmp_path):
-    """Nothing of it stays: not a file that no checkpoint has any more."""
+    """No file remains that belongs to no checkpoint."""
     output = tmp_path / "out"
     for step in (2, 4):
         shutil.copytree(every_checkpoint / f"checkpoint-{step}", output / f"checkpoint-{step}")
@@ -281,7 +281,7 @@ BEST = {
 
 @pytest.fixture
 def best_is_4(inputs, data_path, tmp_path, monkeypatch):
-    """A run whose best checkpoint is by decree that of step 4, and its settings."""
+    """A run whose best checkpoint is made to be the one of step 4, and its settings."""
     scores = iter([0.1, 0.9, *[0.2] * 50])
     evaluated = lambda *_: {"accuracy": next(scores), "loss": 1.0, "answer_tokens": 1, "skipped_rows": 0}  # noqa: E731
     monkeypatch.setattr("emkd.trainer.loop.trainer.evaluate_answers", evaluated)

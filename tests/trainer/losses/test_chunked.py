@@ -1,4 +1,4 @@
-"""Losses through the LM head in chunks are those of logits that are held whole, and so are all gradients."""
+"""Losses through the LM head in chunks, and all gradients, equal those computed from all logits at once."""
 
 import pytest
 import torch

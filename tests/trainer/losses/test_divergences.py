@@ -1,4 +1,4 @@
-"""What VSD and RLD may be sums of, against the same written out over all ids in float64."""
+"""The divergences of VSD and RLD, against sums over all ids in float64."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Assignments have the least total cost, whichever way they are solved, and belong to their own image."""
+"""Assignments have the least total cost with every solver, and belong to their own image."""
 
 import importlib.util
 import sys
@@ -70,7 +70,7 @@ def test_total_cost_is_the_least_on_a_gpu(kind):
 
 
 def test_threads_find_what_one_after_the_other_finds(monkeypatch):
-    """Six at a time, also where there are fewer processors; each image keeps its own."""
+    """Six at a time, also with fewer processors; each image keeps its own."""
     monkeypatch.setattr(assignment.os, "sched_getaffinity", lambda _: set(range(6)))
     generator = torch.Generator().manual_seed(2)
     costs = [torch.rand(20, 50 + n, generator=generator) for n in range(30)]

@@ -48,7 +48,7 @@ def test_cost_with_ids_that_the_student_lacks():
 @pytest.mark.parametrize(("n_student", "n_teacher"), [(7, 16), (16, 7)])
 @pytest.mark.parametrize("k", [8, V])
 def test_cost_from_hidden_states_orders_assignments_as_the_distance_does(n_student, n_teacher, k):
-    """Where every student token is matched a number for each of them may be left out; else nothing may."""
+    """If every student token is matched, a constant for each student token may be left out; otherwise nothing may."""
     generator = torch.Generator().manual_seed(5)
     head = LMHead(weight=torch.randn(V + 4, 6, generator=generator), bias=torch.randn(V + 4), n_tokens=V)
     hidden, teacher = torch.randn(n_student, 6, generator=generator), naive.cut(tokens(2, n_teacher), k)

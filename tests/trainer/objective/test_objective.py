@@ -1,4 +1,4 @@
-"""What the objective does with unusual batches, and that its divisors are those of the whole step."""
+"""The objective with unusual batches, and its divisors, which count the whole step."""
 
 from dataclasses import replace
 

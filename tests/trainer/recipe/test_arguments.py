@@ -1,5 +1,4 @@
-"""Fields of transformers.TrainingArguments do in a recipe what their users know them for: real runs, looked at from
-outside."""
+"""Fields of transformers.TrainingArguments have their usual effect in a recipe: real runs, checked by their outputs."""
 
 import json
 import math
@@ -124,7 +123,7 @@ def test_learning_rates_by_module(run, observed, student_path):
 
 @pytest.fixture
 def scores(monkeypatch):
-    """Accuracies that evaluations find, by decree."""
+    """Make evaluations return these accuracies."""
 
     def decree(*accuracies):
         found = iter(accuracies)
@@ -165,7 +164,7 @@ def test_evaluation_without_data_is_refused(run):
 
 
 def test_how_many_checkpoints_are_kept(run, data_path, scores):
-    """The last one, and the best one where that is asked for."""
+    """The last checkpoint, and the best one if the arguments ask for it."""
     output, _ = run("last", save_steps=1, save_total_limit=1)
     assert [path.name for path in output.glob("checkpoint-*")] == ["checkpoint-4"]
     scores(0.2, 0.7, 0.3, 0.3, 0.3, 0.7)
@@ -328,8 +327,7 @@ def test_a_checkpoint_folder_is_a_model_with_a_card(run, data_path):
 
 
 def test_a_training_that_diverges_is_told(run, observed):
-    """Nothing can be matched by logits that are no numbers; a loss that is none is logged as such, where Trainer would
-    show the one before."""
+    """Logits of NaN cannot be matched; a loss of NaN is logged as NaN, while Trainer would log the previous loss."""
     wild = {"learning_rate": 1e30, "max_steps": 3, "max_grad_norm": 0.0, "lr_scheduler_type": "constant"}
     with pytest.raises(TrainingDivergedError, match="the training has diverged. Lower the learning rate"):
         run("emkd", **wild)
@@ -340,7 +338,7 @@ def test_a_training_that_diverges_is_told(run, observed):
 
 
 def test_a_student_that_is_no_good_is_not_saved(run, observed, tmp_path):
-    """It diverges in its last step, which no loss is computed after."""
+    """It diverges in its last step, after which no loss is computed."""
     losses = {"alpha": 1.0, "beta": 0.0, "gamma": 0.0}
     with pytest.raises(TrainingDivergedError, match="is infinite or NaN: .* is not written"):
         run(losses=losses, max_steps=1, learning_rate=1e38, adam_epsilon=1e-30, max_grad_norm=0.0,

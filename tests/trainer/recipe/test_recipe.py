@@ -94,7 +94,7 @@ def test_values_of_training_are_checked(field, value, message):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ({"learning_rate": 1e-3}, "unknown key 'learning_rate'; it belongs into the section `training`"),
+        ({"learning_rate": 1e-3}, "unknown key 'learning_rate'; it belongs in the section `training`"),
         ({"student": {"freeze": "model.vision_tower"}}, "student.freeze: must be a list, got 'model.vision_tower'"),
         ({"student": {"freeze": [""]}}, "student.freeze.0: .*at least 1 character"),
         ({"losses": [1]}, "losses: must be a mapping of names to values"),
@@ -205,7 +205,7 @@ def test_numbers_as_people_write_them(tmp_path):
 
 
 def test_a_divergence_reaches_the_objective(student_path, data_path, cache_path, tmp_path, capsys):
-    """Each has another loss after the same first step, and is named in the first log line and on the card."""
+    """Each gives another loss after the same first step, and is named in the first log line and on the card."""
     from emkd.trainer import TrainSettings, train_student
 
     losses = {}

@@ -104,7 +104,7 @@ def test_losses_and_their_weights(facts):
 
 
 def test_the_paper_has_one_divergence(facts, alone):
-    """What is trained with another one is not what the paper defines, and plain fine-tuning is none of it."""
+    """Training with another divergence is not the paper's method, and plain fine-tuning uses no divergence."""
     defines = "As defined by [EM-KD](https://arxiv.org/abs/2511.21106) (arXiv 2511.21106)"
     assert f"{defines}:" in model_card(facts)
     for losses in ({"divergence": "jsd"}, {"temperature": 2.0}):

@@ -23,9 +23,9 @@ def model():
 
 
 def batch(model, n=2):
-    """Rows of 24 tokens, with as many places for vision tokens as the model has of an image."""
+    """Rows of 24 tokens, with as many placeholders as the model has vision tokens for an image."""
     pool = getattr(model.config, "vision_pool", 1)
-    random = torch.Generator().manual_seed(11)  # of its own: tests of dropout look at the global one
+    random = torch.Generator().manual_seed(11)  # separate: tests of dropout check the global generator
     ids = torch.randint(6, 26, (n, 24), generator=random)
     ids[:, 3 : 3 + 16 // pool**2] = 2
     return {"input_ids": ids, "pixel_values": torch.randn(n, 3, tiny.SIDE, tiny.SIDE, generator=random)}
@@ -207,7 +207,7 @@ def test_modules_that_cannot_have_any(model):
         with_lora(model, modules=("model.language_model", "model.visual"))
     with pytest.raises(
         UsageError,
-        match=r"student.lora.modules lm_head: they have no linear layer except the LM head; name modules that have some, out of .*model.language_model",
+        match=r"student.lora.modules lm_head: they have no linear layer except the LM head; name modules that have linear layers, among .*model.language_model",
     ):
         with_lora(model, modules=("lm_head",))
     assert not any(".lora_" in name for name, _ in model.named_parameters())

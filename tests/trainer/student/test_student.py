@@ -155,7 +155,7 @@ def test_a_second_phase_on_what_lora_left(student_path, tmp_path):
 
 
 def test_additions_of_other_weights_are_refused(student_path, tmp_path):
-    """The folder named with --student has other weights than when the run began."""
+    """The folder named with --student has other weights than when the run started."""
     shutil.copytree(student_path, tmp_path / "student")
     student_of(tmp_path / "student", lora=LORA).save(tmp_path / "saved")
     file = tmp_path / "student" / "model.safetensors"
@@ -221,7 +221,7 @@ def test_saved_processors_are_whole(student_path, tmp_path):
 
 @pytest.mark.slow
 def test_a_resumed_run_of_lora_is_the_undisturbed_one(student_path, data_path, cache_path, tmp_path):
-    """With dropout, and the vision tower at a rate of its own: two of four steps, then the rest."""
+    """With dropout, and a separate rate for the vision tower: two of four steps, then the rest."""
     recipe = make_recipe(
         {
             "student": {
