@@ -12,7 +12,7 @@ arXiv 2511.21106, in its offline form). The packages and modules, in reading ord
     init_student/  a student made of a vision tower and a language model
     inspection/    what a cache holds, for people and for scripts
     demo/          the built-in example on real handwritten digits
-    cli/           the command line over all of them
+    commands/      the command line over all of them; `cli` puts it together
     errors         every error that emkd raises on purpose
     background     threads that run beside the main one
     interrupt      Ctrl-C while something has to be finished
