@@ -36,7 +36,7 @@ def open_or_list_damage(uri: str | Path, *, arrays: bool) -> tuple[Cache | None,
 
 
 def damage_report(uri: str | Path, damaged: list[dict[str, str]], *, verified: bool) -> dict[str, Any]:
-    """Return the report that replaces a summary. `sealed` is None if the seal itself is damaged."""
+    """Return the report that replaces a summary. `sealed` is None if that cannot be read."""
     return {"uri": str(uri), "sealed": _sealed(uri), "damaged": damaged, "verified": verified}
 
 

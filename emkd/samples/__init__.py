@@ -8,7 +8,7 @@ The modules, in reading order:
     sample    the conversation and its images, and their key
     images    image entries become bytes, and bytes become pixels
     render    the text that a model reads, and which characters of it are answers
-    template  the teacher's chat template, for students
+    template  what a chat template writes for an image
     process   text and images through a model's processor
     encode    token ids, answer tokens, image spans
     geometry  how an image's tokens lie in two dimensions

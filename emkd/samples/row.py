@@ -51,8 +51,8 @@ class ParsedRow:
 
     def sample(self) -> Sample:
         """Read the row's images, without decoding them. Raises SampleError if the row cannot be used, OSError."""
-        if self.error is not None:
-            raise self.error
+        if self.error is not None:  # raised itself, it would hold this row, which holds it
+            raise SampleError(self.error.reason, self.error.detail) from self.error
         check_image_count(self.turns, len(self.images))
         images = tuple(read_image_bytes(entry, self.image_root) for entry in self.images)
         return Sample(row=self.row, id=self.id, key=sample_key(self.turns, images), turns=self.turns, images=images)

@@ -1,7 +1,11 @@
-"""The Dockerfile and its .dockerignore agree with the repository. Nothing is built."""
+"""The Dockerfile and its .dockerignore agree with the repository. No image is built."""
 
 import json
 import re
+import shutil
+import subprocess
+import sys
+import sysconfig
 import tomllib
 from pathlib import Path
 
@@ -39,6 +43,19 @@ def test_dependencies_are_installed_as_pinned():
     installs = [part.strip() for text in arguments("RUN") for part in text.split("&&") if "pip install" in part]
     pinned, package = "pip install --constraint constraints.txt .", "pip install --no-deps --force-reinstall ."
     assert installs == [pinned, package]
+
+
+def test_the_empty_package_of_the_dependency_layer_can_be_built(tmp_path):
+    for source in arguments("COPY")[0].split()[:-1]:
+        shutil.copy(ROOT / source, tmp_path)
+    make_package, _, _ = arguments("RUN")[1].partition("&& pip install")
+    subprocess.run(["sh", "-euc", make_package], cwd=tmp_path, check=True)
+    # Without site (-S) and PYTHONPATH (-I), so that the checkout's emkd cannot be imported in place of the empty one.
+    site = sysconfig.get_path("purelib")
+    build = f"import sys; sys.path.append({site!r})\nfrom setuptools import build_meta\n"
+    build += "print(build_meta.prepare_metadata_for_build_wheel('.'))"
+    done = subprocess.run([sys.executable, "-I", "-S", "-c", build], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_base_is_the_oldest_python_that_the_project_supports():

@@ -23,7 +23,8 @@ def test_the_picture_is_what_the_imports_say_now(found):
 
 
 def test_each_room_of_the_contracts_is_drawn_and_described(found):
-    assert {"emkd", "emkd.storage", "emkd.trainer"} <= {panel.package for panel in found}
+    layered = ["emkd", "emkd.storage", "emkd.trainer", "emkd.inspection", "emkd.agreement"]
+    assert [panel.package for panel in found] == layered
     names = {f"{panel.package}.{room.name}" for panel in found for room in panel.rooms}
     packages = {f"emkd.{folder.name}" for folder in (ROOT / "emkd").iterdir() if (folder / "__init__.py").is_file()}
     assert packages <= names

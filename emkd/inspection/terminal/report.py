@@ -26,7 +26,7 @@ def render(report: dict[str, Any], console: Console | None = None) -> None:
 
 def _damage(report: dict[str, Any], console: Console) -> None:
     uri, damaged = report["uri"], report["damaged"]
-    state = {True: "sealed", False: "not sealed", None: "the seal itself is damaged"}[report["sealed"]]
+    state = {True: "sealed", False: "not sealed", None: "whether it is sealed is unknown"}[report["sealed"]]
     objects = "1 damaged object" if len(damaged) == 1 else f"{len(damaged)} damaged objects"
     console.print(f"{escape(uri)}: {objects} ({state})", style="bold red", soft_wrap=True)
     for damage in damaged:
