@@ -90,7 +90,7 @@ def estimate_job(settings: JobSettings, *, extend: bool = False) -> Estimate:
     plan = _planned(files, run, tokenizer, dataset, extend)
     missing = _missing(files, plan, run)
     if not missing:
-        log("the cache is complete; the estimate is for making it again from scratch")
+        log("nothing is missing in the cache; the estimate is for making it again from scratch")
     shards = missing or list(plan.manifest.shards)
     with session(settings.address, workers=settings.workers, gpus_per_worker=settings.gpus_per_worker):
         return preflight(start_workers(settings, plan.manifest, 1)[0], settings, plan.manifest, shards)

@@ -201,7 +201,7 @@ def test_images_of_another_root_do_not_join(teacher_path, tmp_path):
     cache_teacher(chosen)
     for name in ("seal.json", "index.parquet", "index/000001.parquet"):
         (tmp_path / "cache" / name).unlink()
-    with pytest.raises(DataMismatchError, match=r"row 0 is not what was cached: .* or --image-root has others"):
+    with pytest.raises(DataMismatchError, match=r"row 0 is not what was cached: .* or --image-root has other images"):
         cache_teacher(replace(chosen, image_root=tmp_path / "b"))
     assert cache_teacher(chosen).sealed
 
