@@ -17,7 +17,7 @@ What is counted, over all *.py files below a folder:
     errors_named      share of those public docstrings whose function raises (`raise X` in its own body) that say
                       "Raises", or name an error (a word that ends in Error)
     shapes_named      share of those public docstrings whose signature has an array or a tensor (NDArray, ndarray,
-                      Tensor) that have something in square brackets
+                      Tensor) that have something in square brackets, or speak of a shape or a scalar
 
 Medians and 90th percentiles are values of the sample (the lower median; nearest rank). A share of nothing is null.
 """
@@ -41,7 +41,7 @@ Definition = Function | ast.ClassDef
 
 ARRAYS = re.compile(r"\b(NDArray|ndarray|Tensor)\b")
 ERRORS = re.compile(r"\bRaises\b|\b\w*Error\b")
-SHAPES = re.compile(r"\[[^\]\n]+\]")
+SHAPES = re.compile(r"\[[^\]\n]+\]|\bshapes?\b|\bscalars?\b")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -57,7 +57,7 @@ def check_causal(model: Any, sample: Encoded) -> None:
 
 
 def check_same_logits(model: Any, expected: torch.Tensor, found: torch.Tensor) -> None:
-    """Check that the logits of the LM head are the model's own, up to rounding. Raises ModelError."""
+    """Check that logits [n, V] of the LM head are the model's own, up to rounding. Raises ModelError."""
     worst = float((expected - found).abs().max())
     if not worst <= 1e-2 * max(1.0, float(expected.abs().max())):
         raise ModelError(

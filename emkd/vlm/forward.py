@@ -14,7 +14,7 @@ from emkd.samples.encode import Encoded
 
 
 def collate(encoded: Sequence[Encoded], pad_token_id: int) -> dict[str, torch.Tensor]:
-    """Return one batch of model inputs: token tensors padded on the right, image tensors concatenated.
+    """Return one batch of model inputs: token tensors [B, T] padded on the right, image tensors concatenated.
 
     With padding on the right, every token of a causal model has the result that it has without a batch, and positions
     of `Encoded` stay valid. Raises ModelError if the processor gives a tensor to some samples only, or with a different
@@ -99,7 +99,7 @@ def lm_logits(model: Any, hidden: torch.Tensor, n_tokens: int) -> torch.Tensor:
 
 
 def head_logits(model: Any, hidden: torch.Tensor, n_tokens: int) -> torch.Tensor:
-    """Return the logits of `lm_logits` in the dtype of the LM head."""
+    """Return the logits [n, V] of `lm_logits` in the dtype of the LM head."""
     logits: torch.Tensor = model.get_output_embeddings()(hidden)
     return logits[:, :n_tokens]
 

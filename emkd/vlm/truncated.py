@@ -112,7 +112,7 @@ class TruncatedLogits:
         )
 
     def rows(self, chosen: torch.Tensor | slice) -> "TruncatedLogits":
-        """Return some of the tokens."""
+        """Return some of the tokens. chosen: a slice, indices [m] or a mask [n]"""
         return self.map(lambda tensor: tensor[chosen])
 
     def to(self, device: torch.device | str) -> "TruncatedLogits":

@@ -53,7 +53,8 @@ class Difference:
     def add(self, difference: torch.Tensor, rounding: torch.Tensor | float, sample: int) -> None:
         """Add the differences of one sample. Raises SampleError if one is not finite.
 
-        difference: absolute values;  rounding: upper bound of the part that the disk explains
+        difference: absolute values of any shape;  rounding: of the same shape or a number, an upper bound of the part that
+            the disk explains
         """
         if not difference.numel():
             return
@@ -181,7 +182,7 @@ class Differences:
 
 
 def half_unit(stored: torch.Tensor, precision: LogitsPrecision) -> torch.Tensor:
-    """Return half a unit in the last place of each stored logit, the largest error of rounding to nearest."""
+    """Return half a unit in the last place of stored logits [n, k]: the largest error of rounding to nearest."""
     if precision == "float32":
         return torch.zeros_like(stored)
     if precision in STEPS:

@@ -258,7 +258,8 @@ class Dense:
     ) -> Fidelity:
         """Compare a cut teacher with this dense one.
 
-        vision: t̂ of the Nt tokens;  answer: t̂ of the A predictions;  stored_affinity: `stored` of `vlad_comparison`
+        vision: t̂ of the Nt tokens;  answer: t̂ of the A predictions
+        stored_affinity: [L, Nt], `stored` of `vlad_comparison`
 
         VSD is compared at the best pairs on both sides, so that only the loss differs. The error of VLAD comes from
         the pairs and from rounding alone.

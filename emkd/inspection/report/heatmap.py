@@ -71,6 +71,8 @@ def answer_grids(
 ) -> list[NDArray[np.float64]]:
     """Return the mean affinity of the answer tokens to each vision token, as rows x columns of each tile.
 
+    affinity: [L, n] of the text tokens and the image's vision tokens;  answers: which of the L are answers
+
     Columns are binned to `max_columns`. Empty without answer tokens, and if the tiles' grids are not known.
     """
     if not len(answers):

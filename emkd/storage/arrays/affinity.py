@@ -96,7 +96,7 @@ def along_tokens(values: NDArray[np.int8]) -> NDArray[np.int8]:
 
 
 def from_tokens(differences: NDArray[np.int8]) -> NDArray[np.int8]:
-    """Invert along_tokens."""
+    """Invert along_tokens: [Nt, L] from differences [Nt, L]."""
     found = differences.copy()
     whole = len(found) // RESTART * RESTART
     runs = found[:whole].reshape(whole // RESTART, RESTART, found.shape[1])

@@ -34,7 +34,7 @@ _SHUFFLES = {"noshuffle": 0, "shuffle": 1, "bitshuffle": 2}
 
 
 def encode_chunk(layout: ArrayLayout, values: NDArray[Any]) -> bytes:
-    """Return the bytes of a whole chunk on disk."""
+    """Return the bytes of a whole chunk on disk. values: of the shape of a chunk, `layout.shape(tokens of a chunk)`"""
     name = layout.compression
     codec = numcodecs.Blosc(name, _LEVELS[name], _SHUFFLES[layout.shuffle], blocksize=_BLOCK_BYTES[name])
     return bytes(codec.encode(np.ascontiguousarray(values)))

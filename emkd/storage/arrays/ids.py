@@ -96,7 +96,7 @@ def split_ids(values: NDArray[np.int32]) -> tuple[NDArray[np.uint16], NDArray[np
 
 
 def join_ids(low: NDArray[np.uint16], high: NDArray[np.uint8] | None) -> NDArray[np.int32]:
-    """Invert split_ids. high: None if no id has bits above the lower 16"""
+    """Invert split_ids, for any shape. high: None if no id has bits above the lower 16"""
     if high is None:
         return low.astype(np.int32)
     values = high.astype(np.int32)

@@ -123,7 +123,7 @@ def to_keys(stored: NDArray[Any]) -> NDArray[Any]:
 
 
 def from_keys(keys: NDArray[Any], stored: np.dtype[Any]) -> NDArray[Any]:
-    """Invert to_keys; `stored` is the type of the numbers."""
+    """Invert to_keys, for any shape; `stored` is the type of the numbers."""
     sign = keys.dtype.type(1 << (8 * keys.itemsize - 1))
     mask = sign if stored.kind == "i" else ~_sign_spread(keys) | sign
     found: NDArray[Any] = (keys ^ mask).view(stored)

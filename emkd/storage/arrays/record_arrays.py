@@ -71,7 +71,7 @@ class TopLogitsArrays:
         return arrays
 
     def decode(self, arrays: Mapping[str, NDArray[Any]], n: int) -> TopLogits:
-        """Return the n tokens that were encoded. They share no memory with `arrays`."""
+        """Return the n tokens that were encoded, with ids and logits [n, k]. They share no memory with `arrays`."""
         stored = self.logits.decode(arrays, (n, self.k))
         return TopLogits(
             ids=_decoded(self.ids, arrays, (n, self.k)),

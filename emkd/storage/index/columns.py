@@ -128,7 +128,7 @@ class Rows:
 
 
 def as_numpy(column: pa.ChunkedArray | pa.Array) -> NDArray[Any]:
-    """Return a column of numbers without nulls as an array, without a copy if the column has one chunk."""
+    """Return a column of n numbers without nulls as an array [n], without a copy if the column has one chunk."""
     chunks = column.chunks if isinstance(column, pa.ChunkedArray) else [column]
     arrays = [np.from_dlpack(chunk) for chunk in chunks if len(chunk)]
     if len(arrays) == 1:

@@ -42,7 +42,7 @@ class Selection:
 
     @classmethod
     def of(cls, numbers: NDArray[np.int64]) -> "Selection":
-        """Make a selection from the sample number of each row of a dataset, negative for rows without a sample."""
+        """Make a selection from the sample number of each row of a dataset [rows], negative for a row without one."""
         rows = np.flatnonzero(numbers >= 0)
         order = np.argsort(numbers[rows], kind="stable")
         return cls(numbers=numbers[rows][order], rows=rows[order])

@@ -76,7 +76,7 @@ def _in_threads(costs: Sequence[np.ndarray]) -> list[tuple[np.ndarray, np.ndarra
 
 
 def solve_batched(costs: Sequence[torch.Tensor]) -> list[Pairs]:
-    """Return `solve` by torch-linear-assignment, on the costs' device: all matrices of one size in one call."""
+    """Return `solve` of costs [Ns, Nt] by torch-linear-assignment, on their device; equal sizes go in one call."""
     from torch_linear_assignment import batch_linear_assignment
 
     found: dict[int, Pairs] = {}
