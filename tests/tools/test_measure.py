@@ -37,7 +37,7 @@ class Public:
     """Has methods."""
 
     def documented(self, x: "torch.Tensor"):
-        """No shape, no error named."""
+        """Names neither its dimensions nor its errors."""
         raise KeyError(x)
 
     def undocumented(self) -> None: ...

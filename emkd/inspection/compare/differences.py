@@ -53,8 +53,8 @@ class Difference:
     def add(self, difference: torch.Tensor, rounding: torch.Tensor | float, sample: int) -> None:
         """Add the differences of one sample. Raises SampleError if one is not finite.
 
-        difference: absolute values of any shape;  rounding: of the same shape or a number, an upper bound of the part that
-            the disk explains
+        difference: absolute values of any shape
+        rounding:   of the same shape, or one number: an upper bound of the part that the disk explains
         """
         if not difference.numel():
             return
