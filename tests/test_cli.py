@@ -130,7 +130,7 @@ def test_a_cache_of_other_data(call, student_path, cache_path, tmp_path):
     assert code == 2
     assert "row 3 (id 'one')" in err
     assert "is not what the teacher saw" in err
-    assert "give the data (and the --image-root) that the cache was made from" in err
+    assert "use the data (and the --image-root) that the cache was made from" in err
 
 
 def test_a_cache_of_another_teacher_is_not_gone_on_with(call, cache_path, data_path, tmp_path):

@@ -201,7 +201,7 @@ def test_images_of_another_root_do_not_join(teacher_path, tmp_path):
     cache_teacher(chosen)
     for name in ("seal.json", "index.parquet", "index/000001.parquet"):
         (tmp_path / "cache" / name).unlink()
-    with pytest.raises(DataMismatchError, match=r"row 0 is not what was cached: .* or --image-root has others"):
+    with pytest.raises(DataMismatchError, match=r"row 0 is not what was cached: .* or --image-root has other images"):
         cache_teacher(replace(chosen, image_root=tmp_path / "b"))
     assert cache_teacher(chosen).sealed
 
@@ -213,7 +213,7 @@ def test_a_dry_run_writes_nothing(teacher_path, data_path, tmp_path, capfd):
     before = sorted(folder.rglob("*"))
     estimate_job(settings(teacher_path, data_path, folder))
     assert sorted(folder.rglob("*")) == before
-    assert "nothing is missing in the cache" in capfd.readouterr().err
+    assert "the cache is complete; the estimate is for making it again from scratch" in capfd.readouterr().err
 
 
 def test_a_lost_plan_is_written_again(teacher_path, data_path, tmp_path):

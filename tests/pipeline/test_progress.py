@@ -29,7 +29,7 @@ def test_rows_rate_time_left_bytes_and_skipped_rows():
     totals.add(report(n_skipped=0, n_halved=3, n_shared=5, n_different=1))
     assert totals.describe(now=105.0) == (
         "18 of 40 rows, 3.6 rows/s, 6 s left, 3 kB, 2 skipped, 3 in batches halved for lack of memory: try a smaller "
-        "--batch-tokens, 5 images shared with other rows, 1 images not shared though they follow the same text: this "
+        "--batch-tokens, 5 images shared with other rows, 1 images not shared although they follow the same text: this "
         "teacher's vision tokens depend on more than that"
     )
     assert totals.shards == 2
