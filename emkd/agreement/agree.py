@@ -7,9 +7,11 @@
 Three callers call these functions in this order, so that all of them refuse the same models with the same messages:
 `cache-teacher --for-student` before the job, `train-student`, and `inspect --against-teacher`. The last compares a live
 model that should be the teacher itself, and is stricter (`Role`). Differences that do not prevent the use of a cache
-are returned as warnings for the caller's log; all others raise an exception.
+go to `warn`, the caller's log, as soon as they are found; all others raise an exception.
 """
 
+import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -25,6 +27,9 @@ from emkd.storage.manifest.manifest import Manifest
 from emkd.vlm.identity import image_processor_settings
 from emkd.vlm.loading import check_template
 from emkd.vlm.pooling import family_of
+
+# Gets a line for the log.
+Warn = Callable[[str], None]
 
 
 class Role(StrEnum):
@@ -78,18 +83,18 @@ class Reader:
 class Agreement:
     """What `agree` found.
 
-    other_family:          whether the two may write different tokens around and within images
+    other_family:               whether the two may write different tokens around and within images
     image_processor_differs_in: names of settings
-    warnings:              lines for the log
     """
 
     other_family: bool = False
     image_processor_differs_in: tuple[str, ...] = ()
-    warnings: tuple[str, ...] = ()
 
 
-def agree_on_tokenizer(teacher: TeacherSide, tokenizer_json: bytes, role: Role = Role.STUDENT) -> list[str]:
-    """Compare tokenizers, and return warnings. Raises TokenizerMismatchError.
+def agree_on_tokenizer(
+    teacher: TeacherSide, tokenizer_json: bytes, role: Role = Role.STUDENT, *, warn: Warn = warnings.warn
+) -> None:
+    """Compare tokenizers. Raises TokenizerMismatchError.
 
     A student may lack ids of the teacher's, or have more; a live model may not.
     """
@@ -97,43 +102,49 @@ def agree_on_tokenizer(teacher: TeacherSide, tokenizer_json: bytes, role: Role =
     if role is Role.LIVE_MODEL:
         check_same_ids(teacher.tokenizer_json, tokenizer_json, role)
     lacking = lacking_ids(teacher.tokenizer_json, tokenizer_json)
-    return [describe_lacking(lacking, role)] if lacking else []
+    if lacking:
+        warn(describe_lacking(lacking, role))
 
 
-def agree(teacher: TeacherSide | None, reader: Reader, *, has_images: bool, distils: bool = True) -> Agreement:
+def agree(
+    teacher: TeacherSide | None,
+    reader: Reader,
+    *,
+    has_images: bool,
+    distils: bool = True,
+    warn: Warn = warnings.warn,
+) -> Agreement:
     """Compare everything else that does not depend on a row; give a student's processor the teacher's chat template.
 
     teacher:    None if there is no cache: then only the student's own chat template is checked
     has_images: whether the cache has vision tokens, so that the template must place images
     distils:    False for a student that trains on labels alone, which may see another part of an image
+    warn:       gets a line for each difference that is no obstacle; a live model has none
 
     Raises GeometryMismatchError if the two see different parts of an image, ModelError if there is no chat template at
     all, TokenizerMismatchError if the template cannot place the student's images.
     """
     if reader.role is Role.LIVE_MODEL:
         return Agreement(image_processor_differs_in=() if teacher is None else _pixels(teacher, reader))
-    warnings: list[str] = []
     other_family = False
     pixels: tuple[str, ...] = ()
     if teacher is not None:
-        warnings += _adopt(teacher, reader)
+        _adopt(teacher, reader, warn)
         families = family_of(teacher.model_type), family_of(reader.model_type)
         other_family = families[0] != families[1]
         if other_family:
-            warnings.append(_describe_families(*families))
+            warn(_describe_families(*families))
         if distils:
             check_field_of_view(teacher.image_processor, image_processor_settings(reader.processor))
         pixels = _pixels(teacher, reader)
         if pixels:
-            warnings.append(
-                f"student and teacher prepare images differently ({', '.join(pixels)}): they may see different images"
-            )
+            warn(f"student and teacher prepare images differently ({', '.join(pixels)}): they may see different images")
     check_template(reader.path, reader.processor)
     if teacher is not None and has_images:
         check_places_images(reader.processor)
     if end_token(reader.processor) is None:
-        warnings.append(NO_END)
-    return Agreement(other_family=other_family, image_processor_differs_in=pixels, warnings=tuple(warnings))
+        warn(NO_END)
+    return Agreement(other_family=other_family, image_processor_differs_in=pixels)
 
 
 def agree_on_row(
@@ -165,17 +176,15 @@ NO_END = (
 )
 
 
-def _adopt(teacher: TeacherSide, reader: Reader) -> list[str]:
+def _adopt(teacher: TeacherSide, reader: Reader, warn: Warn) -> None:
     adopted = adopt_template(reader.processor, teacher.chat_template)
-    warnings = []
     if adopted.changed:
-        warnings.append(
+        warn(
             "the student's chat template is missing or differs from the teacher's: "
             "it is trained and saved with the teacher's"
         )
     if adopted.guessed is not None:
-        warnings.append(describe_guess(adopted.guessed))
-    return warnings
+        warn(describe_guess(adopted.guessed))
 
 
 def _describe_families(teacher: str, student: str) -> str:

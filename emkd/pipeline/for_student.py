@@ -35,15 +35,14 @@ def check_student(settings: JobSettings, run: Manifest, teacher_tokenizer: bytes
     assert settings.for_student is not None  # the caller's condition
     path, trusted = resolve(settings.for_student), settings.trust_remote_code
     teacher = TeacherSide.of(run, teacher_tokenizer)
-    _log_all(agree_on_tokenizer(teacher, tokenizer_json(path)))
+    agree_on_tokenizer(teacher, tokenizer_json(path), warn=log)
     processor = load_processor(path, trusted, needs_template=False)
     model_type = AutoConfig.from_pretrained(path, trust_remote_code=trusted).model_type
     rows = _chosen(run.plan.n_rows)
     read_by_teacher = _read_by_teacher(settings, run, dataset, rows)
     has_images = any(theirs.images for _, theirs in read_by_teacher.values())
     reader = Reader(path=path, processor=processor, model_type=model_type)
-    agreement = agree(teacher, reader, has_images=has_images)
-    _log_all(agreement.warnings)
+    agreement = agree(teacher, reader, has_images=has_images, warn=log)
     student = _encoder(settings, path, processor, None)
     refused = []
     for row, (sample, theirs) in read_by_teacher.items():
@@ -93,8 +92,3 @@ def _encoder(settings: JobSettings, path: Path, processor: Any, max_length: int 
         raise ModelError(f"{path}: its config names no image_token_id; models of type {config.model_type!r}")
     limit = max_length or getattr(config.get_text_config(), "max_position_embeddings", None)
     return Encoder(processor, int(token), limit)
-
-
-def _log_all(warnings: Sequence[str]) -> None:
-    for warning in warnings:
-        log(warning)

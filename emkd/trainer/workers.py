@@ -7,6 +7,7 @@ If a worker dies, all workers restart and resume from the last complete checkpoi
 complete checkpoint at the previous failure. Errors that emkd raises itself end the run immediately.
 """
 
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -119,10 +120,17 @@ def _relayed() -> Iterator[Queue]:
         yield lines
     finally:
         done.set()
-        ended = shown.wait(timeout=10)
+        if shown.wait(timeout=10):
+            _report_failure(shown)
         lines.shutdown()
-    if ended:
+
+
+def _report_failure(shown: BackgroundCall[None]) -> None:
+    """Say that log lines are missing; training itself did not fail."""
+    try:
         shown.result()
+    except Exception as error:  # noqa: BLE001 - whatever a terminal or a pipe raises
+        print(f"emkd: the log lines of the workers stopped: {_short(error)}", file=sys.stderr)
 
 
 def _with_absolute_paths(settings: TrainSettings) -> TrainSettings:

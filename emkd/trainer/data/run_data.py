@@ -55,10 +55,7 @@ class RunData:
         teacher = None if cache is None else TeacherSide.of(cache.manifest, cache.tokenizer_json)
         has_images = cache is not None and cache.totals.vision_tokens > 0
         reader = Reader(path=student.path, processor=student.processor, model_type=student.model.config.model_type)
-        agreement = agree(teacher, reader, has_images=has_images, distils=distils)
-        for warning in agreement.warnings:
-            log(warning)
-        return agreement
+        return agree(teacher, reader, has_images=has_images, distils=distils, warn=log)
 
     def samples(self, student: VisionLanguageModel, top_k: int | None, agreement: Agreement) -> StudentSamples:
         """Return the samples in the student's tokens, with `top_k` of the teacher's vision logits (None: all)."""
@@ -82,8 +79,7 @@ def open_run_data(settings: TrainSettings) -> RunData:
     if cache is None:
         return RunData(dataset=dataset)
     teacher = TeacherSide.of(cache.manifest, cache.tokenizer_json)
-    for warning in agree_on_tokenizer(teacher, tokenizer_json(resolve(settings.student, settings.revision))):
-        log(warning)
+    agree_on_tokenizer(teacher, tokenizer_json(resolve(settings.student, settings.revision)), warn=log)
     return RunData(dataset=dataset, cache=cache, selection=select(cache, dataset, log))
 
 
