@@ -1,6 +1,10 @@
 import subprocess
 import sys
 
+import pytest
+
+pytestmark = pytest.mark.slow
+
 INTERRUPTED = """
 import os, signal, threading
 import ray

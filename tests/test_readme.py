@@ -38,6 +38,7 @@ def test_two_commands_need_nothing_else():
 
 
 @pytest.mark.xdist_group("ray")
+@pytest.mark.slow
 def test_the_commands_by_hand(teacher_path, data_path, student_path, tmp_path, monkeypatch, capsys):
     demo = tmp_path / "demo-out"
     shutil.copytree(teacher_path, demo / "teacher")

@@ -21,6 +21,8 @@ from emkd.vlm.identity import image_processor_settings, tokenizer_json
 from tests import families, tiny
 from tests.families.naive import ROWS, STUDENT, TEACHER
 
+pytestmark = pytest.mark.slow
+
 ONE_STEP = with_flags(Recipe(), {"training.per_device_train_batch_size": 8, "training.max_steps": 1})
 
 

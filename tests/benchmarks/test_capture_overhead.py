@@ -2,9 +2,12 @@
 
 from pathlib import Path
 
+import pytest
 import torch
 
 from benchmarks.storage import capture_overhead as capture
+
+pytestmark = pytest.mark.slow
 
 
 def test_both_ways_are_measured_over_the_same_batches(tmp_path: Path) -> None:

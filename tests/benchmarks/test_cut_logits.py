@@ -14,6 +14,8 @@ from emkd.demo.models import new_processor, new_student, new_teacher, save_model
 from emkd.demo.scenes import write_scenes
 from emkd.vlm.pooling import pooled
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def made() -> Any:

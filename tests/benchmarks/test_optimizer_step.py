@@ -9,6 +9,8 @@ from benchmarks.common import random_llava as shapes
 from benchmarks.step import cases, dense
 from benchmarks.step import optimizer_step as step
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:

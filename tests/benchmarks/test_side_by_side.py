@@ -6,6 +6,8 @@ import pytest
 
 from benchmarks.storage.side_by_side import race, read, summary
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 CACHE = ROOT / "tests" / "storage" / "golden" / "v3"
 

@@ -15,6 +15,8 @@ from emkd.vlm.pooling import pooled
 from tests.families.naive import ROWS, cached_losses, check_losses, naive_view
 from tests.trainer import dense
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("window", [1, 2])
 def test_cached_losses_are_those_of_the_teacher_in_memory(family, window, teacher, student, cache, data):

@@ -9,6 +9,8 @@ from emkd.vlm import load
 from tests import families, tiny
 from tests.families.naive import ROWS, STUDENT, TEACHER, call
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize(("teacher_family", "student_family"), [("internvl", "qwen2_vl"), ("qwen2_vl", "idefics3")])
 def test_another_family_by_commands(teacher_family, student_family, data, tmp_path, capfd):

@@ -20,6 +20,8 @@ from tests import families, tiny
 from tests.families.naive import ROWS
 from tests.trainer.test_recipes import SHORT
 
+pytestmark = pytest.mark.slow
+
 RECIPES = Path(__file__).parents[2] / "recipes"
 SIDE, PATCH = 40, 5  # 8 x 8 patches a tile, 16 tokens once averaged
 

@@ -18,7 +18,7 @@ from emkd.storage.cache import Cache, verify
 from emkd.storage.index.commit import read_index
 from tests import tiny
 
-pytestmark = pytest.mark.xdist_group("ray")
+pytestmark = [pytest.mark.xdist_group("ray"), pytest.mark.slow]
 
 
 def settings(teacher_path, data_path, cache, **chosen) -> JobSettings:

@@ -12,7 +12,7 @@ from emkd.interrupt import Interrupt
 from emkd.pipeline.shard_pool import FAILURES_IN_A_ROW, run_shards
 from emkd.pipeline.worker import ShardReport
 
-pytestmark = pytest.mark.xdist_group("ray")
+pytestmark = [pytest.mark.xdist_group("ray"), pytest.mark.slow]
 
 
 class Told:

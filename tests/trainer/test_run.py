@@ -31,6 +31,8 @@ from emkd.trainer.data.samples import StudentSamples, TeacherLimits
 from emkd.vlm.loading import load, load_model
 from tests import tiny
 
+pytestmark = pytest.mark.slow
+
 BASE = with_flags(
     Recipe(),
     {

@@ -25,6 +25,8 @@ from emkd.trainer.data.selection import select
 from tests import tiny
 from tests.storage.builders import changed
 
+pytestmark = pytest.mark.slow
+
 KINDS = {
     "float32": {"dtype": "float32", "precision": "float32", "affinity_precision": "float32"},
     "rounded": {"dtype": "float32", "precision": "bfloat16", "affinity_precision": "int8"},

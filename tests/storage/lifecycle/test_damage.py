@@ -14,6 +14,8 @@ from emkd.storage.objects.digest import ObjectDigest, checked, describe_damage, 
 from emkd.storage.objects.local import LocalFiles
 from tests.storage.builders import array_fields, make_cache, make_manifest
 
+pytestmark = pytest.mark.slow
+
 
 def read_everything(folder, partial=False):
     """Everything that a reader can get from a cache, as one comparable value."""

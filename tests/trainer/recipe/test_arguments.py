@@ -18,6 +18,8 @@ from emkd.trainer.loop.trainer import DistillationTrainer
 from emkd.vlm.loading import load_model
 from tests import tiny
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def run(student_path, data_path, cache_path, tmp_path):

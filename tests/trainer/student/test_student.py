@@ -21,6 +21,8 @@ from tests import tiny
 from tests.trainer.student.test_lora import batch, learn, logits
 from tests.trainer.student.test_parameters import tied_model
 
+pytestmark = pytest.mark.slow
+
 LORA = {"r": 4, "alpha": 8}
 
 
