@@ -34,7 +34,7 @@ class WholeIds(ArrayKind):
         return {self.layout.name: values}
 
     def decode(self, arrays: Mapping[str, NDArray[Any]], shape: tuple[int, ...]) -> NDArray[Any]:
-        return arrays[self.layout.name].reshape(shape)
+        return arrays[self.layout.name].reshape(shape).copy()
 
 
 @dataclass(frozen=True)

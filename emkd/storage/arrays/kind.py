@@ -37,7 +37,10 @@ class ArrayKind(ABC):
 
     @abstractmethod
     def decode(self, arrays: Mapping[str, NDArray[Any]], shape: tuple[int, ...]) -> NDArray[Any]:
-        """Return the values of `shape` that were encoded. They may share memory with `arrays`."""
+        """Return the values of `shape` that were encoded, in their own memory: that of `arrays` is reused.
+
+        Logits and affinities may be views: `precision` decodes them to new memory afterwards, and float32 is copied.
+        """
 
 
 def compression_of(manifest: Manifest) -> Compression:

@@ -26,7 +26,7 @@ class Positions(ArrayKind):
         return {self.layout.name: values}
 
     def decode(self, arrays: Mapping[str, NDArray[Any]], shape: tuple[int, ...]) -> NDArray[Any]:
-        return arrays[self.layout.name].reshape(shape)
+        return arrays[self.layout.name].reshape(shape).copy()
 
 
 def text_ids(manifest: Manifest) -> ArrayKind:

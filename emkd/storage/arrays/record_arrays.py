@@ -72,12 +72,12 @@ class TopLogitsArrays:
 
     def decode(self, arrays: Mapping[str, NDArray[Any]], n: int) -> TopLogits:
         """Return the n tokens that were encoded, with ids and logits [n, k]. They share no memory with `arrays`."""
-        stored = self.logits.decode(arrays, (n, self.k))
+        logits = np.ascontiguousarray(decode_logits(self.logits.decode(arrays, (n, self.k)), self.precision))
         return TopLogits(
-            ids=_decoded(self.ids, arrays, (n, self.k)),
-            logits=_own(np.ascontiguousarray(decode_logits(stored, self.precision)), self.logits, arrays),
-            tail_logsumexp=_decoded(self.tail_logsumexp, arrays, (n,)),
-            tail_mean=None if self.tail_mean is None else _decoded(self.tail_mean, arrays, (n,)),
+            ids=self.ids.decode(arrays, (n, self.k)),
+            logits=_own(logits) if self.precision == "float32" else logits,
+            tail_logsumexp=self.tail_logsumexp.decode(arrays, (n,)),
+            tail_mean=None if self.tail_mean is None else self.tail_mean.decode(arrays, (n,)),
         )
 
 
@@ -134,12 +134,12 @@ class RecordArrays:
         """
         n_text, n_vision = len(arrays["text_ids"]), len(arrays["vision_tail_logsumexp"])
         n_answer = len(arrays["answer_positions"])
-        stored = self.affinity.decode(arrays, (n_text, n_vision))
+        affinity = decode_affinity(self.affinity.decode(arrays, (n_text, n_vision)), self.affinity_precision)
         return {
-            "text_ids": _decoded(self.text_ids, arrays, (n_text,)),
+            "text_ids": self.text_ids.decode(arrays, (n_text,)),
             "vision": self.vision.decode(arrays, n_vision),
-            "affinity": _own(decode_affinity(stored, self.affinity_precision), self.affinity, arrays),
-            "answer_positions": _decoded(self.answer_positions, arrays, (n_answer,)),
+            "affinity": _own(affinity) if self.affinity_precision == "float32" else affinity,
+            "answer_positions": self.answer_positions.decode(arrays, (n_answer,)),
             "answer": self.answer.decode(arrays, n_answer),
         }
 
@@ -174,11 +174,6 @@ def in_order(ids: NDArray[np.int32], stored: NDArray[Any]) -> tuple[NDArray[np.i
     return ids, stored
 
 
-def _decoded(kind: ArrayKind, arrays: Mapping[str, NDArray[Any]], shape: tuple[int, ...]) -> NDArray[Any]:
-    return _own(kind.decode(arrays, shape), kind, arrays)
-
-
-def _own(values: NDArray[Any], kind: ArrayKind, arrays: Mapping[str, NDArray[Any]]) -> NDArray[Any]:
-    """Return the values in their own memory: the memory of the kind's arrays is reused for the next shard."""
-    shared = any(np.may_share_memory(values, arrays[layout.name]) for layout in kind.layouts)
-    return values.copy(order="K") if shared else values
+def _own(values: NDArray[Any]) -> NDArray[Any]:
+    """Return the values in their own memory: views may be of a shard's, which is reused for the next shard."""
+    return values if values.base is None else values.copy(order="K")

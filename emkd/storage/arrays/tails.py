@@ -31,7 +31,7 @@ class Tail(ArrayKind):
         return {self.layout.name: values}
 
     def decode(self, arrays: Mapping[str, NDArray[Any]], shape: tuple[int, ...]) -> NDArray[Any]:
-        return arrays[self.layout.name].reshape(shape)
+        return arrays[self.layout.name].reshape(shape).copy()
 
 
 def tail(

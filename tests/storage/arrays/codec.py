@@ -11,10 +11,14 @@ SIZES = [0, 1, 31, 32, 33, 70]
 
 
 class ArrayCodecTests:
-    """kind: an `ArrayKind`;  form: the class that the manifest has to select"""
+    """kind: an `ArrayKind`;  form: the class that the manifest has to select
+
+    is_view: what comes back may be a view, as of logits and affinities, which `precision` decodes to new memory
+    """
 
     kind = None
     form = None
+    is_view = False
 
     def values(self, rng, n):
         """Values of a sample with n tokens."""
@@ -43,6 +47,13 @@ class ArrayCodecTests:
         np.testing.assert_array_equal(values, before)
         for name, array in arrays.items():
             np.testing.assert_array_equal(array, stored[name])
+
+    def test_what_comes_back_has_its_own_memory(self):
+        """A reader's arrays are reused for the next shard."""
+        values = self.some(40)
+        arrays = self.kind.encode(values)
+        found = self.kind.decode(arrays, values.shape)
+        assert self.is_view or not any(np.shares_memory(found, array) for array in arrays.values())
 
     @pytest.mark.parametrize("n", SIZES)
     def test_arrays_are_those_of_the_layouts(self, n):

@@ -13,6 +13,7 @@ N_TEXT = 4
 
 
 class AffinityTests(ArrayCodecTests):
+    is_view = True
     precision = "int8"
 
     def values(self, rng, n):

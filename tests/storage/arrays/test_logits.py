@@ -26,6 +26,7 @@ K = 3
 
 
 class LogitsTests(ArrayCodecTests):
+    is_view = True
     precision = "bfloat16"
 
     def values(self, rng, n):

@@ -69,6 +69,12 @@ def assert_same(read, written, logits, affinity):
     np.testing.assert_allclose(read.affinity, written.affinity, rtol=0, atol=atol)
 
 
+def assert_own_memory(record, shard):
+    """The arrays of a shard are reused for the next one: a record that is a view of them would change."""
+    for name, values in array_fields(record).items():
+        assert not any(np.shares_memory(values, array.chunks) for array in shard.arrays.values()), name
+
+
 @pytest.mark.parametrize("compression", ["zstd", "lz4"])
 @pytest.mark.parametrize("affinity", ["int8", "float16", "float32"])
 @pytest.mark.parametrize("logits", ["bfloat16", "float16", "float32", "step0.2"])
@@ -98,8 +104,10 @@ def test_round_trip(logits, affinity, compression, shapes, top_k, seed):
         kept = [row for row in rows if row.record is not None]
         assert cache.n_samples == len(kept)
         assert cache.skipped["row"].to_pylist() == [row.hint.row for row in rows if row.record is None]
+        shard = cache.read_shard(0)
         for i, row in enumerate(kept):
             assert_same(cache.record(i), row.record, logits, affinity)
+            assert_own_memory(shard.record(i), shard)
             info = cache.sample_info(i)
             assert (info.row, info.key, info.n_vision) == (row.hint.row, row.key, len(row.record.vision.ids))
             assert info.retained_mass == retained_mass(row.record)
