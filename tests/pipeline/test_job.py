@@ -213,7 +213,7 @@ def test_a_dry_run_writes_nothing(teacher_path, data_path, tmp_path, capfd):
     before = sorted(folder.rglob("*"))
     estimate_job(settings(teacher_path, data_path, folder))
     assert sorted(folder.rglob("*")) == before
-    assert "the cache is complete; the estimate is for making it again from scratch" in capfd.readouterr().err
+    assert "nothing is missing in the cache; the estimate is for making it again from scratch" in capfd.readouterr().err
 
 
 def test_a_lost_plan_is_written_again(teacher_path, data_path, tmp_path):
