@@ -1,6 +1,6 @@
 """`emkd cache-teacher`"""
 
-from typing import TYPE_CHECKING, Annotated, cast
+from typing import TYPE_CHECKING, Annotated, Literal, cast
 
 import typer
 
@@ -9,7 +9,7 @@ from emkd.errors import UsageError
 from emkd.pipeline.settings import JobSettings
 
 if TYPE_CHECKING:
-    from emkd.storage.manifest.manifest import Compression
+    from emkd.storage.manifest.manifest import AffinityForm, Compression
     from emkd.storage.precision import AffinityPrecision, LogitsPrecision
 
 
@@ -18,10 +18,32 @@ def cache_teacher(
     data: Data,
     cache: Annotated[str, typer.Option(help="Folder of the cache: a new one, or one to resume.")],
     image_root: ImageRoot = JobSettings.image_root,
-    top_k: Annotated[int, typer.Option(help="Logits stored per vision token; 0 stores all.")] = JobSettings.top_k,
+    top_k: Annotated[
+        int | None,
+        typer.Option(help="Logits stored per vision token; 0 stores all. (default: 8 with codes, 64 without)"),
+    ] = JobSettings.top_k,
     answer_top_k: Annotated[
         int, typer.Option(help="Logits stored per answer token; 0 stores all.")
     ] = JobSettings.answer_top_k,
+    logit_error: Annotated[
+        str | None,
+        typer.Option(
+            metavar="X|none",
+            help="Store codes of hidden states from which all logits are read with this predicted root mean square "
+            "error; none stores no codes. (default: 0.8, or more if that takes over 160 bytes a vision token)",
+        ),
+    ] = None,
+    token_bytes: Annotated[
+        int | None,
+        typer.Option(help="Most bytes per vision token for ids, logits, tails and codes; the error of codes follows."),
+    ] = JobSettings.token_bytes,
+    affinity: Annotated[
+        str,
+        typer.Option(help="Affinity: stored, or codes (computed from codes of text and vision tokens: smaller)."),
+    ] = JobSettings.affinity,
+    head_memory: Annotated[
+        int, typer.Option(help="Most MiB of the LM head projected to codes, which readers keep in memory.")
+    ] = JobSettings.head_memory,
     precision: Annotated[
         str,
         typer.Option(help="Precision of logits: bfloat16, float16, float32, or rounded: step0.1 or step0.2 (smaller)."),
@@ -93,6 +115,10 @@ def cache_teacher(
         image_root=image_root,
         top_k=top_k,
         answer_top_k=answer_top_k,
+        logit_error=_logit_error(logit_error),
+        token_bytes=token_bytes,
+        affinity=cast("AffinityForm", affinity),
+        head_memory=head_memory,
         precision=cast("LogitsPrecision", precision),  # JobSettings refuses other values
         affinity_precision=cast("AffinityPrecision", affinity_precision),
         compression=cast("Compression", compression),
@@ -119,3 +145,12 @@ def cache_teacher(
     else:
         made = cache_teacher(settings, extend=extend, repair=repair, clean=clean)
         typer.echo(f"sealed: {made.n_samples} samples in {cache}; look at them with: emkd inspect {cache}")
+
+
+def _logit_error(given: str | None) -> "float | Literal['none'] | None":
+    if given is None or given == "none":
+        return given  # type: ignore[return-value]
+    try:
+        return float(given)
+    except ValueError:
+        raise UsageError(f"--logit-error {given!r}: expected a number above 0, or none") from None

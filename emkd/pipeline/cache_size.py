@@ -26,12 +26,10 @@ class Sizes:
     once: int
 
 
-def measure_sizes(
-    captured: Sequence[CapturedRow], manifest: Manifest, tokenizer_bytes: int, rows_per_shard: int
-) -> Sizes:
+def measure_sizes(captured: Sequence[CapturedRow], manifest: Manifest, other_bytes: int, rows_per_shard: int) -> Sizes:
     """Measure the bytes that rows like the captured ones take.
 
-    tokenizer_bytes: size of tokenizer.json
+    other_bytes: sizes of tokenizer.json and of the basis
 
     Small shards compress less than large ones, so the captured rows are written in shards of the job's own size if
     there are enough rows.
@@ -45,7 +43,7 @@ def measure_sizes(
     return Sizes(
         per_row=in_shards + (table_bytes - empty_table) / len(captured),
         per_shard=empty_shard + SEAL_BYTES_PER_SHARD,
-        once=len(manifest.to_bytes()) + tokenizer_bytes + empty_table + SEAL_BYTES,
+        once=len(manifest.to_bytes()) + other_bytes + empty_table + SEAL_BYTES,
     )
 
 

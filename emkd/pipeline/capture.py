@@ -23,10 +23,12 @@ from emkd.pipeline.shared_images import SharedImages
 from emkd.pipeline.topk import top_k_in_chunks
 from emkd.samples.dataset import Dataset
 from emkd.samples.encode import Encoded, Encoder
+from emkd.storage.arrays.layout import TokenAxis
 from emkd.storage.manifest.manifest import Manifest
 from emkd.storage.precision import STEPS
 from emkd.storage.record import CapturedRow, Record
 from emkd.vlm.affinity import affinity
+from emkd.vlm.codes import Codes
 from emkd.vlm.forward import collate, head_logits, last_hidden_state, lm_logits, to_model
 from emkd.vlm.loading import VisionLanguageModel
 from emkd.vlm.states import States
@@ -39,12 +41,17 @@ STORED_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16} | dict.fr
 )
 
 NOT_FINITE = "not-finite"
+TOKEN_AXES: tuple[TokenAxis, ...] = ("text", "vision", "answer")
+# Vision tokens of a row whose logits are compared with those read from codes.
+MEASURED_VISION = 3
 
 
 @dataclass(frozen=True, kw_only=True)
 class CaptureSettings:
     """What a teacher's pass keeps, and how it runs.
 
+    coded:         of which tokens codes are kept
+    affinity:      whether affinities are kept
     batch_tokens:  padded tokens of one forward pass
     chunk_logits:  logits that are in memory at a time while the top-k is taken
     """
@@ -55,6 +62,8 @@ class CaptureSettings:
     batch_tokens: int
     max_length: int | None
     chunk_logits: int = 1 << 26
+    coded: tuple[TokenAxis, ...] = ()
+    affinity: bool = True
 
     @classmethod
     def of(cls, manifest: Manifest) -> "CaptureSettings":
@@ -65,14 +74,19 @@ class CaptureSettings:
             logits_precision=manifest.logits_precision,
             batch_tokens=manifest.batch_tokens,
             max_length=manifest.max_length,
+            coded=tuple(tokens for tokens in TOKEN_AXES if manifest.has_codes(tokens)),
+            affinity=manifest.stores_affinity,
         )
 
 
 class Teacher:
-    """A loaded teacher that turns rows of a dataset into records."""
+    """A loaded teacher that turns rows of a dataset into records.
 
-    def __init__(self, vlm: VisionLanguageModel, settings: CaptureSettings) -> None:
-        self.vlm, self.settings = vlm, settings
+    codes: on the teacher's device; needed to capture if the settings keep codes
+    """
+
+    def __init__(self, vlm: VisionLanguageModel, settings: CaptureSettings, codes: Codes | None = None) -> None:
+        self.vlm, self.settings, self.codes = vlm, settings, codes
         self.encoder = Encoder(vlm.processor, vlm.image_token_id, settings.max_length)
 
     @property
@@ -156,7 +170,9 @@ class Teacher:
         results = []
         for row, states in zip(batch, hidden, strict=True):
             try:
-                results.append(row.captured(self._record(row.encoded, States.of(row.encoded, states))))
+                found = States.of(row.encoded, states)
+                record = self._record(row.encoded, found)
+                results.append(replace(row.captured(record), squared_error=self._squared_errors(record, found)))
             except SampleError as error:
                 results.append(row.skipped(error))
         return results
@@ -174,21 +190,45 @@ class Teacher:
         return hidden
 
     def _record(self, item: Encoded, states: States) -> Record:
-        vision = self._top_k(states.vision, self.settings.top_k)
-        answer = self._top_k(states.predicting, self.settings.answer_top_k)
-        cosine = affinity(states.text, states.vision)
-        _check_finite("the affinities", cosine)
+        vision = self.top_k(states.vision, self.settings.top_k)
+        answer = self.top_k(states.predicting, self.settings.answer_top_k)
+        text_codes = self._coded("text", states.text)
         return Record(
             key=item.key,
             text_ids=_int32(item.text_ids),
             images=item.images,
-            vision=vision.top_logits(),
-            affinity=cosine.float().cpu().numpy(),
+            vision=replace(vision, codes=self._coded("vision", states.vision)).top_logits(),
+            affinity=_affinity(states) if self.settings.affinity else None,
             answer_positions=_int32(item.answer_positions),
-            answer=answer.top_logits(mean=False),
+            answer=replace(answer, codes=self._coded("answer", states.predicting)).top_logits(mean=False),
+            text_codes=None if text_codes is None else text_codes.cpu().numpy(),
         )
 
-    def _top_k(self, hidden: torch.Tensor, k: int) -> TruncatedLogits:
+    def _coded(self, tokens: TokenAxis, hidden: torch.Tensor) -> torch.Tensor | None:
+        """Codes [n, r] of hidden states [n, d], None if the settings keep none of these tokens."""
+        if tokens not in self.settings.coded:
+            return None
+        if self.codes is None:
+            raise ValueError("the settings keep codes, and the teacher has no basis")
+        return self.codes.encode(hidden)
+
+    def _squared_errors(self, record: Record, states: States) -> tuple[float, ...]:
+        """Mean square error, over V, of the logits read from the codes of a few of the record's tokens."""
+        found: list[float] = []
+        for top, hidden, n in ((record.vision, states.vision, MEASURED_VISION), (record.answer, states.predicting, 1)):
+            if top.codes is None or not len(top) or self.codes is None:
+                continue
+            chosen = [(2 * i + 1) * len(top) // (2 * n) for i in range(min(n, len(top)))]
+            read = self.codes.logits(torch.from_numpy(top.codes[chosen]).to(hidden.device))
+            found += (read - self.logits(hidden[chosen])).double().square().mean(dim=1).tolist()
+        return tuple(found)
+
+    @torch.inference_mode()
+    def top_k(self, hidden: torch.Tensor, k: int) -> TruncatedLogits:
+        """The k largest logits of hidden states [n, d] and their tails, as the cache stores them.
+
+        Raises SampleError if a logit is not finite.
+        """
         stored = STORED_DTYPES[self.settings.logits_precision]
         top = top_k_in_chunks(hidden, self._head, k, stored, self.chunk)
         if not top.is_finite:  # rare, and visible in what is kept; only now each logit is checked
@@ -231,6 +271,12 @@ def does_not_fit(item: Encoded) -> SampleError:
         f"{item.n_tokens} tokens ({item.n_vision} of vision) do not fit the device's memory even alone; use a device "
         "with more memory, --attn-implementation sdpa instead of eager, or a smaller image",
     )
+
+
+def _affinity(states: States) -> np.ndarray:
+    cosine = affinity(states.text, states.vision)
+    _check_finite("the affinities", cosine)
+    return cosine.float().cpu().numpy()
 
 
 def _check_finite(what: str, tensor: torch.Tensor) -> None:

@@ -1,6 +1,6 @@
 """The teacher's job: a pool of Ray actors that pull shards until none is missing, then the seal.
 
-    manifest -> plan -> preflight -> create the cache -> missing shards -> workers -> seal
+    manifest -> plan -> basis of codes, preflight -> create the cache -> missing shards -> workers -> seal
 
 The same command, run again, computes the missing shards. Nothing is written before the preflight has succeeded, except
 that `repair` withdraws damaged shards first.
@@ -13,12 +13,13 @@ from typing import Any
 
 import numpy as np
 
-from emkd.errors import DataMismatchError, JobFailedError
+from emkd.errors import DamagedCacheError, DataMismatchError, JobFailedError, UsageError
 from emkd.interrupt import finish_on_interrupt
 from emkd.pipeline.actors import start_workers
+from emkd.pipeline.basis_choice import Choice
 from emkd.pipeline.for_student import check_student
 from emkd.pipeline.job_manifest import job_manifest
-from emkd.pipeline.preflight import Estimate, preflight
+from emkd.pipeline.preflight import Estimate, choose_basis, preflight
 from emkd.pipeline.progress import log, progress, size_text
 from emkd.pipeline.settings import JobSettings
 from emkd.pipeline.shard_pool import Outcome, run_shards
@@ -34,7 +35,7 @@ from emkd.storage.lifecycle.repair import withdraw
 from emkd.storage.lifecycle.seal import read_seal, seal
 from emkd.storage.lifecycle.verify import verify
 from emkd.storage.manifest.conflicts import conflicts
-from emkd.storage.manifest.manifest import Manifest
+from emkd.storage.manifest.manifest import FORMAT_VERSION, Manifest
 from emkd.storage.manifest.plan import Extension
 from emkd.storage.manifest.read import read_manifest
 from emkd.storage.objects.files import Files
@@ -59,7 +60,7 @@ def cache_teacher(settings: JobSettings, *, extend: bool = False, repair: bool =
     settings, dataset, run, tokenizer = _prepared(settings)
     files = open_files(settings.cache)
     if repair:
-        _withdraw_damaged(files, run, tokenizer)
+        _withdraw_damaged(settings, files, dataset, run, tokenizer)
     plan = _planned(files, run, tokenizer, dataset, extend)
     missing = _missing(files, plan, run)
     if missing:
@@ -93,7 +94,9 @@ def estimate_job(settings: JobSettings, *, extend: bool = False) -> Estimate:
         log("nothing is missing in the cache; the estimate is for making it again from scratch")
     shards = missing or list(plan.manifest.shards)
     with session(settings.address, workers=settings.workers, gpus_per_worker=settings.gpus_per_worker):
-        return preflight(start_workers(settings, plan.manifest, 1)[0], settings, plan.manifest, shards)
+        worker = start_workers(settings, plan.manifest, 1)[0]
+        choice = choose_basis(worker, plan.manifest, shards)
+        return preflight(worker, settings, plan.manifest, shards, choice)
 
 
 @dataclass(frozen=True)
@@ -111,10 +114,18 @@ def _prepared(settings: JobSettings) -> tuple[JobSettings, Dataset, Manifest, by
     """(settings with absolute paths, dataset, manifest and tokenizer.json as this run alone would write them)"""
     settings = settings.with_absolute_paths()
     dataset = Dataset(settings.data, settings.image_root)
-    run, tokenizer = job_manifest(settings, dataset)
+    run, tokenizer = job_manifest(settings, dataset, _version(open_files(settings.cache)))
     if settings.for_student is not None:
         check_student(settings, run, tokenizer, dataset)
     return settings, dataset, run, tokenizer
+
+
+def _version(files: Files) -> int:
+    """The format version of the cache, which a run keeps; the newest if there is none, or its manifest is damaged."""
+    try:
+        return read_manifest(files, extensions=0).format_version if files.exists(MANIFEST_NAME) else FORMAT_VERSION
+    except DamagedCacheError:  # --repair may replace it, and any other use of it fails with what is wrong
+        return FORMAT_VERSION
 
 
 def _planned(files: Files, run: Manifest, tokenizer: bytes, dataset: Dataset, extend: bool) -> JobPlan:
@@ -165,30 +176,47 @@ def _check_same_rows(files: Files, plan: JobPlan, run: Manifest, dataset: Datase
         return
 
 
-def _withdraw_damaged(files: Files, run: Manifest, tokenizer: bytes) -> None:
+def _withdraw_damaged(settings: JobSettings, files: Files, dataset: Dataset, run: Manifest, tokenizer: bytes) -> None:
     log("reading every byte of the cache")
     damages = verify(files.root)
     for damage in damages:
         log(f"damaged: {damage.name}: {damage.what}")
-    shards = withdraw(files, damages, run, tokenizer)
+    shards = withdraw(files, damages, run, tokenizer, _older(settings, dataset, run))
     what = f"damaged objects: {len(damages)}; shards to rewrite: {len(shards)}"
     log(what if damages else "nothing is damaged")
+
+
+def _older(settings: JobSettings, dataset: Dataset, run: Manifest) -> list[Manifest]:
+    """The manifest that the same command had before there were codes, if it can have been run then."""
+    try:
+        return [job_manifest(settings, dataset, 3)[0]] if run.format_version > 3 else []
+    except UsageError:  # it asks for codes
+        return []
 
 
 def _run(settings: JobSettings, files: Files, plan: JobPlan, tokenizer: bytes, missing: Sequence[int]) -> None:
     manifest = plan.manifest
     workers = start_workers(settings, manifest, min(settings.workers, len(missing)))
-    estimate = preflight(workers[0], settings, manifest, missing, fresh=not committed_shards(files))
+    choice = choose_basis(workers[0], manifest, missing)
+    estimate = preflight(workers[0], settings, manifest, missing, choice, fresh=not committed_shards(files))
     log(estimate.describe())
     estimate.check_space(settings.cache)
     if plan.extension is None:
-        create_cache(settings.cache, manifest, tokenizer)
+        _create(settings, manifest, tokenizer, choice)
     else:
         begin_extension(files, plan.extension)
     rows = sum(len(manifest.rows(shard)) for shard in missing)
     with progress(len(missing), rows) as show, finish_on_interrupt("finishing the current shards") as interrupt:
         outcome = run_shards(workers, missing, interrupt, show)
     _check_outcome(settings, outcome, len(missing), estimate)
+
+
+def _create(settings: JobSettings, manifest: Manifest, tokenizer: bytes, choice: Choice | None) -> None:
+    if choice is None:
+        create_cache(settings.cache, manifest, tokenizer)
+        return
+    basis = choice.basis.to_bytes()
+    create_cache(settings.cache, manifest.with_basis(choice.basis.identity(basis)), tokenizer, basis)
 
 
 def _check_outcome(settings: JobSettings, outcome: Outcome, n_shards: int, estimate: Estimate) -> None:

@@ -9,11 +9,13 @@ from pathlib import Path
 
 from transformers import AutoConfig
 
-from emkd.errors import ModelError
+from emkd.errors import ModelError, UsageError
 from emkd.pipeline.settings import JobSettings
 from emkd.samples.dataset import Dataset
 from emkd.samples.render import template_of
+from emkd.storage.manifest.codes import CodesAsked
 from emkd.storage.manifest.manifest import (
+    FORMAT_VERSION,
     ImageProcessorIdentity,
     Manifest,
     TeacherIdentity,
@@ -26,8 +28,22 @@ from emkd.vlm.loading import load_processor, resolve
 WRITERS = ("emkd", "torch", "transformers", "tokenizers", "zarr", "numcodecs", "xxhash", "pyarrow", "ray")
 
 
-def job_manifest(settings: JobSettings, dataset: Dataset) -> tuple[Manifest, bytes]:
-    """(manifest, tokenizer.json) of a job, from files alone, without loading weights. Raises ModelError."""
+# Stored logits of a vision token, with codes and without.
+TOP_K, TOP_K_ALONE = 8, 64
+# The logit error of codes, and the bytes of a vision token that it must not exceed, if nothing else is asked for. The
+# bytes are what 64 logits take (benchmarks/results/storage.json), the default before there were codes.
+LOGIT_ERROR, TOKEN_BYTES = 0.8, 160
+
+
+def job_manifest(
+    settings: JobSettings, dataset: Dataset, format_version: int = FORMAT_VERSION
+) -> tuple[Manifest, bytes]:
+    """(manifest, tokenizer.json) of a job, from files alone, without loading weights. Its basis is not made yet.
+
+    format_version: of the cache, which also decides the defaults: there are no codes before version 4
+
+    Raises ModelError, and UsageError if the settings need a newer version.
+    """
     path = resolve(settings.teacher, settings.revision)
     processor = load_processor(path, settings.trust_remote_code)
     tokenizer = tokenizer_json(path)
@@ -36,7 +52,10 @@ def job_manifest(settings: JobSettings, dataset: Dataset) -> tuple[Manifest, byt
     text_config = config.get_text_config()
     pixels = image_processor_settings(processor)
     n_rows = dataset.n_rows if settings.limit is None else min(settings.limit, dataset.n_rows)
+    codes = _codes_asked(settings, n_tokens, format_version)
+    top_k = settings.top_k if settings.top_k is not None else TOP_K_ALONE if codes is None else TOP_K
     manifest = Manifest(
+        format_version=format_version,
         teacher=TeacherIdentity(
             name=settings.teacher if not Path(settings.teacher).is_dir() else path.resolve().name,
             revision=settings.revision,
@@ -56,11 +75,13 @@ def job_manifest(settings: JobSettings, dataset: Dataset) -> tuple[Manifest, byt
             chat_template_sha256=sha256_of(processor.chat_template),
             chat_template=template_of(processor),
         ),
-        top_k=min(settings.top_k or n_tokens, n_tokens),
+        top_k=min(top_k or n_tokens, n_tokens),
         answer_top_k=min(settings.answer_top_k or n_tokens, n_tokens),
         logits_precision=settings.precision,
         affinity_precision=settings.affinity_precision,
         compression=settings.compression,
+        affinity=settings.affinity if format_version >= 4 else None,
+        codes=codes,
         batch_tokens=settings.batch_tokens,
         max_length=settings.max_length or getattr(text_config, "max_position_embeddings", None),
         dataset=_dataset_identity(dataset),
@@ -68,6 +89,30 @@ def job_manifest(settings: JobSettings, dataset: Dataset) -> tuple[Manifest, byt
         created_by={name: version(name) for name in WRITERS},
     )
     return manifest, tokenizer
+
+
+def _codes_asked(settings: JobSettings, n_tokens: int, format_version: int) -> CodesAsked | None:
+    """What is asked of codes; None if there are to be none, or if all V logits of every token are stored anyway."""
+    error, limit = settings.logit_error, settings.token_bytes
+    named = limit is not None or settings.affinity == "codes" or isinstance(error, int | float)
+    if format_version < 4:
+        if named:
+            raise UsageError(
+                f"the cache is of format version {format_version}, which has no codes: leave out --logit-error, "
+                "--token-bytes and --affinity, or name another folder"
+            )
+        return None
+    top_k = TOP_K if settings.top_k is None else settings.top_k
+    whole = all(k == 0 or k >= n_tokens for k in (top_k, settings.answer_top_k)) and settings.affinity == "stored"
+    if error == "none" or whole:
+        if whole and named:
+            raise UsageError(
+                "all logits of every token are stored, so codes would add nothing: leave out --logit-error"
+            )
+        return None
+    if error is None and limit is None:
+        return CodesAsked(logit_error=LOGIT_ERROR, token_bytes=TOKEN_BYTES)
+    return CodesAsked(logit_error=error, token_bytes=limit)
 
 
 def _dtype(path: Path, asked: str) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 
 from emkd.errors import JobFailedError
 from emkd.pipeline.actors import result_of
+from emkd.pipeline.basis_choice import Choice
 from emkd.pipeline.cache_size import Sizes
 from emkd.pipeline.progress import log, size_text, time_text
 from emkd.pipeline.settings import JobSettings
@@ -20,7 +21,10 @@ PREFLIGHT_ROWS = 32
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """What the job will cost, estimated from the preflight's rows. Sizes include all files, indexes and seal too."""
+    """What the job will cost, estimated from the preflight's rows. Sizes include all files, indexes and seal too.
+
+    codes: the basis that was chosen, in words; empty if the cache has one already, or no codes
+    """
 
     n_rows: int
     n_shards: int
@@ -28,6 +32,7 @@ class Estimate:
     bytes_per_vision_token: float
     seconds: float
     free_bytes: int
+    codes: str = ""
 
     @property
     def n_bytes(self) -> int:
@@ -47,23 +52,38 @@ class Estimate:
             )
 
     def describe(self) -> str:
-        return (
+        return (f"{self.codes}\n" if self.codes else "") + (
             f"{self.n_rows:,} rows in {self.n_shards:,} shards: about {size_text(self.n_bytes)} "
             f"({self.bytes_per_vision_token:.0f} bytes per vision token, all files included) and "
             f"{time_text(self.seconds)}; {size_text(self.free_bytes)} free"
         )
 
 
+def choose_basis(worker: Any, manifest: Manifest, shards: Sequence[int]) -> Choice | None:
+    """Make the basis of a new cache from a few rows, evenly spread; None if it has no codes, or a basis already."""
+    if manifest.codes is None or manifest.basis is not None:
+        return None
+    choice: Choice = result_of(worker.choose_basis.remote(spread(manifest, shards)[1]))
+    return choice
+
+
 def preflight(
-    worker: Any, settings: JobSettings, manifest: Manifest, shards: Sequence[int], *, fresh: bool = True
+    worker: Any,
+    settings: JobSettings,
+    manifest: Manifest,
+    shards: Sequence[int],
+    choice: Choice | None = None,
+    *,
+    fresh: bool = True,
 ) -> Estimate:
     """Run a few rows, evenly spread, through the whole job, so that errors appear here rather than hours later.
 
+    choice: the basis of a cache that does not exist yet
     fresh: nothing is committed yet; then it is an error if none of the rows can be used. In a resumed job, the other
     rows may be usable, and --max-skipped decides at the end
     """
-    n_rows, chosen = _spread(manifest, shards)
-    seen: Preflight = result_of(worker.preflight.remote(chosen))
+    n_rows, chosen = spread(manifest, shards)
+    seen: Preflight = result_of(worker.preflight.remote(chosen, choice))
     if fresh and len(seen.skipped) == seen.n_rows:
         raise JobFailedError(f"none of the {seen.n_rows} rows checked can be used; the first is {seen.skipped[0]}")
     if not seen.end_token:
@@ -79,11 +99,12 @@ def preflight(
         bytes_per_vision_token=n_bytes / max(1.0, vision_tokens),
         seconds=seen.seconds * n_rows / seen.n_rows / min(settings.workers, len(shards)),
         free_bytes=open_files(settings.cache).free_bytes(),
+        codes="" if choice is None else choice.describe(),
     )
 
 
-def _spread(manifest: Manifest, shards: Sequence[int]) -> tuple[int, list[int]]:
-    """(number of rows of the shards, a few of these rows, evenly spread)
+def spread(manifest: Manifest, shards: Sequence[int]) -> tuple[int, list[int]]:
+    """Return (number of rows of the shards, a few of these rows, evenly spread).
 
     A list of all rows would be the largest object in the driver of a large job.
     """

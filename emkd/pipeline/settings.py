@@ -3,14 +3,15 @@
 The command line imports this module to print `--help`, so that it imports nothing that takes time.
 """
 
+import math
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 from emkd.errors import UsageError
 
 if TYPE_CHECKING:
-    from emkd.storage.manifest.manifest import Compression
+    from emkd.storage.manifest.manifest import AffinityForm, Compression
     from emkd.storage.precision import AffinityPrecision, LogitsPrecision
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
@@ -20,7 +21,13 @@ DTYPES = ("auto", "float32", "bfloat16", "float16")
 class JobSettings:
     """The arguments of `emkd cache-teacher`, by the same names. Raises UsageError for a wrong value.
 
-    top_k, answer_top_k:  stored logits per vision token and per answer token; 0 means all V
+    top_k, answer_top_k:  stored logits per vision token and per answer token; 0 means all V, and a top_k of None 8
+                          with codes, 64 without
+    logit_error:          predicted root mean square error of logits that are read from codes; "none" for no codes, None
+                          for 0.8 unless that takes more than 160 bytes a vision token
+    token_bytes:          most bytes of ids, logits, tails and codes of a vision token
+    affinity:             "stored", or "codes" to compute it from codes of text and vision tokens
+    head_memory:          MiB that the LM head, projected to the codes' columns, may take; it limits the columns
     precision:            of the stored logits; the manifest calls it `logits_precision`
     batch_tokens:         padded tokens of one forward pass
     max_length:           longest sample in tokens; None means the model's own limit
@@ -33,8 +40,12 @@ class JobSettings:
     data: str
     cache: str
     image_root: Path | None = None
-    top_k: int = 64
+    top_k: int | None = None
     answer_top_k: int = 64
+    logit_error: "float | Literal['none'] | None" = None
+    token_bytes: int | None = None
+    affinity: "AffinityForm" = "stored"
+    head_memory: int = 512
     precision: "LogitsPrecision" = "bfloat16"
     affinity_precision: "AffinityPrecision" = "int8"
     compression: "Compression" = "zstd"
@@ -53,9 +64,10 @@ class JobSettings:
     for_student: str | None = None
 
     def __post_init__(self) -> None:
-        from emkd.storage.manifest.manifest import Compression
+        from emkd.storage.manifest.manifest import AffinityForm, Compression
         from emkd.storage.precision import AffinityPrecision, LogitsPrecision
 
+        _one_of("--affinity", self.affinity, get_args(AffinityForm))
         _one_of("--precision", self.precision, get_args(LogitsPrecision))
         _one_of("--affinity-precision", self.affinity_precision, get_args(AffinityPrecision))
         _one_of("--compression", self.compression, get_args(Compression))
@@ -63,6 +75,8 @@ class JobSettings:
         for flag, value, least in (
             ("--top-k", self.top_k, 0),
             ("--answer-top-k", self.answer_top_k, 0),
+            ("--token-bytes", self.token_bytes, 1),
+            ("--head-memory", self.head_memory, 1),
             ("--workers", self.workers, 1),
             ("--gpus-per-worker", self.gpus_per_worker, 0),
             ("--batch-tokens", self.batch_tokens, 1),
@@ -72,6 +86,13 @@ class JobSettings:
         ):
             if value is not None and value < least:
                 raise UsageError(f"{flag} {value}: expected at least {least}")
+        if isinstance(self.logit_error, str):
+            _one_of("--logit-error", self.logit_error, ("none",))
+        elif self.logit_error is not None and not 0 < self.logit_error < math.inf:
+            raise UsageError(f"--logit-error {self.logit_error}: expected a number above 0, or none")
+        if self.logit_error == "none" and (self.token_bytes is not None or self.affinity == "codes"):
+            flag = "--affinity codes" if self.token_bytes is None else "--token-bytes"
+            raise UsageError(f"{flag} needs codes, and --logit-error none stores none; leave out one of the two")
         if not 0 <= self.max_skipped <= 1:
             raise UsageError(f"--max-skipped {self.max_skipped}: expected a share between 0 and 1")
 

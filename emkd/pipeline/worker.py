@@ -8,11 +8,13 @@ error while loading reaches the user unchanged.
 import time
 import uuid
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from emkd.background import BackgroundConsumer
-from emkd.errors import DataMismatchError, ModelError
+from emkd.errors import DamagedCacheError, DataMismatchError, JobFailedError, ModelError
+from emkd.pipeline.basis_choice import BasisChooser, Choice, sample_states
 from emkd.pipeline.cache_size import Sizes, measure_sizes
 from emkd.pipeline.capture import CaptureSettings, Teacher
 from emkd.pipeline.read_ahead import ReadAhead
@@ -21,13 +23,16 @@ from emkd.pipeline.settings import JobSettings
 from emkd.pipeline.shared_images import SharedImages
 from emkd.samples.dataset import Dataset
 from emkd.samples.render import end_token
-from emkd.storage.index.commit import ShardIndex, commit_shard
+from emkd.storage.basis import Basis, read_basis
+from emkd.storage.index.commit import LogitError, ShardIndex, commit_shard
 from emkd.storage.manifest.manifest import Manifest
+from emkd.storage.manifest.read import read_manifest
 from emkd.storage.objects.files import Files
 from emkd.storage.objects.open import open_files
 from emkd.storage.record import CapturedRow
 from emkd.storage.shards.writer import ShardWriter
 from emkd.vlm.checks import check_teacher
+from emkd.vlm.codes import Codes
 from emkd.vlm.identity import tokenizer_json, weights_sha256
 from emkd.vlm.loading import VisionLanguageModel, load
 
@@ -45,6 +50,7 @@ class ShardReport:
     n_halved:    rows of batches that had to be halved because they did not fit the memory
     n_shared:    images that are stored with those of other rows
     n_different: images that should have been, but differ (see `SharedImages`)
+    logit_error: measured, of logits that are read from codes; None without codes
     """
 
     number: int
@@ -56,6 +62,7 @@ class ShardReport:
     n_different: int
     n_bytes: int
     seconds: float
+    logit_error: LogitError | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,18 +92,52 @@ class CaptureWorker:
 
     def __init__(self, settings: JobSettings, manifest: Manifest) -> None:
         self.settings, self.manifest = settings, manifest
+        self._has_codes_of_cache = False
         self._teacher: Teacher | None = None
         self._dataset: Dataset | None = None
         self._ahead = ReadAhead(self._reading, AHEAD_BYTES)
 
-    def preflight(self, rows: Sequence[int]) -> Preflight:
-        """Run some rows through the whole job, into a temporary folder."""
+    def choose_basis(self, rows: Sequence[int]) -> Choice:
+        """Make a basis for the codes that the manifest asks for, from some rows.
+
+        Raises JobFailedError if none of them can be used.
+        """
+        asked = self.manifest.codes
+        if asked is None:
+            raise ValueError("the manifest asks for no codes")
+        return self._chooser(rows).choose(asked)
+
+    def study(
+        self, measure: Callable[[BasisChooser, Teacher, Dataset, Sequence[int]], Any], rows: Sequence[int]
+    ) -> Any:
+        """Return what `measure` finds about possible bases, from some rows."""
+        chooser = self._chooser(rows)
         teacher, dataset = self._loaded()
+        return measure(chooser, teacher, dataset, rows)
+
+    def _chooser(self, rows: Sequence[int]) -> BasisChooser:
+        teacher, dataset = self._loaded()
+        sample = sample_states(teacher, dataset, rows)
+        if not sample.halves:
+            raise JobFailedError(f"none of the {len(rows)} rows checked can be used, so codes have no basis")
+        return BasisChooser(teacher, sample, self.manifest, self.settings.head_memory << 20)
+
+    def preflight(self, rows: Sequence[int], choice: Choice | None = None) -> Preflight:
+        """Run some rows through the whole job, into a temporary folder.
+
+        choice: the basis of a cache that does not exist yet
+        """
+        teacher, dataset = self._loaded()
+        basis = self._read_basis() if choice is None else choice.basis
+        manifest, n_bytes = self.manifest, len(tokenizer_json(teacher.vlm.path))
+        if basis is not None:
+            data = basis.to_bytes()
+            manifest, n_bytes = manifest.with_basis(basis.identity(data)), n_bytes + len(data)
+            teacher.codes = Codes(basis, teacher.vlm.device)
+            self._has_codes_of_cache = choice is None
         started = time.perf_counter()
-        captured = teacher.capture(dataset, rows, SharedImages(self.manifest.teacher.dtype))
-        sizes = measure_sizes(
-            captured, self.manifest, len(tokenizer_json(teacher.vlm.path)), self.settings.rows_per_shard
-        )
+        captured = teacher.capture(dataset, rows, SharedImages(manifest.teacher.dtype))
+        sizes = measure_sizes(captured, manifest, n_bytes, self.settings.rows_per_shard)
         return Preflight(
             n_rows=len(captured),
             sizes=sizes,
@@ -112,6 +153,7 @@ class CaptureWorker:
         following: the worker's probable next shard, whose rows are read meanwhile
         """
         teacher, dataset = self._loaded()
+        self._take_codes_of_cache(teacher)
         self._check_dataset(dataset, self.manifest.source(number))
         started = time.perf_counter()
         files = open_files(self.settings.cache)
@@ -132,8 +174,31 @@ class CaptureWorker:
             n_shared=shared.n_shared,
             n_different=shared.n_different,
             n_bytes=stored_bytes(index),
+            logit_error=index.logit_error,
             seconds=time.perf_counter() - started,
         )
+
+    def _take_codes_of_cache(self, teacher: Teacher) -> None:
+        """Use the basis that the cache has: of two jobs that start at once, one finds that of the other."""
+        if self._has_codes_of_cache:
+            return
+        basis = self._read_basis()
+        if basis is not None:
+            teacher.codes = Codes(basis, teacher.vlm.device)
+        self._has_codes_of_cache = True
+
+    def _read_basis(self) -> Basis | None:
+        """Read the basis from the cache, and put it into the manifest; None if there are no codes."""
+        if self.manifest.codes is None:
+            return None
+        files = open_files(self.settings.cache)
+        identity = read_manifest(files, extensions=0).basis
+        if identity is None:
+            raise DamagedCacheError(
+                f"{self.settings.cache}: its manifest names no basis of codes, and the job's has some"
+            )
+        self.manifest = self.manifest.with_basis(identity)
+        return read_basis(files, identity)
 
     def _reading(self, number: int) -> RowReader:
         teacher, dataset = self._loaded()

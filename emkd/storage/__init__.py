@@ -6,6 +6,7 @@ The modules and packages in reading order; each imports only from those above it
     precision   how logits and affinity are rounded for the disk, and read back
     objects/    whole byte strings by name: a local folder, hashes, checked reads
     manifest/   settings, plan and extensions of a cache
+    basis       what turns hidden states into codes, and codes into logits
     arrays/     how each kind of array is laid out, encoded and decoded
     index/      one row per row of the plan; its appearance commits a shard
     shards/     encode records as a Zarr group, and read them back
@@ -13,6 +14,7 @@ The modules and packages in reading order; each imports only from those above it
     cache       the reader's interface: open, find, read
 
     cache/
+      basis-<hash>.safetensors                    before the manifest, if the cache has codes
       manifest.json  tokenizer.json               before the first shard
       shards/000000-<attempt>/                    a Zarr v3 group, written once by one worker
       index/000000.parquet                        the commit of shard 0, and the hashes of its objects

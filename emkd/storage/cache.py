@@ -13,6 +13,7 @@ cache object to another process; it holds no open file.
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -20,6 +21,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from emkd.errors import CacheIncompleteError, DamagedCacheError, SampleNotFoundError
+from emkd.storage.basis import Basis, read_basis
 from emkd.storage.index.columns import Rows
 from emkd.storage.index.commit import ShardIndex
 from emkd.storage.index.committed import Totals, read_committed, read_indexes
@@ -85,6 +87,10 @@ class Cache:
         committed = read_indexes(files, manifest, _committed(files, manifest, partial))
         return cls(files, manifest, None, Rows.of(committed.table), committed.totals, window)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave the basis out: a loader's worker, which returns codes, does not need it."""
+        return {name: value for name, value in vars(self).items() if name != "basis"}
+
     def __len__(self) -> int:
         return self.n_samples
 
@@ -99,6 +105,20 @@ class Cache:
         if self.seal is not None:
             return self.seal.check(self.files, TOKENIZER_NAME)
         return read_tokenizer(self.files, self.manifest)
+
+    @cached_property
+    def basis(self) -> Basis | None:
+        """The basis of the codes, None if the cache has none. Raises DamagedCacheError if it is missing or changed."""
+        identity = self.manifest.basis
+        return None if identity is None else read_basis(self.files, identity)
+
+    def affinity(self, record: Record) -> NDArray[np.float32]:
+        """Return the affinity of a record of this cache, [L, Nt], as stored or computed from its codes."""
+        if record.affinity is not None:
+            return record.affinity
+        if self.basis is None or record.text_codes is None or record.vision.codes is None:
+            raise ValueError("the record has neither an affinity nor codes of its text; it is of another cache")
+        return self.basis.affinity(record.text_codes, record.vision.codes)
 
     @property
     def n_samples(self) -> int:

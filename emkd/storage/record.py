@@ -7,6 +7,7 @@ Shape legend
     n   tokens of a TopLogits: Nt of Record.vision, A of Record.answer
     k   stored logits of a token: `top_k` of a vision token, `answer_top_k` of an answer token
     V   ids of the teacher's tokenizer (padding rows of the LM head are cut before anything else)
+    r   codes of a token: integers that stand for its hidden state (`storage/basis.py`)
 
 A record holds decoded numbers: logits and affinity are float32 for every precision on disk (`storage/precision.py`
 encodes them). The logits of a token descend, with equal logits by ascending id, so that any smaller k is a slice.
@@ -45,6 +46,7 @@ class TopLogits:
     logits:         [n, k] float32, the logits of those ids
     tail_logsumexp: [n] logsumexp of the V - k logits that are not stored; -inf if k = V (an empty tail)
     tail_mean:      [n] mean of those logits, 0 if the tail is empty; None if it is not stored (answers)
+    codes:          [n, r] of the hidden states that the logits were computed from; None if they are not stored
 
     Its torch twin, which also holds the mass that a student lacks, is `emkd.vlm.truncated.TruncatedLogits`.
     """
@@ -53,6 +55,7 @@ class TopLogits:
     logits: NDArray[np.float32]
     tail_logsumexp: NDArray[np.float32]
     tail_mean: NDArray[np.float32] | None = None
+    codes: NDArray[np.int16] | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -65,8 +68,8 @@ class TopLogits:
     @property
     def n_bytes(self) -> int:
         """Memory of the arrays in bytes."""
-        tail_mean = 0 if self.tail_mean is None else self.tail_mean.nbytes
-        return self.ids.nbytes + self.logits.nbytes + self.tail_logsumexp.nbytes + tail_mean
+        optional = sum(array.nbytes for array in (self.tail_mean, self.codes) if array is not None)
+        return self.ids.nbytes + self.logits.nbytes + self.tail_logsumexp.nbytes + optional
 
     def map(self, change: Callable[[NDArray[Any]], NDArray[Any]]) -> "TopLogits":
         """Apply `change` to each array; every array has the tokens along its first axis."""
@@ -75,6 +78,7 @@ class TopLogits:
             logits=change(self.logits),
             tail_logsumexp=change(self.tail_logsumexp),
             tail_mean=None if self.tail_mean is None else change(self.tail_mean),
+            codes=None if self.codes is None else change(self.codes),
         )
 
     def tokens(self, chosen: slice) -> "TopLogits":
@@ -91,16 +95,19 @@ class TopLogits:
     def joined(parts: "Sequence[TopLogits]") -> "TopLogits":
         """Concatenate the tokens of `parts`, which are not empty and have the same k.
 
-        Raises ValueError if some parts have a tail_mean and some do not.
+        Raises ValueError if some parts have a tail_mean, or codes, and some do not.
         """
         means = [part.tail_mean for part in parts if part.tail_mean is not None]
-        if len(means) not in (0, len(parts)):
-            raise ValueError(f"{len(means)} of {len(parts)} parts have a tail_mean; expected all or none")
+        codes = [part.codes for part in parts if part.codes is not None]
+        for name, found in (("a tail_mean", means), ("codes", codes)):
+            if len(found) not in (0, len(parts)):
+                raise ValueError(f"{len(found)} of {len(parts)} parts have {name}; expected all or none")
         return TopLogits(
             ids=np.concatenate([part.ids for part in parts]),
             logits=np.concatenate([part.logits for part in parts]),
             tail_logsumexp=np.concatenate([part.tail_logsumexp for part in parts]),
             tail_mean=np.concatenate(means) if means else None,
+            codes=np.concatenate(codes) if codes else None,
         )
 
 
@@ -109,7 +116,9 @@ class Record:
     """One sample as the teacher saw it. The module's docstring has the shape legend.
 
     vision:           logits of the Nt vision tokens
-    affinity:         cosine similarity of text and vision hidden states, in [-1, 1]
+    affinity:         cosine similarity of text and vision hidden states, in [-1, 1]; None if the cache computes it
+                      from codes (`Cache.affinity`)
+    text_codes:       of the L text tokens; None if affinities are stored
     answer_positions: index into text_ids of each answer token
     answer:           the logits that *predict* the A answer tokens: those of full-sequence position p - 1 for the
                       token at p
@@ -119,15 +128,17 @@ class Record:
     text_ids: NDArray[np.int32]  # [L]
     images: tuple[ImageSpan, ...]
     vision: TopLogits
-    affinity: NDArray[np.float32]  # [L, Nt]
+    affinity: NDArray[np.float32] | None  # [L, Nt]
     answer_positions: NDArray[np.int32]  # [A]
     answer: TopLogits
+    text_codes: NDArray[np.int16] | None = None  # [L, r]
 
     @property
     def n_bytes(self) -> int:
         """Memory of the arrays in bytes."""
-        plain = self.text_ids.nbytes + self.affinity.nbytes + self.answer_positions.nbytes
-        return plain + self.vision.n_bytes + self.answer.n_bytes
+        plain = self.text_ids.nbytes + self.answer_positions.nbytes
+        optional = sum(array.nbytes for array in (self.affinity, self.text_codes) if array is not None)
+        return plain + optional + self.vision.n_bytes + self.answer.n_bytes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,6 +153,7 @@ class RowHint:
 class CapturedRow:
     """One row of a shard's plan after the teacher's pass: its record, or the reason why it was skipped.
 
+    squared_error: mean square, over V, of the error of logits read from codes, of a few tokens; empty without codes
     text_sha256: hash of its roles and texts, without images; "" if it has no conversation, None if not known
     image_keys:  of each image, a hash of all that the teacher saw up to its end (`Encoded.image_keys`); not stored
     halvings:    how often the row's batch was halved because it did not fit into memory. In bfloat16 the numbers
@@ -156,3 +168,4 @@ class CapturedRow:
     halvings: int = 0
     text_sha256: str | None = None
     image_keys: tuple[str, ...] = ()
+    squared_error: tuple[float, ...] = ()

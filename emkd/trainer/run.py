@@ -50,7 +50,7 @@ def train_one_process(settings: TrainSettings) -> dict[str, float]:
     agree_with_first_run(settings, run_data.cache, run_data.selection, run_data.dataset, arguments.world_size)
     student.card = model_card(_facts(settings, run_data, student))
     trainer = _trainer(settings, run_data, student, arguments, agreement)
-    log(_first_line(settings, student, arguments, run_data.n_samples))
+    log(_first_line(settings, student, arguments, run_data))
     resumed = None if checkpoint is None else str(checkpoint)
     metrics: dict[str, float] = trainer.train(resume_from_checkpoint=resumed).metrics
     _save(settings, trainer)
@@ -74,7 +74,7 @@ def _trainer(
     given: dict[str, Any] = dict(
         student=student,
         args=arguments,
-        objective=_objective(recipe.losses, run_data.n_tokens(student.vlm), arguments),
+        objective=_objective(recipe.losses, run_data, run_data.n_tokens(student.vlm), arguments),
         train_dataset=run_data.samples(student.vlm, recipe.losses.top_k, agreement),
         shard_sizes=run_data.shard_sizes,
         window=recipe.window,
@@ -96,8 +96,18 @@ def _trainer(
     return trainer
 
 
-def _objective(losses: LossRecipe, n_tokens: int, arguments: TrainingArguments) -> Objective:
-    return Objective(losses.weights, n_tokens, losses.distance, losses.matching, arguments.seed, losses.solver)
+def _objective(losses: LossRecipe, run_data: RunData, n_tokens: int, arguments: TrainingArguments) -> Objective:
+    codes = run_data.codes(arguments.device) if losses.weights.needs_cache else None
+    return Objective(
+        losses.weights,
+        n_tokens,
+        losses.distance(has_codes=codes is not None),
+        losses.matching,
+        arguments.seed,
+        losses.solver,
+        losses.compared,
+        codes,
+    )
 
 
 def _facts(settings: TrainSettings, run_data: RunData, student: Student) -> CardFacts:
@@ -120,12 +130,12 @@ def _facts(settings: TrainSettings, run_data: RunData, student: Student) -> Card
     )
 
 
-def _first_line(settings: TrainSettings, student: Student, arguments: TrainingArguments, n_samples: int) -> str:
+def _first_line(settings: TrainSettings, student: Student, arguments: TrainingArguments, run_data: RunData) -> str:
     """Return the log line that says what is trained, on which data, and with which settings."""
     losses = settings.recipe.losses
     weights = f"alpha {losses.alpha:g}, beta {losses.beta:g}, gamma {losses.gamma:g}"
     distils = losses.weights.needs_cache
-    reading = f", {losses.divergence}, tail {losses.tail}, matching {losses.matching}" if distils else ""
+    reading = _reading(losses, run_data) if distils else ""
     if distils and losses.temperature != 1:
         reading += f", temperature {losses.temperature:g}"
     pool = getattr(student.model.config, "vision_pool", 1)
@@ -136,12 +146,21 @@ def _first_line(settings: TrainSettings, student: Student, arguments: TrainingAr
     teacher = f"teacher from {settings.cache}" if distils else "no teacher"
     return (
         f"training {settings.student} ({student.model.config.model_type}, {student.n_trainable:,} of "
-        f"{student.n_parameters:,} parameters trainable, {computed}{averaged}) on {n_samples} samples of "
+        f"{student.n_parameters:,} parameters trainable, {computed}{averaged}) on {run_data.n_samples} samples of "
         f"{settings.data}, {teacher}; {weights}{reading}; learning rate {arguments.learning_rate:g}{rates}; "
         f"{length} of "
         f"{arguments.per_device_train_batch_size} samples x {arguments.gradient_accumulation_steps} micro-batches x "
         f"{arguments.world_size} workers on {arguments.device}"
     )
+
+
+def _reading(losses: LossRecipe, run_data: RunData) -> str:
+    """Say how the teacher's cut logits are used."""
+    has_codes = run_data.cache is not None and run_data.cache.manifest.codes is not None
+    matching = f"matching {losses.matching}"
+    if losses.matching == "logits":
+        matching += f" by {losses.cost}" + ("" if losses.cost_top_k is None else f", the {losses.cost_top_k} largest")
+    return f", {losses.divergence}, tail {losses.distance(has_codes=has_codes).tail}, {matching}"
 
 
 def _save(settings: TrainSettings, trainer: DistillationTrainer) -> None:

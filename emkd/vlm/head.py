@@ -63,6 +63,14 @@ class LMHead:
             ids = slice(start, min(self.n_tokens, start + size))
             yield self._product(hidden, self.weight[ids], None if self.bias is None else self.bias[ids]).float()
 
+    @torch.no_grad()
+    def logsumexp(self, hidden: torch.Tensor, size: int) -> torch.Tensor:
+        """Return the float32 logsumexp [n] of all V logits of hidden states [n, d], `size` ids at a time."""
+        found = torch.full((len(hidden),), -torch.inf, device=hidden.device)
+        for block in self.blocks(hidden, size):
+            found = torch.logaddexp(found, block.logsumexp(dim=1))
+        return found
+
     def _product(self, hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         dtype = self.dtype
         with torch.autocast(hidden.device.type, enabled=False):

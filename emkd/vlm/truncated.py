@@ -24,6 +24,7 @@ class TruncatedLogits:
     tail_mean:      [n] float32 mean of those logits, 0 for an empty tail; None if it is not stored (answers)
     known:          [n, k] bool; False for ids that the student lacks, whose mass is in the tail
     vocabulary:     V
+    codes:          [n, r] int16 of the hidden states (see `emkd.vlm.codes`); None if they are not stored
     """
 
     ids: torch.Tensor
@@ -32,6 +33,7 @@ class TruncatedLogits:
     tail_mean: torch.Tensor | None
     known: torch.Tensor
     vocabulary: int
+    codes: torch.Tensor | None = None
 
     @classmethod
     def of(cls, top: TopLogits, vocabulary: int) -> "TruncatedLogits":
@@ -42,6 +44,7 @@ class TruncatedLogits:
             torch.from_numpy(top.tail_logsumexp),
             vocabulary,
             None if top.tail_mean is None else torch.from_numpy(top.tail_mean),
+            None if top.codes is None else torch.from_numpy(top.codes),
         )
 
     def top_logits(self, *, mean: bool = True) -> TopLogits:
@@ -51,6 +54,7 @@ class TruncatedLogits:
             logits=self.logits.float().cpu().numpy(),
             tail_logsumexp=self.tail_logsumexp.float().cpu().numpy(),
             tail_mean=self.tail_mean.float().cpu().numpy() if mean and self.tail_mean is not None else None,
+            codes=None if self.codes is None else self.codes.cpu().numpy(),
         )
 
     @property
@@ -96,6 +100,10 @@ class TruncatedLogits:
             self._logsumexp(~self.known) - torch.logaddexp(self._logsumexp(self.known), self.tail_logsumexp)
         )
 
+    def logsumexp(self) -> torch.Tensor:
+        """Return [n], the logsumexp of all logits of the teacher."""
+        return torch.logaddexp(self._logsumexp(self.known), self.tail_logsumexp)
+
     def _logsumexp(self, chosen: torch.Tensor) -> torch.Tensor:
         """Return [n], the logsumexp of the stored logits that `chosen` [n, k] selects."""
         return self.logits.masked_fill(~chosen, -torch.inf).logsumexp(dim=1)
@@ -109,6 +117,7 @@ class TruncatedLogits:
             tail_logsumexp=change(self.tail_logsumexp),
             tail_mean=None if self.tail_mean is None else change(self.tail_mean),
             known=change(self.known),
+            codes=None if self.codes is None else change(self.codes),
         )
 
     def rows(self, chosen: torch.Tensor | slice) -> "TruncatedLogits":
@@ -137,6 +146,15 @@ class TruncatedLogits:
             tail_logsumexp=torch.logaddexp(self.tail_logsumexp, folded),
             tail_mean=tail_mean,
             known=known,
+        )
+
+    def shifted(self, level: torch.Tensor) -> "TruncatedLogits":
+        """Return all logits less `level` [n]; the codes, which are not logits, stay."""
+        return replace(
+            self,
+            logits=self.logits - level[:, None],
+            tail_logsumexp=self.tail_logsumexp - level,
+            tail_mean=None if self.tail_mean is None else self.tail_mean - level,
         )
 
     def at_temperature(self, temperature: float) -> "TruncatedLogits":
@@ -169,6 +187,7 @@ def truncated(
     tail_logsumexp: torch.Tensor,
     vocabulary: int,
     tail_mean: torch.Tensor | None = None,
+    codes: torch.Tensor | None = None,
 ) -> TruncatedLogits:
     """Return TruncatedLogits in which the student lacks no id; shapes as in the class, any dtype."""
     return TruncatedLogits(
@@ -178,18 +197,21 @@ def truncated(
         tail_mean=None if tail_mean is None else tail_mean.float(),
         known=torch.ones_like(ids, dtype=torch.bool),
         vocabulary=vocabulary,
+        codes=codes,
     )
 
 
 def joined(parts: Sequence[TruncatedLogits]) -> TruncatedLogits:
     """Return the tokens of all parts (at least one), one part after the other.
 
-    Raises ValueError if parts differ in k or vocabulary, or if only some of them have a tail_mean.
+    Raises ValueError if parts differ in k or vocabulary, or if only some of them have a tail_mean or codes.
     """
     first = parts[0]
     means = [part.tail_mean for part in parts if part.tail_mean is not None]
-    if len(means) not in (0, len(parts)):
-        raise ValueError(f"{len(means)} of {len(parts)} parts have a tail_mean; expected all or none")
+    codes = [part.codes for part in parts if part.codes is not None]
+    for name, found in (("a tail_mean", means), ("codes", codes)):
+        if len(found) not in (0, len(parts)):
+            raise ValueError(f"{len(found)} of {len(parts)} parts have {name}; expected all or none")
     if any((part.k, part.vocabulary) != (first.k, first.vocabulary) for part in parts):
         raise ValueError(f"parts of different k or vocabulary: {[(part.k, part.vocabulary) for part in parts]}")
     return replace(
@@ -199,4 +221,5 @@ def joined(parts: Sequence[TruncatedLogits]) -> TruncatedLogits:
         tail_logsumexp=torch.cat([part.tail_logsumexp for part in parts]),
         tail_mean=torch.cat(means) if means else None,
         known=torch.cat([part.known for part in parts]),
+        codes=torch.cat(codes) if codes else None,
     )

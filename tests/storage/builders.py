@@ -5,9 +5,11 @@ from pathlib import Path
 
 import numpy as np
 
+from emkd.storage.basis import Basis
 from emkd.storage.cache import create_cache
 from emkd.storage.index.commit import commit_shard
 from emkd.storage.lifecycle.seal import seal
+from emkd.storage.manifest.codes import CodesAsked
 from emkd.storage.manifest.manifest import (
     ImageProcessorIdentity,
     Manifest,
@@ -21,7 +23,7 @@ from emkd.storage.precision import round_logits
 from emkd.storage.record import CapturedRow, ImageSpan, Record, RowHint, TopLogits
 from emkd.storage.shards.writer import write_shard
 
-TOP_FIELDS = ("ids", "logits", "tail_logsumexp", "tail_mean")
+TOP_FIELDS = ("ids", "logits", "tail_logsumexp", "tail_mean", "codes")
 TOKENIZER_JSON = b'{"version": "1.0", "model": {"type": "WordLevel"}}'
 V = 40
 
@@ -56,6 +58,40 @@ def make_manifest(
     return manifest.model_copy(update=changes)
 
 
+def make_basis(groups=(2, 3), *, width=6, n_tokens=V, step=0.25, logit_error=0.5, seed=0):
+    """A basis of random numbers."""
+    rng, r = np.random.default_rng(seed), sum(groups)
+    return Basis(
+        mean=rng.normal(size=width).astype(np.float32),
+        projection=rng.normal(size=(width, r)).astype(np.float32),
+        reconstruction=rng.normal(size=(width, r)).astype(np.float32),
+        head=rng.normal(size=(n_tokens, r)).astype(np.float16),
+        offset=rng.normal(size=n_tokens).astype(np.float32),
+        groups=groups,
+        step=step,
+        logit_error=logit_error,
+    )
+
+
+BASIS = make_basis()
+
+
+def coded_manifest(*, affinity="stored", basis=BASIS, **settings):
+    """The manifest of a cache with codes."""
+    return make_manifest(
+        affinity=affinity,
+        codes=CodesAsked(logit_error=0.5),
+        basis=basis.identity(basis.to_bytes()),
+        **settings,
+    )
+
+
+def some_codes(rng, n, manifest):
+    """Codes whose columns descend in spread."""
+    r = manifest.basis.n_columns
+    return np.rint(rng.normal(size=(n, r)) * 300 / 4.0 ** np.arange(r)).astype(np.int16)
+
+
 def top_k_of(logits, k):
     """Naive reference: the k largest of each row [n, V], ties to the smaller id, and the tail's numbers."""
     n = len(logits)
@@ -76,7 +112,7 @@ def make_record(rng, manifest, *, n_text=6, image_sizes=(5,), n_answer=2, key=No
     vision = round_logits(rng.normal(0, 3, (n_vision, V)).astype(np.float32), precision)
     answer = round_logits(rng.normal(0, 3, (n_answer, V)).astype(np.float32), precision)
     starts = np.cumsum([0, *image_sizes])
-    return Record(
+    record = Record(
         key=key or rng.bytes(32).hex(),
         text_ids=rng.integers(0, V, n_text).astype(np.int32),
         images=tuple(
@@ -93,6 +129,20 @@ def make_record(rng, manifest, *, n_text=6, image_sizes=(5,), n_answer=2, key=No
         affinity=rng.uniform(-1, 1, (n_text, n_vision)).astype(np.float32),
         answer_positions=np.sort(rng.choice(n_text, n_answer, replace=False)).astype(np.int32),
         answer=replace(top_k_of(answer, manifest.answer_top_k), tail_mean=None),
+    )
+    return record if manifest.codes is None else _with_codes(record, rng, manifest)
+
+
+def _with_codes(record, rng, manifest):
+    def codes(tokens, n):
+        return some_codes(rng, n, manifest) if manifest.has_codes(tokens) else None
+
+    return replace(
+        record,
+        vision=replace(record.vision, codes=codes("vision", len(record.vision))),
+        answer=replace(record.answer, codes=codes("answer", len(record.answer))),
+        text_codes=codes("text", len(record.text_ids)),
+        affinity=record.affinity if manifest.stores_affinity else None,
     )
 
 
@@ -152,7 +202,7 @@ def with_data(manifest, fingerprint, n_rows, *, limit=None, rows_per_shard=2):
 
 def make_cache(path: Path, manifest=None, *, shards=None, sealed=True, seed=0, skip=(3,), contents=None) -> LocalFiles:
     manifest = manifest or make_manifest()
-    files = create_cache(path, manifest, TOKENIZER_JSON)
+    files = create_cache(path, manifest, TOKENIZER_JSON, BASIS.to_bytes() if manifest.basis else None)
     for shard in range(manifest.plan.n_shards) if shards is None else shards:
         rows = make_rows(manifest, shard, seed=seed, skip=skip, contents=contents)
         index = write_shard(files, shard, f"a{shard}", rows, manifest)
@@ -179,6 +229,14 @@ def array_fields(record):
         "answer_ids": record.answer.ids,
         "answer_logits": record.answer.logits,
         "answer_tail_logsumexp": record.answer.tail_logsumexp,
+    } | {
+        name: array
+        for name, array in (
+            ("vision_codes", record.vision.codes),
+            ("answer_codes", record.answer.codes),
+            ("text_codes", record.text_codes),
+        )
+        if array is not None
     }
 
 

@@ -89,6 +89,7 @@ def _compare_all(
         vocabulary=manifest.vocabulary_size,
         precision=manifest.logits_precision,
         affinity_precision=manifest.affinity_precision,
+        codes=teacher.codes,
     )
     kept: list[LiveSample] = []
     for count, (number, row) in enumerate(chosen):

@@ -13,10 +13,12 @@ from typing import Any
 import torch
 
 from emkd.errors import SampleError
-from emkd.pipeline.capture import NOT_FINITE
+from emkd.pipeline.capture import NOT_FINITE, TOKEN_AXES
+from emkd.storage.arrays.layout import TokenAxis
 from emkd.storage.precision import STEPS, AffinityPrecision, LogitsPrecision
 from emkd.storage.record import Record
 from emkd.vlm.affinity import affinity
+from emkd.vlm.codes import Codes
 from emkd.vlm.states import States
 from emkd.vlm.truncated import TruncatedLogits
 
@@ -133,17 +135,39 @@ class TokenDifferences:
 
 
 @dataclass
+class StateDifferences:
+    """The differences of hidden states of one kind of tokens, in the columns of the codes' basis.
+
+    scale: of the stored columns
+    """
+
+    difference: Difference = field(default_factory=Difference)
+    scale: Scale = field(default_factory=Scale)
+
+    def add(self, hidden: torch.Tensor, stored: torch.Tensor, codes: Codes, sample: int) -> None:
+        """Add tokens. hidden: live states [n, d];  stored: their codes [n, r]"""
+        kept = stored.float() * codes.step
+        self.difference.add((codes.coefficients(hidden) - kept).abs(), codes.step / 2, sample)
+        self.scale.add(kept)
+
+
+@dataclass
 class Differences:
     """The differences of all quantities, over the samples that were added.
 
     vocabulary: V;  precision, affinity_precision: what the cache stores
+    codes: the basis of its codes, None if it has none
     """
 
     vocabulary: int
     precision: LogitsPrecision
     affinity_precision: AffinityPrecision
+    codes: Codes | None = None
     vision: TokenDifferences = field(default_factory=TokenDifferences)
     answer: TokenDifferences = field(default_factory=TokenDifferences)
+    states: dict[TokenAxis, StateDifferences] = field(
+        default_factory=lambda: {tokens: StateDifferences() for tokens in TOKEN_AXES}
+    )
     affinity: Difference = field(default_factory=Difference)
 
     @torch.inference_mode()
@@ -160,23 +184,38 @@ class Differences:
             for start in range(0, len(hidden), chunk):
                 rows = hidden[start : start + chunk]
                 found.add(logits(rows), stored.rows(slice(start, start + chunk)), self.precision, sample)
-        live = affinity(states.text, states.vision)
-        kept = torch.from_numpy(record.affinity).to(device)
-        self.affinity.add((live - kept).abs(), AFFINITY_ROUNDING[self.affinity_precision], sample)
+        coded: tuple[tuple[TokenAxis, torch.Tensor, Any], ...] = (
+            ("text", states.text, record.text_codes),
+            ("vision", states.vision, record.vision.codes),
+            ("answer", states.predicting, record.answer.codes),
+        )
+        for tokens, hidden, codes in coded:
+            if codes is not None and self.codes is not None:
+                self.states[tokens].add(hidden, torch.from_numpy(codes).to(device), self.codes, sample)
+        if record.affinity is not None:
+            live = affinity(states.text, states.vision)
+            kept = torch.from_numpy(record.affinity).to(device)
+            self.affinity.add((live - kept).abs(), AFFINITY_ROUNDING[self.affinity_precision], sample)
 
     def scale(self, name: str) -> float:
         """Return the size that a quantity of `named` is measured against."""
         if name == "affinity":
             return 1.0
+        if name.endswith("_codes"):
+            return next(found.scale.value for tokens, found in self.states.items() if name == f"{tokens}_codes")
         tokens = self.vision if name.startswith("vision") else self.answer
         return max(tokens.scale.value, tokens.tail_scale.value)
 
     def named(self) -> Iterator[tuple[str, Difference]]:
-        """Yield the quantities that have numbers: "vision_logits", ..., "answer_tail_logsumexp", "affinity"."""
+        """Yield the quantities that have numbers: "vision_logits", ..., "answer_tail_logsumexp", "vision_codes", ...,
+        "affinity"."""
         for kind in ("vision", "answer"):
             for name, difference in getattr(self, kind).named():
                 if difference.n:
                     yield f"{kind}_{name}", difference
+        for tokens, states in self.states.items():
+            if states.difference.n:
+                yield f"{tokens}_codes", states.difference
         if self.affinity.n:
             yield "affinity", self.affinity
 

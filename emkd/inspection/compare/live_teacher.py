@@ -28,6 +28,7 @@ from emkd.samples.encode import Encoded
 from emkd.storage.cache import Cache
 from emkd.storage.record import Record
 from emkd.trainer.data.selection import Selection
+from emkd.vlm.codes import Codes
 from emkd.vlm.identity import sha256_of, tokenizer_json, weights_sha256
 from emkd.vlm.loading import load, resolve
 
@@ -71,7 +72,8 @@ def load_teacher(cache: Cache, settings: LiveSettings) -> Teacher:
             f"{settings.against_teacher} has {vlm.n_tokens} ids, the cache's teacher had {manifest.vocabulary_size}, "
             f"so their logits cannot be compared. {_name_the_teacher(cache)}"
         )
-    return Teacher(vlm, CaptureSettings.of(manifest))
+    basis = cache.basis
+    return Teacher(vlm, CaptureSettings.of(manifest), None if basis is None else Codes(basis, vlm.device))
 
 
 def _teacher_side(cache: Cache) -> TeacherSide:

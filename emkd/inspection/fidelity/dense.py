@@ -1,4 +1,4 @@
-"""What cutting the teacher's logits to k of V does to the matching and to the losses.
+"""What is lost of the teacher if its logits are cut to k of V, with codes or without: in the matching and the losses.
 
     student's and teacher's View of an image --Dense.of--> distances and their optimum, once
         --against(cut)--> Fidelity: regret of the assignment, and for each loss its error and its gradient's
@@ -15,16 +15,17 @@ A answer tokens
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, get_args
+from functools import partial
+from typing import Any
 
 import torch
 
-from emkd.trainer.losses.divergence import Tail, reverse_kl, vlad
+from emkd.trainer.losses.divergence import Divergence, Tail, vlad
 from emkd.trainer.matching.match import Pairs, assign, matching_cost
 from emkd.vlm.affinity import affinity
+from emkd.vlm.codes import Codes
 from emkd.vlm.truncated import TruncatedLogits
 
-TAILS: tuple[Tail, ...] = get_args(Tail)
 # Logits that are compared at a time: float64 makes several copies of them.
 CHUNK = 1 << 22
 
@@ -136,19 +137,30 @@ def regret(
     return _judged(exact, assign(exact), assign(matching_cost(student, cut))).regret
 
 
-def kl_comparison(student: torch.Tensor, teacher: torch.Tensor, cut: TruncatedLogits) -> dict[Tail, Comparison]:
+def tails(cut: TruncatedLogits) -> tuple[Tail, ...]:
+    """Return the tails that a loss may assume; the first is the default."""
+    return ("codes", "uniform", "bucket") if cut.codes is not None else ("uniform", "bucket")
+
+
+def kl_comparison(
+    student: torch.Tensor, teacher: torch.Tensor, cut: TruncatedLogits, codes: Codes | None = None
+) -> dict[Tail, Comparison]:
     """Compare, for each tail, the reverse KL of logits [n, V], summed over tokens, and its gradient.
+
+    codes: the basis of the cut teacher's codes
 
     The gradient is for the student's logits.
     """
-    found = dict.fromkeys(TAILS, Comparison(n=0, cut=0.0, dense=0.0, dot=0.0, cut_squared=0.0, dense_squared=0.0))
+    nothing = Comparison(n=0, cut=0.0, dense=0.0, dot=0.0, cut_squared=0.0, dense_squared=0.0)
+    found: dict[Tail, Comparison] = dict.fromkeys(tails(cut), nothing)
     size = max(1, CHUNK // student.shape[1])
     for start in range(0, len(student), size):
         rows = slice(start, start + size)
         own = student[rows].float()
         dense = _with_gradient(_dense_kl, own.double(), teacher[rows].double())
-        for tail in TAILS:
-            found[tail] += Comparison.of(len(own), _with_gradient(reverse_kl, own, cut.rows(rows), tail), dense)
+        for tail in found:
+            loss = partial(Divergence(tail=tail), codes=codes)
+            found[tail] += Comparison.of(len(own), _with_gradient(loss, own, cut.rows(rows)), dense)
     return found
 
 
@@ -166,6 +178,28 @@ def _with_gradient(
         value = loss(leaf, *against).sum()
         (gradient,) = torch.autograd.grad(value, leaf)
     return float(value.detach()), gradient
+
+
+def through_head(
+    loss: Callable[..., torch.Tensor],
+    student: torch.Tensor,
+    weight: torch.Tensor,
+    pairs: Pairs,
+    teacher: Callable[[torch.Tensor], Any],
+) -> tuple[float, torch.Tensor]:
+    """Return (a loss of paired tokens, summed; its gradient [Ns, d] for the hidden states).
+
+    student: logits [Ns, V];  weight: rows [V, d] of the head;  teacher: what the loss compares with, by its indices
+    """
+    own, theirs = pairs
+    total, gradient = 0.0, weight.new_zeros(len(student), weight.shape[1], dtype=torch.float32)
+    size = max(1, CHUNK // student.shape[1])
+    for start in range(0, len(own), size):
+        rows = slice(start, start + size)
+        value, of_logits = _with_gradient(loss, student[own[rows]].float(), teacher(theirs[rows]))
+        total += value
+        gradient[own[rows]] += of_logits.float() @ weight.float()
+    return total, gradient
 
 
 def vlad_comparison(
@@ -214,12 +248,18 @@ class View:
 
 @dataclass(frozen=True, kw_only=True)
 class Fidelity:
-    """The effect of a cut, summed over images. vsd, rld: by tail"""
+    """The effect of a cut, summed over images.
+
+    vsd, rld: by tail;  joint: VSD with the default tail and with the pairs found on either side, and its gradient for
+              the student's hidden states;  hidden: the same with the best pairs on both sides
+    """
 
     assignment: Assignment
     vsd: dict[Tail, Comparison]
     rld: dict[Tail, Comparison]
     vlad: Comparison
+    hidden: Comparison
+    joint: Comparison
 
     def __add__(self, other: "Fidelity") -> "Fidelity":
         return Fidelity(
@@ -227,49 +267,82 @@ class Fidelity:
             vsd={tail: found + other.vsd[tail] for tail, found in self.vsd.items()},
             rld={tail: found + other.rld[tail] for tail, found in self.rld.items()},
             vlad=self.vlad + other.vlad,
+            hidden=self.hidden + other.hidden,
+            joint=self.joint + other.joint,
         )
 
     def as_dict(self) -> dict[str, Any]:
-        """Return {regret, vsd: {tail: figures}, rld: {tail: figures}, vlad: figures}; see `Comparison.as_dict`."""
+        """Return {regret, vsd: {tail: figures}, rld: {tail: figures}, vlad, vsd_hidden, vsd_joint: figures}.
+
+        Figures are those of `Comparison.as_dict`.
+        """
         return {
             "regret": self.assignment.regret,
             "vsd": {tail: found.as_dict() for tail, found in self.vsd.items()},
             "rld": {tail: found.as_dict() for tail, found in self.rld.items()},
             "vlad": self.vlad.as_dict(),
+            "vsd_hidden": self.hidden.as_dict(),
+            "vsd_joint": self.joint.as_dict(),
         }
 
 
 @dataclass(frozen=True, kw_only=True)
 class Dense:
-    """One image with nothing cut. cost: [Ns, Nt];  best: pairs of the assignment of least cost"""
+    """One image with nothing cut. cost: [Ns, Nt];  best: pairs of the assignment of least cost
+
+    weight: the rows [V, d] of the student's LM head
+    exact:  VSD at the best pairs and its gradient [Ns, d]
+    """
 
     student: View
     teacher: View
+    weight: torch.Tensor
     cost: torch.Tensor
     best: Pairs
+    exact: tuple[float, torch.Tensor]
 
     @classmethod
-    def of(cls, student: View, teacher: View) -> "Dense":
+    def of(cls, student: View, teacher: View, weight: torch.Tensor) -> "Dense":
         cost = dense_cost(student.vision_logits, teacher.vision_logits)
-        return cls(student=student, teacher=teacher, cost=cost, best=assign(cost))
+        best = assign(cost)
+        exact = through_head(_dense_kl, student.vision_logits, weight, best, lambda j: teacher.vision_logits[j])
+        return cls(student=student, teacher=teacher, weight=weight, cost=cost, best=best, exact=exact)
 
     def against(
-        self, vision: TruncatedLogits, answer: TruncatedLogits, stored_affinity: torch.Tensor | None = None
+        self,
+        vision: TruncatedLogits,
+        answer: TruncatedLogits,
+        stored_affinity: torch.Tensor | None = None,
+        codes: Codes | None = None,
     ) -> Fidelity:
         """Compare a cut teacher with this dense one.
 
         vision: t̂ of the Nt tokens;  answer: t̂ of the A predictions
         stored_affinity: [L, Nt], `stored` of `vlad_comparison`
+        codes: the basis of the cut teacher's codes
 
         VSD is compared at the best pairs on both sides, so that only the loss differs. The error of VLAD comes from
         the pairs and from rounding alone.
         """
-        found = assign(matching_cost(self.student.vision_logits, vision))
+        found = assign(matching_cost(self.student.vision_logits, vision, codes=codes))
         own, theirs = self.best
+        loss = partial(Divergence(tail=tails(vision)[0]), codes=codes)
+        hidden, joint = (
+            Comparison.of(len(own), self._cut_vsd(loss, vision, pairs), self.exact) for pairs in (self.best, found)
+        )
         affinities = affinity(self.teacher.text, self.teacher.vision)
         return Fidelity(
             assignment=_judged(self.cost, self.best, found),
-            vsd=kl_comparison(self.student.vision_logits[own], self.teacher.vision_logits[theirs], vision.rows(theirs)),
-            rld=kl_comparison(self.student.answer_logits, self.teacher.answer_logits, answer),
+            vsd=kl_comparison(
+                self.student.vision_logits[own], self.teacher.vision_logits[theirs], vision.rows(theirs), codes
+            ),
+            rld=kl_comparison(self.student.answer_logits, self.teacher.answer_logits, answer, codes),
             vlad=vlad_comparison(self.student.text, self.student.vision, affinities, self.best, found, stored_affinity),
+            hidden=hidden,
+            joint=joint,
         )
+
+    def _cut_vsd(
+        self, loss: Callable[..., torch.Tensor], vision: TruncatedLogits, pairs: Pairs
+    ) -> tuple[float, torch.Tensor]:
+        return through_head(loss, self.student.vision_logits, self.weight, pairs, vision.rows)

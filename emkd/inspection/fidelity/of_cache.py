@@ -22,6 +22,7 @@ from emkd.inspection.fidelity.synthetic_student import DISTANCES, NOISE, Distanc
 from emkd.pipeline.capture import Teacher
 from emkd.storage.record import Record
 from emkd.trainer.data.samples import TeacherLimits
+from emkd.vlm.head import LMHead
 from emkd.vlm.states import States
 
 IMAGES = 4  # samples whose first image is compared
@@ -89,11 +90,13 @@ def _of_image(teacher: Teacher, sample: LiveSample, used: slice, distance: Dista
         synthetic_student(states, n, distance, seed=sample.number)
         for states, n in ((text, len(text)), (vision, _n_student(len(vision))), (predicting, len(predicting)))
     ]
-    dense = Dense.of(_view(teacher, *own), _view(teacher, text, vision, predicting))
     n_tokens = teacher.vlm.n_tokens
+    weight = LMHead.of(teacher.vlm.model, n_tokens).weight[:n_tokens]
+    dense = Dense.of(_view(teacher, *own), _view(teacher, text, vision, predicting), weight)
     stored = TeacherLimits(vocabulary=n_tokens, n_student_tokens=n_tokens)(sample.record).to(vision.device)
     answer = stored.answer.rows(slice(len(predicting)))
-    return dense.against(stored.vision.rows(used), answer, stored.affinity[:, used])
+    affinities = stored.affinity_to(torch.arange(used.start, used.stop, device=vision.device), teacher.codes)
+    return dense.against(stored.vision.rows(used), answer, affinities, teacher.codes)
 
 
 def _view(teacher: Teacher, text: torch.Tensor, vision: torch.Tensor, predicting: torch.Tensor) -> View:

@@ -4,6 +4,7 @@ from itertools import pairwise
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from emkd.inspection.report.heatmap import (
@@ -42,6 +43,7 @@ def describe_sample(cache: Cache, key_or_id: str) -> dict[str, Any]:
     info = cache.sample_info(cache.find(key_or_id))
     record = cache.record(info.number)
     tokenizer = Tokenizer.from_buffer(cache.tokenizer_json)
+    affinity = cache.affinity(record)
     return {
         "sample": info.number,
         "key": info.key,
@@ -53,7 +55,7 @@ def describe_sample(cache: Cache, key_or_id: str) -> dict[str, Any]:
         "text": _text(record, tokenizer),
         "answers": [{"said": word, "teacher": best} for word, best in zip(*_answers(record, tokenizer), strict=True)],
         "images": [
-            {**_image(record, span, tokenizer), "affinity": _affinity(record, span, tokenizer)}
+            {**_image(record, span, tokenizer), "affinity": _affinity(affinity, record, span, tokenizer)}
             for span in record.images
         ],
     }
@@ -88,9 +90,11 @@ def _image(record: Record, span: ImageSpan, tokenizer: Tokenizer) -> dict[str, A
     return {"height": span.original_size[0], "width": span.original_size[1], "grids": grids, "words": tiles}
 
 
-def _affinity(record: Record, span: ImageSpan, tokenizer: Tokenizer) -> dict[str, Any] | None:
-    """The numbers of one image's heat map, as `describe_sample` documents them."""
-    affinity = record.affinity[:, span.start : span.start + span.count]
+def _affinity(
+    whole: NDArray[np.float32], record: Record, span: ImageSpan, tokenizer: Tokenizer
+) -> dict[str, Any] | None:
+    """The numbers of one image's heat map, as `describe_sample` documents them. whole: [L, Nt] of all images"""
+    affinity = whole[:, span.start : span.start + span.count]
     if affinity.size == 0:
         return None
     answers = record.answer_positions.tolist()

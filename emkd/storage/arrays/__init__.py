@@ -4,7 +4,8 @@ In reading order:
 
     layout         name, shape, type and chunks of one array
     kind           the contract of a kind of array: encode and decode
-    ids, logits, tails, affinity, positions
+    frames         codes of hidden states as bytes
+    ids, logits, tails, affinity, positions, codes
                    one module per kind, each with all its forms
     record_arrays  the arrays of a whole record
     chunks         chunks as bytes, and Zarr metadata

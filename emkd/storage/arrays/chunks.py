@@ -36,6 +36,8 @@ _SHUFFLES = {"noshuffle": 0, "shuffle": 1, "bitshuffle": 2}
 def encode_chunk(layout: ArrayLayout, values: NDArray[Any]) -> bytes:
     """Return the bytes of a whole chunk on disk. values: of the shape of a chunk, `layout.shape(tokens of a chunk)`"""
     name = layout.compression
+    if name == "none":
+        return np.ascontiguousarray(values).tobytes()
     codec = numcodecs.Blosc(name, _LEVELS[name], _SHUFFLES[layout.shuffle], blocksize=_BLOCK_BYTES[name])
     return bytes(codec.encode(np.ascontiguousarray(values)))
 
@@ -48,15 +50,7 @@ def metadata(layout: ArrayLayout, length: int, tokens_per_chunk: int) -> bytes:
         shape=layout.shape(length),
         dtype=layout.dtype,
         chunks=layout.shape(max(1, tokens_per_chunk)),
-        compressors=[
-            BloscCodec(
-                typesize=layout.dtype.itemsize,
-                cname=layout.compression,
-                clevel=_LEVELS[layout.compression],
-                shuffle=layout.shuffle,
-                blocksize=_BLOCK_BYTES[layout.compression],
-            )
-        ],
+        compressors=_compressors(layout),
         filters=None,
         fill_value=0,
         attributes=layout.attributes,
@@ -64,6 +58,20 @@ def metadata(layout: ArrayLayout, length: int, tokens_per_chunk: int) -> bytes:
         zarr_format=3,
     )
     return stored["zarr.json"].to_bytes()
+
+
+def _compressors(layout: ArrayLayout) -> list[BloscCodec]:
+    if layout.compression == "none":
+        return []
+    return [
+        BloscCodec(
+            typesize=layout.dtype.itemsize,
+            cname=layout.compression,
+            clevel=_LEVELS[layout.compression],
+            shuffle=layout.shuffle,
+            blocksize=_BLOCK_BYTES[layout.compression],
+        )
+    ]
 
 
 def group_metadata(attributes: dict[str, Any]) -> bytes:
@@ -75,7 +83,7 @@ def group_metadata(attributes: dict[str, Any]) -> bytes:
 
 @dataclass(frozen=True, kw_only=True)
 class StoredArray:
-    """An array on disk, as its zarr.json describes it. chunk: shape of a chunk;  codec: "blosc" or "zstd" """
+    """An array on disk, as its zarr.json describes it. chunk: shape of a chunk;  codec: "blosc", "zstd" or "none" """
 
     layout: ArrayLayout
     shape: tuple[int, ...]
@@ -83,10 +91,10 @@ class StoredArray:
     codec: str
 
     @classmethod
-    def of(cls, where: str, data: bytes, layout: ArrayLayout, length: int) -> "StoredArray":
+    def of(cls, where: str, data: bytes, layout: ArrayLayout, length: int | None) -> "StoredArray":
         """Parse `data`, the zarr.json at `where`.
 
-        layout, length: what the manifest and the index say of the array
+        layout, length: what the manifest and the index say of the array; a length of None is not compared
 
         Raises DamagedCacheError if zarr.json describes another array or codecs that this module does not decode.
         """
@@ -94,8 +102,9 @@ class StoredArray:
             found = json.loads(data)
             shape, chunk = tuple(found["shape"]), tuple(found["chunk_grid"]["configuration"]["chunk_shape"])
             codecs = [codec["name"] for codec in found["codecs"]]
+            length = shape[layout.token_axis] if length is None else length
             described = (shape, found["data_type"], found["attributes"].get("precision"))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
             raise DamagedCacheError(f"{where}: not the metadata of an array ({error!r}). {NEXT_STEP}") from error
         expected = (layout.shape(length), layout.dtype.name, layout.attributes.get("precision"))
         if described != expected:
@@ -103,9 +112,11 @@ class StoredArray:
                 f"{where}: shape, type and precision are {described}, expected {expected} from the manifest and the "
                 f"index. {NEXT_STEP}"
             )
-        if codecs[:1] != ["bytes"] or codecs[1:] not in (["blosc"], ["zstd"]):
-            raise DamagedCacheError(f"{where}: codecs {codecs}, expected bytes and then blosc or zstd. {NEXT_STEP}")
-        return cls(layout=layout, shape=shape, chunk=chunk, codec=codecs[1])
+        expected_codecs: tuple[list[str], ...] = ([],) if layout.compression == "none" else (["blosc"], ["zstd"])
+        if codecs[:1] != ["bytes"] or codecs[1:] not in expected_codecs:
+            names = " or ".join(name for some in expected_codecs for name in some) or "none"
+            raise DamagedCacheError(f"{where}: codecs {codecs}, expected bytes and then {names}. {NEXT_STEP}")
+        return cls(layout=layout, shape=shape, chunk=chunk, codec=codecs[1] if len(codecs) > 1 else "none")
 
     @property
     def tokens_per_chunk(self) -> int:
@@ -127,6 +138,9 @@ class StoredArray:
                 # The decoded size in the header: Blosc fills only the beginning of `chunk` if it is smaller.
                 complete = int.from_bytes(data[4:8], "little") == chunk.nbytes
                 numcodecs.blosc.decompress(data, chunk)
+            elif self.codec == "none":
+                complete = len(data) == chunk.nbytes
+                chunk[...] = np.frombuffer(data, self.layout.dtype).reshape(self.chunk)
             else:
                 flat = np.frombuffer(numcodecs.zstd.decompress(data), self.layout.dtype)
                 complete = True

@@ -20,6 +20,11 @@ With lz4, and in format version 1, logits and affinity are not rearranged:
     vision_logits, answer_logits  [n, k]     uint16 (bfloat16), float16, float32 or int16 (multiples of a step)
     affinity                      [n_pairs]  each sample's [L, Nt], row by row
 
+If the cache has a basis (format version 4), codes of hidden states come on top, and with `--affinity codes` there are
+codes of text tokens in place of the affinity (see `codes`):
+
+    vision_codes, answer_codes, text_codes  [bytes]   uint8, and two short arrays of each
+
 In format version 1, and with lz4 in version 2, ids are one array:
 
     vision_ids, answer_ids        [n, k]     int32
@@ -39,8 +44,15 @@ from emkd.storage.manifest.manifest import Compression
 TOKENS_PER_CHUNK = 16_384
 BYTES_PER_CHUNK = 4 * 2**20
 
-Axis = Literal["text", "vision", "affinity", "answer"]
-AXES: tuple[Axis, ...] = ("text", "vision", "affinity", "answer")
+TokenAxis = Literal["text", "vision", "answer"]
+# The axes whose offsets and counts the index of a shard has for each sample.
+IndexedAxis = Literal["text", "vision", "affinity", "answer"]
+AXES: tuple[IndexedAxis, ...] = ("text", "vision", "affinity", "answer")
+# The axes of codes: their bytes, and their frames.
+CodeAxis = Literal[
+    "text_code_byte", "text_frame", "vision_code_byte", "vision_frame", "answer_code_byte", "answer_frame"
+]
+Axis = IndexedAxis | CodeAxis
 Shuffle = Literal["noshuffle", "shuffle", "bitshuffle"]
 
 
@@ -60,7 +72,7 @@ class ArrayLayout:
     width: int | None = None
     by_rank: bool = False
     shuffle: Shuffle = "bitshuffle"
-    compression: Compression = "zstd"
+    compression: Compression | Literal["none"] = "zstd"
     attributes: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -82,10 +94,21 @@ class ArrayLayout:
     @property
     def dimension_names(self) -> tuple[str, ...]:
         """Names of the dimensions in Zarr's metadata."""
-        first = {"affinity": "text_vision_pair"}.get(self.axis, f"{self.axis}_token")
+        tokens = {axis: f"{axis}_token" for axis in ("text", "vision", "answer")}
+        first = (tokens | {"affinity": "text_vision_pair"}).get(self.axis, self.axis)
         if self.width is None:
             return (first,)
         return ("rank", first) if self.by_rank else (first, "rank")
+
+
+def frame_axes(axis: TokenAxis) -> tuple[CodeAxis, CodeAxis]:
+    """Return the axes of the bytes and of the frames of a token axis's codes."""
+    axes: dict[TokenAxis, tuple[CodeAxis, CodeAxis]] = {
+        "text": ("text_code_byte", "text_frame"),
+        "vision": ("vision_code_byte", "vision_frame"),
+        "answer": ("answer_code_byte", "answer_frame"),
+    }
+    return axes[axis]
 
 
 def plain_shuffle(compression: Compression) -> Shuffle:

@@ -15,9 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from emkd.storage.arrays.affinity import affinity
+from emkd.storage.arrays.codes import CodeFrames, codes
 from emkd.storage.arrays.ids import ids
 from emkd.storage.arrays.kind import ArrayKind, Arrays
-from emkd.storage.arrays.layout import ArrayLayout
+from emkd.storage.arrays.layout import ArrayLayout, TokenAxis
 from emkd.storage.arrays.logits import logits, to_keys
 from emkd.storage.arrays.positions import answer_positions, text_ids
 from emkd.storage.arrays.tails import tail
@@ -35,7 +36,7 @@ from emkd.storage.record import Record, TopLogits
 
 @dataclass(frozen=True, kw_only=True)
 class TopLogitsArrays:
-    """The arrays of a `TopLogits` with k logits for each token. tail_mean: None if it is not stored"""
+    """The arrays of a `TopLogits` with k logits for each token. tail_mean, codes: None if they are not stored"""
 
     k: int
     precision: LogitsPrecision
@@ -43,6 +44,7 @@ class TopLogitsArrays:
     logits: ArrayKind
     tail_logsumexp: ArrayKind
     tail_mean: ArrayKind | None
+    codes: CodeFrames | None
 
     @classmethod
     def of(cls, manifest: Manifest, axis: Literal["vision", "answer"], k: int, *, mean: bool) -> "TopLogitsArrays":
@@ -54,13 +56,14 @@ class TopLogitsArrays:
             logits=logits(axis, k, manifest),
             tail_logsumexp=tail("tail_logsumexp", axis, manifest),
             tail_mean=tail("tail_mean", axis, manifest) if mean else None,
+            codes=_codes(axis, manifest),
         )
 
     @property
     def kinds(self) -> tuple[ArrayKind, ...]:
         """The kinds that are stored."""
-        kinds = (self.ids, self.logits, self.tail_logsumexp)
-        return kinds if self.tail_mean is None else (*kinds, self.tail_mean)
+        optional = (kind for kind in (self.tail_mean, self.codes) if kind is not None)
+        return (self.ids, self.logits, self.tail_logsumexp, *optional)
 
     def encode(self, top: TopLogits) -> Arrays:
         """Return what is stored, by array name. Raises ValueError if a logit does not fit the precision."""
@@ -68,6 +71,8 @@ class TopLogitsArrays:
         arrays = self.ids.encode(ids) | self.logits.encode(stored) | self.tail_logsumexp.encode(top.tail_logsumexp)
         if self.tail_mean is not None and top.tail_mean is not None:
             arrays |= self.tail_mean.encode(top.tail_mean)
+        if self.codes is not None and top.codes is not None:
+            arrays |= self.codes.encode(top.codes)
         return arrays
 
     def decode(self, arrays: Mapping[str, NDArray[Any]], n: int) -> TopLogits:
@@ -78,17 +83,19 @@ class TopLogitsArrays:
             logits=_own(logits) if self.precision == "float32" else logits,
             tail_logsumexp=self.tail_logsumexp.decode(arrays, (n,)),
             tail_mean=None if self.tail_mean is None else self.tail_mean.decode(arrays, (n,)),
+            codes=None if self.codes is None else self.codes.decode(arrays, (n, sum(self.codes.groups))),
         )
 
 
 @dataclass(frozen=True, kw_only=True)
 class RecordArrays:
-    """The arrays of all fields of a record."""
+    """The arrays of all fields of a record. affinity, text_codes: one of them is None, or text_codes alone"""
 
     affinity_precision: AffinityPrecision
     text_ids: ArrayKind
+    text_codes: CodeFrames | None
     vision: TopLogitsArrays
-    affinity: ArrayKind
+    affinity: ArrayKind | None
     answer_positions: ArrayKind
     answer: TopLogitsArrays
 
@@ -98,8 +105,9 @@ class RecordArrays:
         return cls(
             affinity_precision=manifest.affinity_precision,
             text_ids=text_ids(manifest),
+            text_codes=_codes("text", manifest),
             vision=TopLogitsArrays.of(manifest, "vision", manifest.top_k, mean=True),
-            affinity=affinity(manifest),
+            affinity=affinity(manifest) if manifest.stores_affinity else None,
             answer_positions=answer_positions(manifest),
             answer=TopLogitsArrays.of(manifest, "answer", manifest.answer_top_k, mean=False),
         )
@@ -107,25 +115,28 @@ class RecordArrays:
     @property
     def layouts(self) -> tuple[ArrayLayout, ...]:
         """The layouts of all arrays of a shard."""
-        kinds = (self.text_ids, *self.vision.kinds, self.affinity, self.answer_positions, *self.answer.kinds)
-        return tuple(layout for kind in kinds for layout in kind.layouts)
+        kinds = (
+            self.text_ids, self.text_codes, *self.vision.kinds, self.affinity, self.answer_positions,
+            *self.answer.kinds,
+        )  # fmt: skip
+        return tuple(layout for kind in kinds if kind is not None for layout in kind.layouts)
 
-    def encode_vision(self, record: Record) -> Arrays:
-        """Return what is stored for all vision tokens of a record, by array name.
+    def encode_vision(self, tokens: TopLogits) -> Arrays:
+        """Return what is stored for the vision tokens of one image, by array name.
 
         Raises ValueError if a logit does not fit the precision.
         """
-        return self.vision.encode(record.vision)
+        return self.vision.encode(tokens)
 
     def encode_rest(self, record: Record) -> Arrays:
         """Return what is stored for the rest of a record, by array name. Raises as encode_vision, and ValueError if an
         affinity is not a cosine."""
-        return (
-            self.text_ids.encode(record.text_ids)
-            | self.affinity.encode(encode_affinity(record.affinity, self.affinity_precision))
-            | self.answer_positions.encode(record.answer_positions)
-            | self.answer.encode(record.answer)
-        )
+        arrays = self.text_ids.encode(record.text_ids) | self.answer_positions.encode(record.answer_positions)
+        if self.affinity is not None and record.affinity is not None:
+            arrays |= self.affinity.encode(encode_affinity(record.affinity, self.affinity_precision))
+        if self.text_codes is not None and record.text_codes is not None:
+            arrays |= self.text_codes.encode(record.text_codes)
+        return arrays | self.answer.encode(record.answer)
 
     def decode(self, arrays: Mapping[str, NDArray[Any]]) -> dict[str, Any]:
         """Return the array fields of a Record, by name, from what is stored for it, by array name.
@@ -134,14 +145,29 @@ class RecordArrays:
         """
         n_text, n_vision = len(arrays["text_ids"]), len(arrays["vision_tail_logsumexp"])
         n_answer = len(arrays["answer_positions"])
-        affinity = decode_affinity(self.affinity.decode(arrays, (n_text, n_vision)), self.affinity_precision)
+        n_codes = 0 if self.text_codes is None else sum(self.text_codes.groups)
         return {
             "text_ids": self.text_ids.decode(arrays, (n_text,)),
             "vision": self.vision.decode(arrays, n_vision),
-            "affinity": _own(affinity) if self.affinity_precision == "float32" else affinity,
+            "affinity": self._affinity(arrays, (n_text, n_vision)),
+            "text_codes": None if self.text_codes is None else self.text_codes.decode(arrays, (n_text, n_codes)),
             "answer_positions": self.answer_positions.decode(arrays, (n_answer,)),
             "answer": self.answer.decode(arrays, n_answer),
         }
+
+    def _affinity(self, arrays: Mapping[str, NDArray[Any]], shape: tuple[int, int]) -> NDArray[np.float32] | None:
+        if self.affinity is None:
+            return None
+        found = decode_affinity(self.affinity.decode(arrays, shape), self.affinity_precision)
+        return _own(found) if self.affinity_precision == "float32" else found
+
+
+def _codes(axis: TokenAxis, manifest: Manifest) -> CodeFrames | None:
+    if not manifest.has_codes(axis):
+        return None
+    if manifest.basis is None:
+        raise ValueError("the manifest asks for codes, and its basis is not known yet")
+    return codes(axis, manifest.basis)
 
 
 def group_attributes(manifest: Manifest, shard: int) -> dict[str, Any]:

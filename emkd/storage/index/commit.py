@@ -5,7 +5,8 @@ envelope (see `digest`) of
 
     {"shard", "attempt", "settings_sha256", "objects": {name in the shard's folder: {n_bytes, sha256}},
      "rows_sha256": of the canonical JSON of all rows,
-     "halvings": {row: times}, only if batches were halved because they did not fit into memory}
+     "halvings": {row: times}, only if batches were halved because they did not fit into memory
+     "logit_error": {mean_square, n_tokens}, only if the cache has codes}
 
 so that the file has the hashes of its own rows (Parquet may read a flipped bit without an error), of every object of
 the shard, and of the settings of its cache. It is created only if absent: of two attempts at a shard, the first to
@@ -13,8 +14,9 @@ commit wins, and the other attempt deletes its own folder. A shard without an in
 """
 
 import contextlib
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import pyarrow as pa
@@ -37,6 +39,36 @@ _METADATA_KEY = b"emkd"
 
 
 @dataclass(frozen=True, kw_only=True)
+class LogitError:
+    """The measured error of logits that are read from codes.
+
+    mean_square: of the error, over V logits and n_tokens tokens, with 6 significant digits
+    """
+
+    mean_square: float
+    n_tokens: int
+
+    @property
+    def root(self) -> float:
+        """Root mean square error of a logit."""
+        return math.sqrt(self.mean_square)
+
+    @classmethod
+    def of(cls, mean_squares: Sequence[float]) -> "LogitError | None":
+        """Return the error of some tokens from the mean square error of each; None if there are none."""
+        n = len(mean_squares)
+        return cls(mean_square=float(f"{math.fsum(mean_squares) / n:.6g}"), n_tokens=n) if n else None
+
+    @classmethod
+    def total(cls, parts: "Iterable[LogitError | None]") -> "LogitError | None":
+        """Return the error of the tokens of all parts; None if there are none."""
+        known = [part for part in parts if part is not None]
+        n = sum(part.n_tokens for part in known)
+        mean = math.fsum(part.mean_square * part.n_tokens for part in known) / max(1, n)
+        return cls(mean_square=float(f"{mean:.6g}"), n_tokens=n) if n else None
+
+
+@dataclass(frozen=True, kw_only=True)
 class ShardIndex:
     """The index of one attempt at a shard.
 
@@ -44,6 +76,7 @@ class ShardIndex:
     objects:         digest of each object, by its name in the attempt's folder
     table:           the rows, with INDEX_SCHEMA or an older schema
     halvings:        {row: how often its batch was halved}, of rows whose batch was
+    logit_error:     of a few tokens of each row; None without codes
     """
 
     shard: int
@@ -52,6 +85,7 @@ class ShardIndex:
     objects: Mapping[str, ObjectDigest]
     table: pa.Table
     halvings: Mapping[int, int] = field(default_factory=dict)
+    logit_error: LogitError | None = None
 
     @property
     def prefix(self) -> str:
@@ -69,6 +103,8 @@ class ShardIndex:
         }
         if self.halvings:
             body["halvings"] = {str(row): times for row, times in self.halvings.items()}
+        if self.logit_error is not None:
+            body["logit_error"] = asdict(self.logit_error)
         return write_parquet(self.table, {_METADATA_KEY: canonical_json(seal_envelope(body))})
 
     @classmethod
@@ -88,6 +124,7 @@ class ShardIndex:
                 objects={name: ObjectDigest.from_json(value) for name, value in body["objects"].items()},
                 table=table,
                 halvings={int(row): int(times) for row, times in body.get("halvings", {}).items()},
+                logit_error=LogitError(**body["logit_error"]) if "logit_error" in body else None,
             )
             intact = vouched or _rows_sha256(table) == body["rows_sha256"]
         except (KeyError, TypeError, ValueError, AttributeError, pa.ArrowException) as error:

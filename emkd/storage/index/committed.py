@@ -8,9 +8,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from emkd.errors import DamagedCacheError
-from emkd.storage.arrays.layout import Axis
+from emkd.storage.arrays.layout import IndexedAxis
 from emkd.storage.arrays.record_arrays import RecordArrays
-from emkd.storage.index.commit import ShardIndex, changed_sizes, read_index
+from emkd.storage.index.commit import LogitError, ShardIndex, changed_sizes, read_index
 from emkd.storage.index.table import INDEX_SCHEMA, TEXT_COLUMN, count_column, n_stored_vision, with_texts
 from emkd.storage.manifest.manifest import Manifest
 from emkd.storage.manifest.plan import Stored
@@ -26,6 +26,7 @@ class Totals(Stored):
 
     stored_vision_tokens: vision tokens, with those of an image that samples share counted once; None in format
                           version 1, which does not share images
+    logit_error:          measured root mean square error of logits read from codes; None without codes
     """
 
     vision_tokens: int
@@ -33,6 +34,7 @@ class Totals(Stored):
     text_tokens: int
     answer_tokens: int
     n_bytes: dict[str, int]
+    logit_error: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,6 +81,7 @@ def read_indexes(files: Files, manifest: Manifest, shards: Sequence[int], *, che
     n_bytes = Counter({name: 0 for name in ("group", *(layout.name for layout in RecordArrays.of(manifest).layouts))})
     digests: dict[str, ObjectDigest] = {}
     stored_vision_tokens = 0
+    errors: list[LogitError | None] = []
     for shard in shards:
         name = index_name(shard)
         data = read_existing(files, name)
@@ -87,16 +90,18 @@ def read_indexes(files: Files, manifest: Manifest, shards: Sequence[int], *, che
             _check_sizes(files, index)
         stored_vision_tokens += n_stored_vision(index.table)
         tables.append(index.table)
+        errors.append(index.logit_error)
         digests[name] = ObjectDigest.of(data)
         for array, size in _stored_bytes(index):
             n_bytes[array] += size
-    table = _merged(tables).combine_chunks()
+    table, error = _merged(tables).combine_chunks(), LogitError.total(errors)
     totals = Totals(
         vision_tokens=_n_tokens(table, "vision"),
         stored_vision_tokens=None if manifest.format_version == 1 else stored_vision_tokens,
         text_tokens=_n_tokens(table, "text"),
         answer_tokens=_n_tokens(table, "answer"),
         n_bytes=dict(n_bytes),
+        logit_error=None if error is None else float(f"{error.root:.6g}"),
     )
     return Committed(table=table, totals=totals, digests=digests)
 
@@ -108,7 +113,7 @@ def _merged(tables: list[pa.Table]) -> pa.Table:
     return pa.concat_tables(tables or [INDEX_SCHEMA.empty_table()])
 
 
-def _n_tokens(table: pa.Table, axis: Axis) -> int:
+def _n_tokens(table: pa.Table, axis: IndexedAxis) -> int:
     """Return the number of tokens of all samples along an axis."""
     return pc.sum(table[count_column(axis)]).as_py() or 0
 

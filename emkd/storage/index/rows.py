@@ -5,12 +5,14 @@ from typing import Any
 
 import pyarrow as pa
 
-from emkd.storage.arrays.layout import AXES, Axis
+from emkd.storage.arrays.layout import AXES, IndexedAxis
 from emkd.storage.index.table import OK, SKIPPED, TEXT_COLUMN, count_column, images_to_json, index_schema, offset_column
 from emkd.storage.record import CapturedRow, Record
 
 
-def index_row(row: CapturedRow, shard: int, starts: dict[Axis, int], image_offsets: Sequence[int]) -> dict[str, Any]:
+def index_row(
+    row: CapturedRow, shard: int, starts: dict[IndexedAxis, int], image_offsets: Sequence[int]
+) -> dict[str, Any]:
     """Return one row of an index.
 
     starts:        position of the record's first element along each axis of the shard's arrays
@@ -41,12 +43,13 @@ def index_table(rows: Sequence[dict[str, Any]], format_version: int) -> pa.Table
     return pa.Table.from_pylist(list(rows), schema=index_schema(format_version))
 
 
-def _counts(record: Record | None) -> dict[Axis, int]:
+def _counts(record: Record | None) -> dict[IndexedAxis, int]:
     """Return the number of a record's elements along each axis; all 0 for a skipped row."""
     if record is None:
         return dict.fromkeys(AXES, 0)
     n_text, n_vision, n_answer = len(record.text_ids), len(record.vision), len(record.answer)
-    return {"text": n_text, "vision": n_vision, "affinity": n_text * n_vision, "answer": n_answer}
+    n_pairs = 0 if record.affinity is None else n_text * n_vision
+    return {"text": n_text, "vision": n_vision, "affinity": n_pairs, "answer": n_answer}
 
 
 def retained_mass(record: Record) -> float | None:

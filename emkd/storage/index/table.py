@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from emkd.errors import DamagedCacheError
-from emkd.storage.arrays.layout import Axis
+from emkd.storage.arrays.layout import IndexedAxis
 from emkd.storage.objects.digest import NEXT_STEP
 from emkd.storage.record import ImageSpan
 
@@ -71,12 +71,12 @@ FIRST_SCHEMA = TEXT_SCHEMA.remove(TEXT_SCHEMA.get_field_index(TEXT_COLUMN))
 _SCHEMAS = (INDEX_SCHEMA, TEXT_SCHEMA, FIRST_SCHEMA)
 
 
-def offset_column(axis: Axis) -> str:
+def offset_column(axis: IndexedAxis) -> str:
     """Return the column with the position of a row's first element along `axis` in the shard's arrays."""
     return f"{axis}_offset"
 
 
-def count_column(axis: Axis) -> str:
+def count_column(axis: IndexedAxis) -> str:
     """Return the column with the number of a row's elements along `axis`."""
     return f"{axis}_count"
 

@@ -1,7 +1,8 @@
-"""Create a cache: write its manifest and its tokenizer.
+"""Create a cache: write its basis, its manifest and its tokenizer.
 
-The manifest is written first, and only if absent: a folder with a manifest is a cache, and later runs must agree with
-it. If a run is killed between the two files, the next run writes the tokenizer.
+The manifest is written only if absent: a folder with a manifest is a cache, and later runs must agree with it. The
+basis of codes is written before, so that a manifest never names one that does not exist; a folder with nothing else is
+not a cache yet. If a run is killed before the tokenizer is written, the next run writes it.
 """
 
 from collections.abc import Sequence
@@ -12,12 +13,14 @@ from emkd.storage.manifest.conflicts import ROWS, conflicts
 from emkd.storage.manifest.manifest import Manifest
 from emkd.storage.manifest.read import read_manifest
 from emkd.storage.objects.files import Files
-from emkd.storage.objects.names import MANIFEST_NAME, TOKENIZER_NAME
+from emkd.storage.objects.names import MANIFEST_NAME, TOKENIZER_NAME, basis_name, is_basis
 from emkd.storage.objects.open import open_files
 
 
-def create_cache(uri: str | Path, manifest: Manifest, tokenizer_json: bytes) -> Files:
-    """Create a cache, or open an existing one that agrees with `manifest`.
+def create_cache(uri: str | Path, manifest: Manifest, tokenizer_json: bytes, basis: bytes | None = None) -> Files:
+    """Create a cache, or open an existing one that agrees with `manifest`; an existing one keeps its own basis.
+
+    basis: the object that `manifest.basis` describes; None if the manifest has none, or if the cache exists
 
     Raises CacheConflictError, which names the settings that differ, OutputExistsError if the folder has files but is
     not a cache, CacheWriteError if it is not writable, and DamagedCacheError or CacheVersionError if the existing
@@ -25,6 +28,8 @@ def create_cache(uri: str | Path, manifest: Manifest, tokenizer_json: bytes) -> 
     """
     files = open_files(uri)
     check_folder(files)
+    if basis is not None and manifest.basis is not None and not files.exists(MANIFEST_NAME):
+        files.create(basis_name(manifest.basis.sha256), basis)
     if not files.create(MANIFEST_NAME, manifest.to_bytes()):
         refuse(files, conflicts(read_manifest(files), manifest))
     if not files.create(TOKENIZER_NAME, tokenizer_json) and files.read(TOKENIZER_NAME) != tokenizer_json:
@@ -39,7 +44,7 @@ def check_folder(files: Files) -> None:
     """
     if files.exists(MANIFEST_NAME):
         return
-    found = files.names()
+    found = [name for name in files.names() if not is_basis(name)]  # one alone was left by a killed run
     if found and not files.exists(MANIFEST_NAME):  # again: another run may have created the cache meanwhile
         raise OutputExistsError(
             f"{files.root}: {len(found)} files that are not a cache ({found[0]}, ...); name an empty or a new folder"

@@ -1,10 +1,11 @@
 """The seal: the last step of a job writes totals and the hash of everything.
 
-seal.json is an envelope (see `digest`) of `Seal`. It holds the hashes of manifest.json, tokenizer.json, index.parquet
-(all rows of all shards in plan order) and every index/<n>.parquet, which hold the hashes of their shards' objects. So
-the seal stays small, and opening a cache of any size reads few files. It is created only if absent, and its bytes are a
-pure function of the committed shards: two processes that seal at the same time agree. A cache with extensions has
-a seal and a consolidated index for each (see `manifest/read`); the newest seal counts.
+seal.json is an envelope (see `digest`) of `Seal`. It holds the hashes of manifest.json, tokenizer.json, the basis of
+codes if there is one, index.parquet (all rows of all shards in plan order) and every index/<n>.parquet, which hold the
+hashes of their shards' objects. So the seal stays small, and opening a cache of any size reads few files. It is created
+only if absent, and its bytes are a pure function of the committed shards: two processes that seal at the same time
+agree. A cache with extensions has a seal and a consolidated index for each (see `manifest/read`); the newest seal
+counts.
 """
 
 import json
@@ -14,12 +15,13 @@ import pyarrow.compute as pc
 from pydantic import ValidationError
 
 from emkd.errors import CacheConflictError, CacheIncompleteError, DamagedCacheError
+from emkd.storage.basis import read_basis
 from emkd.storage.index.commit import missing_shards
 from emkd.storage.index.committed import Committed, Totals, read_indexes
 from emkd.storage.index.table import OK, read_parquet, write_parquet
 from emkd.storage.manifest.manifest import Manifest
 from emkd.storage.manifest.plan import Stored
-from emkd.storage.manifest.read import count_extensions, manifest_files, read_manifest, read_tokenizer
+from emkd.storage.manifest.read import basis_files, count_extensions, manifest_files, read_manifest, read_tokenizer
 from emkd.storage.objects.checked import read_existing
 from emkd.storage.objects.digest import NEXT_STEP, ObjectDigest, checked, open_envelope, seal_envelope
 from emkd.storage.objects.files import Files
@@ -82,6 +84,8 @@ def seal(files: Files, committed: Committed | None = None) -> Seal:
     if committed is None or list(committed.digests) != [index_name(shard) for shard in manifest.shards]:
         committed = read_indexes(files, manifest, manifest.shards, check_sizes=True)
     read_tokenizer(files, manifest)
+    if manifest.basis is not None:
+        read_basis(files, manifest.basis)
     _create_table(files, manifest, committed.table)
     body = _summary(files, manifest, committed)
     envelope = seal_envelope(body.model_dump(mode="json", exclude_none=True))
@@ -134,7 +138,7 @@ def _summary(files: Files, manifest: Manifest, committed: Committed) -> Seal:
     """Return the seal's body: the hashes of the indexes as they were read and checked, and of the other files."""
     table = committed.table
     n_samples = pc.sum(pc.equal(table["status"], OK)).as_py() or 0
-    names = (*manifest_files(manifest), TOKENIZER_NAME, table_name(len(manifest.extensions)))
+    names = (*manifest_files(manifest), *basis_files(manifest), TOKENIZER_NAME, table_name(len(manifest.extensions)))
     digests = {name: ObjectDigest.of(read_existing(files, name)) for name in names} | committed.digests
     return Seal(
         n_samples=n_samples,

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from emkd.errors import DamagedCacheError, InputNotFoundError
+from emkd.storage.basis import read_basis
 from emkd.storage.index.commit import read_index
 from emkd.storage.index.committed import read_committed
 from emkd.storage.lifecycle.seal import Seal, read_seal
@@ -27,6 +28,7 @@ from emkd.storage.objects.files import Files
 from emkd.storage.objects.names import (
     MANIFEST_NAME,
     TOKENIZER_NAME,
+    basis_name,
     committed_shards,
     index_name,
     indexed_shard,
@@ -113,11 +115,23 @@ def _unsealed_damages(files: Files) -> list[Damage]:
     if changed is not None:
         return [Damage(name=changed, what="content changed: the files written under it name another hash")]
     if not files.exists(TOKENIZER_NAME) and not committed_shards(files):
-        return []  # the job that creates the cache has not written it yet
+        return _basis_damages(files, manifest)  # the job that creates the cache has not written the tokenizer yet
+    damages = []
     try:
         read_tokenizer(files, manifest)
     except DamagedCacheError as error:
-        return [Damage(name=TOKENIZER_NAME, what=str(error))]
+        damages.append(Damage(name=TOKENIZER_NAME, what=str(error)))
+    return [*damages, *_basis_damages(files, manifest)]
+
+
+def _basis_damages(files: Files, manifest: Manifest) -> list[Damage]:
+    """Return the damage of the basis of codes, if there is one; the manifest has its hash."""
+    if manifest.basis is None:
+        return []
+    try:
+        read_basis(files, manifest.basis)
+    except DamagedCacheError as error:
+        return [Damage(name=basis_name(manifest.basis.sha256), what=str(error))]
     return []
 
 

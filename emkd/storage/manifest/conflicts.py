@@ -7,7 +7,8 @@ from emkd.storage.manifest.manifest import UNCOMPARED, Manifest
 from emkd.storage.manifest.plan import Extension
 
 ROWS = frozenset({"dataset", "plan"})  # the fields in which an extension may differ from the manifest
-_NOT_COMPARED = {UNCOMPARED: True, "tokenizer": {"chat_template": True}}  # the template's hash is compared
+# The template's hash is compared; the basis follows from the rest, and the cache's own is used.
+_NOT_COMPARED: dict[str, Any] = {UNCOMPARED: True, "tokenizer": {"chat_template": True}, "basis": True}
 
 
 def conflicts(cache: Manifest, run: Manifest) -> list[str]:

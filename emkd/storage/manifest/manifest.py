@@ -13,16 +13,20 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
 from emkd.errors import CacheVersionError, DamagedCacheError
+from emkd.storage.manifest.codes import BasisIdentity, CodesAsked
 from emkd.storage.manifest.plan import DatasetIdentity, Extension, Positive, ShardPlan, Stored
 from emkd.storage.objects.digest import canonical_json, sha256_hex
 from emkd.storage.objects.names import MANIFEST_NAME
 from emkd.storage.precision import AffinityPrecision, LogitsPrecision
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 
 UNCOMPARED = "created_by"
 RESTORE_MANIFEST = "restore the file from a copy, or run the command that created the cache again with --repair"
 Compression = Literal["zstd", "lz4"]
+AffinityForm = Literal["stored", "codes"]
+# The fields that format version 4 added. They are None in older caches, whose files and hashes do not have them.
+NEW_IN_4 = ("affinity", "codes", "basis")
 
 
 def _as_json(value: Any) -> Any:
@@ -75,6 +79,10 @@ class Manifest(Stored):
     answer_top_k:  stored ids of an answer token
     compression:   of all arrays; it also decides their layout (see `arrays`). None in format version 1, which lacks
                    this field
+    affinity:      whether affinities are stored or follow from codes. None before format version 4: they are stored
+    codes:         what was asked for; None if only the k largest logits and their tails are stored
+    basis:         of the codes. None without codes, and in a manifest whose preflight has not run yet; such a manifest
+                   is never written
     dataset, plan: those that the cache was started with
     extensions:    in order, read from their own files
 
@@ -90,6 +98,9 @@ class Manifest(Stored):
     logits_precision: LogitsPrecision = "bfloat16"
     affinity_precision: AffinityPrecision = "int8"
     compression: Compression | None = "zstd"
+    affinity: AffinityForm | None = None
+    codes: CodesAsked | None = None
+    basis: BasisIdentity | None = None
     batch_tokens: Positive
     max_length: Positive | None = None
     dataset: DatasetIdentity
@@ -104,9 +115,26 @@ class Manifest(Stored):
                 raise ValueError(f"{name} is {getattr(self, name)}, but V is {self.vocabulary_size}")
         if (self.compression is None) != (self.format_version == 1):
             raise ValueError(f"compression is {self.compression} in format version {self.format_version}")
+        newer = [name for name in NEW_IN_4 if getattr(self, name) is not None]
+        if self.format_version < 4 and newer:
+            raise ValueError(f"{newer[0]} is set in format version {self.format_version}, which does not have it")
+        if self.codes is None and (self.basis is not None or self.affinity == "codes"):
+            raise ValueError("basis, or affinity from codes, without codes")
         if self.plan.n_rows > self.dataset.n_rows:
             raise ValueError(f"plan.n_rows is {self.plan.n_rows}, the dataset has {self.dataset.n_rows}")
         return self
+
+    @property
+    def stores_affinity(self) -> bool:
+        """Whether affinities are stored, rather than computed from codes of text and vision tokens."""
+        return self.affinity != "codes"
+
+    def has_codes(self, tokens: Literal["text", "vision", "answer"]) -> bool:
+        """Return whether the cache has codes of these tokens: not if all V logits of each are stored anyway."""
+        if self.codes is None or tokens == "text":
+            return self.codes is not None and not self.stores_affinity
+        k = self.top_k if tokens == "vision" else self.answer_top_k
+        return k < self.vocabulary_size or (tokens == "vision" and not self.stores_affinity)
 
     @property
     def vocabulary_size(self) -> int:
@@ -176,11 +204,25 @@ class Manifest(Stored):
 
     def in_format(self, version: int) -> "Manifest":
         """Return this manifest in another format version. A cache keeps the version that it was started in."""
-        return self.model_copy(update={"format_version": version} | ({"compression": None} if version == 1 else {}))
+        changes: dict[str, Any] = {"format_version": version}
+        if version == 1:
+            changes["compression"] = None
+        if version < 4:
+            changes |= dict.fromkeys(NEW_IN_4)
+        return self.model_copy(update=changes)
+
+    def with_basis(self, basis: BasisIdentity | None) -> "Manifest":
+        """Return this manifest with the basis that a preflight made, or without any."""
+        return self.model_copy(update={"basis": basis})
 
     def to_bytes(self) -> bytes:
-        """Return the content of manifest.json: indented JSON, keys sorted."""
-        value = self.model_dump(mode="json")
+        """Return the content of manifest.json: indented JSON, keys sorted.
+
+        Raises ValueError if it asks for codes and has no basis.
+        """
+        if (self.codes is None) != (self.basis is None):
+            raise ValueError("a manifest that asks for codes is written with their basis")
+        value = self.model_dump(mode="json", exclude=set(NEW_IN_4) if self.format_version < 4 else None)
         text = json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
         return text.encode() + b"\n"
 
@@ -207,6 +249,9 @@ class Manifest(Stored):
                 raise DamagedCacheError(
                     f"{where}: has a field `extensions`, but each extension has its own file; {RESTORE_MANIFEST}"
                 )
-            return cls.model_validate(value)
+            found = cls.model_validate(value)
         except ValidationError as error:
             raise DamagedCacheError(f"{where}: not the manifest of a cache: {error}; {RESTORE_MANIFEST}") from error
+        if (found.codes is None) != (found.basis is None):
+            raise DamagedCacheError(f"{where}: codes without a basis; {RESTORE_MANIFEST}")
+        return found

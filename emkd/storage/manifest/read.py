@@ -21,6 +21,7 @@ from emkd.storage.objects.files import Files
 from emkd.storage.objects.names import (
     MANIFEST_NAME,
     TOKENIZER_NAME,
+    basis_name,
     committed_shards,
     extension_of,
     plan_name,
@@ -33,6 +34,11 @@ _RESTORE = "restore the file from a copy of the cache"
 def manifest_files(manifest: Manifest) -> list[str]:
     """Return the names of the files that a manifest in memory was read from: manifest.json and each plan.json."""
     return [MANIFEST_NAME, *(plan_name(extension.number) for extension in manifest.extensions)]
+
+
+def basis_files(manifest: Manifest) -> list[str]:
+    """Return the name of the basis of codes, in a list that is empty if the cache has none."""
+    return [] if manifest.basis is None else [basis_name(manifest.basis.sha256)]
 
 
 def count_extensions(files: Files) -> int:

@@ -1,6 +1,6 @@
 """The names of a cache's objects on disk, and what each name says. Nothing here reads the content of a file.
 
-manifest.json  tokenizer.json  index.parquet  seal.json
+manifest.json  tokenizer.json  index.parquet  seal.json  basis-<beginning of its hash>.safetensors
 shards/<shard>-<attempt>/...   index/<shard>.parquet
 extensions/<extension>/plan.json, index.parquet, seal.json
 """
@@ -12,10 +12,22 @@ from emkd.storage.objects.files import Files
 MANIFEST_NAME = "manifest.json"
 TOKENIZER_NAME = "tokenizer.json"
 
+_BASIS = re.compile(r"basis-[0-9a-f]{16}\.safetensors")
 _INDEX = re.compile(r"index/(\d{6,})\.parquet")
 _SHARD = re.compile(r"shards/(\d{6,})-[^/]+(?:/.+)?")
 _ATTEMPT = re.compile(r"[A-Za-z0-9_.-]+")
 _EXTENSION = re.compile(r"extensions/(\d{6})/(?:plan\.json|index\.parquet|seal\.json)")  # ignores stray files
+
+
+def basis_name(sha256: str) -> str:
+    """Return the name of the basis with this hash. It is written before the manifest that names it, so that jobs which
+    start at the same time cannot replace each other's."""
+    return f"basis-{sha256[:16]}.safetensors"
+
+
+def is_basis(name: str) -> bool:
+    """Return whether this is the name of a basis, of any cache."""
+    return _BASIS.fullmatch(name) is not None
 
 
 def shard_prefix(shard: int, attempt: str) -> str:

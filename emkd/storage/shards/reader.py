@@ -1,7 +1,8 @@
 """A decoded shard in memory, and its records.
 
-The chunks of all arrays are decompressed once and kept as stored numbers, which take half of the memory of records.
-Each record is assembled on request and shares no memory with the shard. `record` and `layout` have the shape legend.
+The chunks of all arrays are decompressed once and kept as stored numbers, which take half of the memory of records;
+codes stay compressed until their record is asked for, because they may be many times larger than the rest. Each record
+is assembled on request and shares no memory with the shard. `record` and `layout` have the shape legend.
 """
 
 from collections.abc import Iterable, Sequence
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 from emkd.errors import SampleNotFoundError
 from emkd.storage.arrays.chunks import StoredArray
 from emkd.storage.arrays.kind import Arrays
-from emkd.storage.arrays.layout import AXES, ArrayLayout, Axis
+from emkd.storage.arrays.layout import AXES, ArrayLayout, Axis, IndexedAxis, TokenAxis, frame_axes
 from emkd.storage.arrays.record_arrays import RecordArrays
 from emkd.storage.index.commit import ShardIndex
 from emkd.storage.index.table import (
@@ -66,6 +67,10 @@ class ChunkedArray:
         """[tokens, ...] of all chunks, if the layout is not by rank."""
         return self.chunks.reshape(-1, *self.chunks.shape[2:])
 
+    def cumulative(self) -> NDArray[np.int64]:
+        """Return the sums of the numbers before each position, and of all of them, for an array with one dimension."""
+        return np.concatenate([[0], np.cumsum(self._flat, dtype=np.int64)])
+
     def _by_rank(self, first: int, last: int) -> Iterable[NDArray[Any]]:
         """Yield the tokens [first, last), [k, tokens], from each chunk that has some of them."""
         size = self.chunks.shape[2]
@@ -112,7 +117,45 @@ class DecodedShard:
         row = self.samples[position]
         runs: dict[Axis, list[Run]] = {axis: [_run(row, axis)] for axis in AXES}
         runs["vision"] = _image_runs(row["images"])
+        for tokens, frames in self._frames.items():
+            of_bytes, of_frames = frame_axes(tokens)
+            runs[of_frames] = [frames.of_tokens(run) for run in runs[tokens]]
+            runs[of_bytes] = [frames.to_bytes(run) for run in runs[of_frames]]
         return {name: array.take(runs[array.layout.axis]) for name, array in self.arrays.items()}
+
+    @cached_property
+    def _frames(self) -> "dict[TokenAxis, _Frames]":
+        """The frames of codes, of the tokens that have codes."""
+        return {
+            axis: _Frames.of(self.arrays[f"{axis}_frame_tokens"], self.arrays[f"{axis}_frame_bytes"])
+            for axis in _TOKEN_AXES
+            if f"{axis}_codes" in self.arrays
+        }
+
+
+_TOKEN_AXES: tuple[TokenAxis, ...] = ("text", "vision", "answer")
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Frames:
+    """The first token and the first byte of each frame, [frames + 1] with the total at the end."""
+
+    tokens: NDArray[np.int64]
+    n_bytes: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, tokens: ChunkedArray, n_bytes: ChunkedArray) -> "_Frames":
+        """Return the frames from their numbers of tokens and bytes; a chunk's padding makes empty ones at the end."""
+        return cls(tokens=tokens.cumulative(), n_bytes=n_bytes.cumulative())
+
+    def of_tokens(self, run: Run) -> Run:
+        """Return the frames of whole images or samples."""
+        first, last = np.searchsorted(self.tokens, run).tolist()
+        return first, last if run[0] < run[1] else first
+
+    def to_bytes(self, run: Run) -> Run:
+        """Return the bytes of some frames."""
+        return int(self.n_bytes[run[0]]), int(self.n_bytes[run[1]])
 
 
 def read_shard(files: Files, index: ShardIndex, manifest: Manifest, buffers: Buffers | None = None) -> DecodedShard:
@@ -128,13 +171,13 @@ def read_shard(files: Files, index: ShardIndex, manifest: Manifest, buffers: Buf
     buffers = Buffers() if buffers is None else buffers
     record_arrays = RecordArrays.of(manifest)
     arrays = {
-        layout.name: _read_array(objects, layout, lengths[layout.axis], buffers) for layout in record_arrays.layouts
+        layout.name: _read_array(objects, layout, lengths.get(layout.axis), buffers) for layout in record_arrays.layouts
     }
     samples = table.filter(pc.equal(table["status"], OK)).select(_COLUMNS).to_pylist()
     return DecodedShard(shard=index.shard, record_arrays=record_arrays, arrays=arrays, samples=samples)
 
 
-def _read_array(objects: CheckedObjects, layout: ArrayLayout, length: int, buffers: Buffers) -> ChunkedArray:
+def _read_array(objects: CheckedObjects, layout: ArrayLayout, length: int | None, buffers: Buffers) -> ChunkedArray:
     described = f"{layout.name}/zarr.json"
     stored = StoredArray.of(objects.where(described), objects.read(described), layout, length)
     names = [f"{layout.name}/{name}" for name in stored.chunk_names()]
@@ -153,7 +196,7 @@ def _lengths(table: pa.Table) -> dict[Axis, int]:
     return lengths | {"vision": n_stored_vision(table)}
 
 
-def _run(row: dict[str, Any], axis: Axis) -> Run:
+def _run(row: dict[str, Any], axis: IndexedAxis) -> Run:
     """Return a sample's elements along an axis of the shard's arrays."""
     first = row[offset_column(axis)]
     return first, first + row[count_column(axis)]

@@ -21,7 +21,7 @@ from emkd.storage.arrays.chunks import chunk_name, encode_chunk, group_metadata,
 from emkd.storage.arrays.kind import Arrays
 from emkd.storage.arrays.layout import AXES, ArrayLayout, Axis
 from emkd.storage.arrays.record_arrays import RecordArrays, group_attributes
-from emkd.storage.index.commit import ShardIndex
+from emkd.storage.index.commit import LogitError, ShardIndex
 from emkd.storage.index.rows import index_row, index_table
 from emkd.storage.manifest.manifest import Manifest
 from emkd.storage.manifest.read import manifest_files
@@ -71,7 +71,8 @@ class ShardWriter:
         self._objects: dict[str, ObjectDigest] = {}
         self._rows: dict[int, dict[str, Any]] = {}
         self._halvings: dict[int, int] = {}
-        self._lengths: dict[Axis, int] = dict.fromkeys(AXES, 0)
+        self._squared_errors: dict[int, tuple[float, ...]] = {}
+        self._lengths: dict[Axis, int] = {layout.axis: 0 for layout in self._record_arrays.layouts}
         self._images: dict[bytes, int] = {}
 
     def add(self, row: CapturedRow) -> None:
@@ -80,12 +81,14 @@ class ShardWriter:
         if row.hint.row in self._rows:
             raise ValueError(f"shard {self.shard}: row {row.hint.row} was added before")
         image_offsets = [] if row.record is None else self._add_vision(row.record)
-        starts = {**self._lengths, "vision": image_offsets[0] if image_offsets else 0}
+        starts = {axis: self._lengths.get(axis, 0) for axis in AXES}
+        starts["vision"] = image_offsets[0] if image_offsets else 0
         if row.record is not None:
             self._append(self._record_arrays.encode_rest(row.record))
         self._rows[row.hint.row] = index_row(row, self.shard, starts, image_offsets)
         if row.halvings:
             self._halvings[row.hint.row] = row.halvings
+        self._squared_errors[row.hint.row] = row.squared_error
 
     def finish(self) -> ShardIndex:
         """Write the remaining chunks and the metadata, make everything durable, and return the index."""
@@ -105,6 +108,7 @@ class ShardWriter:
             objects=dict(sorted(self._objects.items())),
             table=index_table(rows, self.manifest.format_version),
             halvings=dict(sorted(self._halvings.items())),
+            logit_error=LogitError.of([error for row in sorted(self._rows) for error in self._squared_errors[row]]),
         )
 
     def abandon(self) -> None:
@@ -114,13 +118,10 @@ class ShardWriter:
 
     def _add_vision(self, record: Record) -> list[int]:
         """Append the vision tokens of new images. Returns the position in the shard of each image's first token."""
-        arrays = self._record_arrays.encode_vision(record)
         offsets = []
         for span in record.images:
-            part = {
-                name: _tokens(self._arrays[name].layout, array, slice(span.start, span.start + span.count))
-                for name, array in arrays.items()
-            }
+            tokens = record.vision.tokens(slice(span.start, span.start + span.count))
+            part = self._record_arrays.encode_vision(tokens)
             digest = _digest(part) if self.manifest.format_version > 1 else None
             known = None if digest is None else self._images.get(digest)
             offsets.append(self._lengths["vision"] if known is None else known)

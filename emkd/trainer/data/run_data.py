@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+import torch
+
 from emkd.agreement.agree import Agreement, Reader, TeacherSide, agree, agree_on_tokenizer
 from emkd.errors import UsageError
 from emkd.samples.dataset import Dataset
@@ -11,6 +13,7 @@ from emkd.trainer.data.samples import EvaluationSamples, StudentSamples, Teacher
 from emkd.trainer.data.selection import Selection, select
 from emkd.trainer.recipe.settings import TrainSettings
 from emkd.trainer.report import log
+from emkd.vlm.codes import Codes
 from emkd.vlm.identity import tokenizer_json
 from emkd.vlm.loading import VisionLanguageModel, resolve
 
@@ -45,6 +48,11 @@ class RunData:
     def n_tokens(self, student: VisionLanguageModel) -> int:
         """Return V, the number of ids that student and teacher share."""
         return student.n_tokens if self.cache is None else min(student.n_tokens, self.cache.manifest.vocabulary_size)
+
+    def codes(self, device: torch.device) -> Codes | None:
+        """Return the basis of the teacher's codes on a device, None if the cache has none."""
+        basis = None if self.cache is None else self.cache.basis
+        return None if basis is None else Codes(basis, device)
 
     def agree(self, student: VisionLanguageModel, *, distils: bool) -> Agreement:
         """Give the student the teacher's chat template, and log what differs without being an obstacle (see `agree`).
@@ -99,6 +107,17 @@ def open_cache(settings: TrainSettings) -> Cache | None:
         raise UsageError(
             f"losses.top_k {settings.recipe.losses.top_k}: the cache stores {stored} logits of a vision token; use at "
             "most that many"
+        )
+    losses = settings.recipe.losses
+    if losses.cost_top_k is not None and losses.cost_top_k > (losses.top_k or stored):
+        raise UsageError(
+            f"losses.cost_top_k {losses.cost_top_k}: only {losses.top_k or stored} logits of a vision token are used; "
+            "take at most that many, or null for all"
+        )
+    if losses.tail == "codes" and cache.manifest.codes is None:
+        raise UsageError(
+            "losses.tail codes: the cache has no codes; set tail: uniform or bucket, or make the cache with codes (see "
+            "--logit-error of cache-teacher)"
         )
     if not cache.sealed:
         log(f"{settings.cache} is not sealed: training on the {cache.n_samples} samples committed so far")

@@ -20,6 +20,8 @@ from emkd.samples.dataset import Dataset
 from emkd.samples.encode import Encoded, Encoder
 from emkd.storage.cache import Cache
 from emkd.storage.record import ImageSpan, Record
+from emkd.vlm.affinity import affinity
+from emkd.vlm.codes import Codes
 from emkd.vlm.forward import collate
 from emkd.vlm.truncated import TruncatedLogits
 
@@ -30,22 +32,46 @@ class TeacherSample:
 
     vision:   t̂ of the Nt vision tokens
     answer:   t̂ of the A logits that predict answer tokens
-    affinity: [L, Nt] float32
+    affinity: [L, Nt] float32; None if the cache has codes of the text instead
     images:   spans into the Nt tokens
+    text_codes: [L, r] int16; None if affinities are stored
     """
 
     vision: TruncatedLogits
     answer: TruncatedLogits
-    affinity: torch.Tensor
+    affinity: torch.Tensor | None
     images: tuple[ImageSpan, ...]
+    text_codes: torch.Tensor | None = None
+
+    def affinity_to(self, vision: torch.Tensor, codes: Codes | None = None) -> torch.Tensor:
+        """Return the affinity [L, P] of the text to some vision tokens. vision: their indices [P]
+
+        codes: the basis of the teacher's codes; needed if affinities are not stored
+
+        Raises ValueError if the sample has neither affinities nor all that computes them.
+        """
+        if self.affinity is not None:
+            return self.affinity[:, vision]
+        if codes is None or self.text_codes is None or self.vision.codes is None:
+            raise ValueError("the sample has no affinity, and no codes to compute it from")
+        return affinity(codes.hidden(self.text_codes), codes.hidden(self.vision.codes[vision]))
+
+    def with_text(self, chosen: torch.Tensor) -> "TeacherSample":
+        """Return the sample with some of its text tokens. chosen: their indices or a mask"""
+        return replace(
+            self,
+            affinity=None if self.affinity is None else self.affinity[chosen],
+            text_codes=None if self.text_codes is None else self.text_codes[chosen],
+        )
 
     def to(self, device: torch.device | str) -> "TeacherSample":
         """Return the sample on another device."""
         return TeacherSample(
             vision=self.vision.to(device),
             answer=self.answer.to(device),
-            affinity=self.affinity.to(device),
+            affinity=None if self.affinity is None else self.affinity.to(device),
             images=self.images,
+            text_codes=None if self.text_codes is None else self.text_codes.to(device),
         )
 
 
@@ -93,8 +119,9 @@ class TeacherLimits:
         return TeacherSample(
             vision=vision.for_student(self.n_student_tokens),
             answer=answer.for_student(self.n_student_tokens),
-            affinity=torch.from_numpy(record.affinity),
+            affinity=None if record.affinity is None else torch.from_numpy(record.affinity),
             images=record.images,
+            text_codes=None if record.text_codes is None else torch.from_numpy(record.text_codes),
         )
 
 
@@ -151,7 +178,7 @@ class StudentSamples(TorchDataset[StudentSample | Skipped]):
         if shared is None:
             return StudentSample(encoded=encoded, teacher=teacher)
         own = encoded.with_text(shared.own)
-        return StudentSample(encoded=own, teacher=replace(teacher, affinity=teacher.affinity[shared.theirs]))
+        return StudentSample(encoded=own, teacher=teacher.with_text(shared.theirs))
 
 
 class EvaluationSamples(TorchDataset[StudentSample | Skipped]):

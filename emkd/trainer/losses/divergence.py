@@ -11,9 +11,11 @@ from typing import Literal, get_args
 
 import torch
 
-from emkd.trainer.losses.reverse_kl import Tail, log_probabilities, reverse_kl
+from emkd.trainer.losses.reverse_kl import CutTail, dense_reverse_kl, log_probabilities, reverse_kl
+from emkd.vlm.codes import Codes, dense_logits
 from emkd.vlm.truncated import TruncatedLogits
 
+Tail = Literal["codes", "bucket", "uniform"]
 TAILS: tuple[str, ...] = get_args(Tail)
 Kind = Literal["reverse_kl", "forward_kl", "jsd"]
 KINDS: tuple[str, ...] = get_args(Kind)
@@ -26,12 +28,13 @@ class Divergence:
     kind: reverse_kl  KL(softmax s ‖ t̂), the paper's
           forward_kl  KL(t̂ ‖ softmax s)
           jsd         ½ KL(p ‖ m) + ½ KL(t̂ ‖ m), p = softmax s, m = ½ (p + t̂): Jensen-Shannon, at most log 2
-    tail: the cache has only the total mass of the teacher's logits that are not stored, so t̂ needs an assumption:
-          bucket treats them as one class on both sides, uniform spreads their mass evenly. If nothing is cut, both
+    tail: what t̂ has for logits that are not stored. codes reads them from codes of the hidden state, and scales them
+          to the stored mass of the tail. Without codes, the cache has only this mass, and t̂ needs an assumption:
+          bucket treats the logits as one class on both sides, uniform spreads their mass evenly. If nothing is cut, all
           are the true divergence.
     temperature: T divides all logits, and T² multiplies the result, so that gradients keep their size (Hinton et al.,
-          arXiv 1503.02531). The mass of the tail is stored at T = 1. For an evenly spread tail it follows at any other
-          T; for a bucket it does not, so that T ≠ 1 needs the tail uniform.
+          arXiv 1503.02531). The mass of the tail is stored at T = 1. For a tail from codes and an evenly spread one it
+          follows at any other T; for a bucket it does not, so that T ≠ 1 needs another tail.
 
     Raises ValueError for an unknown kind or tail, and for a temperature that is not allowed.
     """
@@ -48,25 +51,51 @@ class Divergence:
             )
         if self.tail == "bucket" and self.temperature != 1:
             raise ValueError(
-                f"temperature {self.temperature:g} needs the tail uniform: a cache has the tail's total mass at "
-                "temperature 1, and its mass at another temperature depends on how it is spread. Set tail: uniform, or "
-                "temperature: 1"
+                f"temperature {self.temperature:g} needs the tail codes or uniform: a cache has the tail's total mass "
+                "at temperature 1, and its mass at another temperature depends on how it is spread. Set tail: uniform, "
+                "or temperature: 1"
             )
 
-    def __call__(self, student_logits: torch.Tensor, teacher: TruncatedLogits) -> torch.Tensor:
-        """Return the divergence of each token, [n] float32, from student logits [n, V]."""
+    def __call__(
+        self, student_logits: torch.Tensor, teacher: TruncatedLogits, codes: Codes | None = None
+    ) -> torch.Tensor:
+        """Return the divergence of each token, [n] float32, from student logits [n, V].
+
+        codes: the basis of the teacher's codes, for the tail codes
+
+        Raises ValueError if that tail lacks its codes.
+        """
+        tail = self.tail
+        if tail == "codes" and teacher.k < teacher.vocabulary:
+            if codes is None:
+                raise ValueError("the tail codes needs a basis, and there is none")
+            return self._dense(student_logits.float(), dense_logits(teacher, codes))
+        cut: CutTail = "uniform" if tail == "codes" else tail  # if nothing is cut, every tail is the same
         if self.temperature != 1:
             student_logits, teacher = student_logits / self.temperature, teacher.at_temperature(self.temperature)
         if self.kind == "reverse_kl":
-            found = reverse_kl(student_logits, teacher, self.tail)
+            found = reverse_kl(student_logits, teacher, cut)
         elif self.kind == "forward_kl":
-            found = forward_kl(student_logits, teacher, self.tail)
+            found = forward_kl(student_logits, teacher, cut)
         else:
-            found = jsd(student_logits, teacher, self.tail)
+            found = jsd(student_logits, teacher, cut)
+        return found * self.temperature**2
+
+    def _dense(self, student_logits: torch.Tensor, teacher_logits: torch.Tensor) -> torch.Tensor:
+        """Return the divergence [n] from logits [n, V] of both; the teacher's are overwritten."""
+        if self.temperature != 1:
+            student_logits, teacher_logits = student_logits / self.temperature, teacher_logits.div_(self.temperature)
+        log_t = teacher_logits.sub_(teacher_logits.logsumexp(dim=1, keepdim=True))
+        if self.kind == "reverse_kl":
+            found = dense_reverse_kl(student_logits, log_t)
+        else:
+            log_s = student_logits.log_softmax(dim=1)
+            terms = log_t.exp() * (log_t - log_s) if self.kind == "forward_kl" else _jsd_terms(log_s, log_t)
+            found = terms.sum(dim=1)
         return found * self.temperature**2
 
 
-def forward_kl(student_logits: torch.Tensor, teacher: TruncatedLogits, tail: Tail) -> torch.Tensor:
+def forward_kl(student_logits: torch.Tensor, teacher: TruncatedLogits, tail: CutTail) -> torch.Tensor:
     """Return KL(t̂ ‖ softmax s) of each token, [n], from student logits [n, V].
 
     Σ_S t log(t / p) + m_t log(m_t / m) (bucket), or + Σ_{not S} u log(u / p) with u = m_t / n (uniform), for stored
@@ -89,7 +118,7 @@ def forward_kl(student_logits: torch.Tensor, teacher: TruncatedLogits, tail: Tai
     return total + terms.masked_fill(n_tail == 0, 0)
 
 
-def jsd(student_logits: torch.Tensor, teacher: TruncatedLogits, tail: Tail) -> torch.Tensor:
+def jsd(student_logits: torch.Tensor, teacher: TruncatedLogits, tail: CutTail) -> torch.Tensor:
     """Return the Jensen-Shannon divergence of each token, [n], from student logits [n, V].
 
     It is the sum over classes (stored ids, and the tail as one class or as n) of ½ t log(t / m) + ½ p log(p / m),

@@ -19,13 +19,14 @@ from torch.autograd.function import once_differentiable
 
 from emkd.vlm.truncated import TruncatedLogits
 
-Tail = Literal["bucket", "uniform"]
+# Assumptions about the tail of a distribution whose k largest logits are all that is known.
+CutTail = Literal["bucket", "uniform"]
 
 # Ids whose products are in memory at a time.
 BLOCK = 2048
 
 
-def reverse_kl(student_logits: torch.Tensor, teacher: TruncatedLogits, tail: Tail) -> torch.Tensor:
+def reverse_kl(student_logits: torch.Tensor, teacher: TruncatedLogits, tail: CutTail) -> torch.Tensor:
     """Return KL(softmax s ‖ t̂) of each token, [n] float32 nats, from student logits [n, V]; call backward at most once.
 
     bucket is a lower bound of the true KL, exact if both tails have the same shape. If nothing is cut, bucket and
@@ -41,7 +42,7 @@ def reverse_kl(student_logits: torch.Tensor, teacher: TruncatedLogits, tail: Tai
 
 class _ReverseKL(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, logits: torch.Tensor, teacher: TruncatedLogits, tail: Tail) -> torch.Tensor:
+    def forward(ctx: Any, logits: torch.Tensor, teacher: TruncatedLogits, tail: CutTail) -> torch.Tensor:
         log_t, log_t_tail = log_probabilities(teacher)
         log_p = logits - logits.logsumexp(dim=1, keepdim=True)
         log_p_stored = log_p.gather(1, teacher.ids)
@@ -74,6 +75,33 @@ class _ReverseKL(torch.autograd.Function):
     def backward(ctx: Any, scale: torch.Tensor) -> tuple[torch.Tensor, None, None]:
         gradient, ctx.gradient = ctx.gradient, None
         return gradient.mul_(scale[:, None]), None, None
+
+
+def dense_reverse_kl(student_logits: torch.Tensor, log_t: torch.Tensor) -> torch.Tensor:
+    """Return KL(softmax s ‖ t) of each token, [n] float32 nats; call backward at most once.
+
+    student_logits: [n, V];  log_t: [n, V] log-probabilities of the teacher, overwritten
+    """
+    found: torch.Tensor = _DenseReverseKL.apply(student_logits.float(), log_t)
+    return found
+
+
+class _DenseReverseKL(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, logits: torch.Tensor, log_t: torch.Tensor) -> torch.Tensor:
+        log_p = logits - logits.logsumexp(dim=1, keepdim=True)
+        ratio = torch.sub(log_p, log_t, out=log_t)
+        p = log_p.exp_()
+        kl = _row_products(p, ratio)
+        if ctx.needs_input_grad[0]:
+            ctx.gradient = p.mul_(ratio.sub_(kl[:, None]))
+        return kl
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, scale: torch.Tensor) -> tuple[torch.Tensor, None]:
+        gradient, ctx.gradient = ctx.gradient, None
+        return gradient.mul_(scale[:, None]), None
 
 
 def log_probabilities(teacher: TruncatedLogits) -> tuple[torch.Tensor, torch.Tensor]:

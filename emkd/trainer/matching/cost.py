@@ -10,15 +10,27 @@ is the exact distance to t̂. There is one c per image and not one per token, be
 would hide what distinguishes the tokens. If every student token is matched (Ns <= Nt), F does not change the
 assignment, and the rest needs only the logits of ids that are stored for some teacher token of the image: U of V.
 
+With codes (see `emkd.vlm.codes`) t̂ has a value for every id. Its distance is then estimated from a fixed random sample
+of ids, scaled to V; if there are no more ids than that, it is exact:
+
+    cost[i, j] = V / n Σ_sampled v |s[i, v] - t̂[j, v]|
+
+In the space of log-probabilities, the logsumexp over all ids is subtracted from each token's logits before.
+
 The sum over |s - t| copies rows [Ns] of logits, a few teacher tokens at a time so that they stay in a processor's
 cache. The sum over |s - c| is an embedding bag, which copies nothing.
 
 Shape legend: Ns, Nt vision tokens of one image in student and teacher, V ids, k stored logits, U different stored ids
 """
 
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Literal, get_args
+
 import torch
 from torch.nn import functional
 
+from emkd.vlm.codes import Codes
 from emkd.vlm.head import LMHead
 from emkd.vlm.truncated import TruncatedLogits
 
@@ -28,32 +40,115 @@ COPIED = {"cpu": 1 << 18, "other": 1 << 24}
 LOGITS = 1 << 25
 
 
+# Ids that distances to t̂ from codes are estimated from.
+SAMPLED = 4096
+
+Space = Literal["logits", "log_probabilities"]
+SPACES: tuple[str, ...] = get_args(Space)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """What is compared.
+
+    space: raw logits, the paper's, or log-probabilities, which do not depend on a token's level
+    top_k: how many of a teacher token's logits count one by one, all others as one constant of the image; None for all
+           that t̂ has: every id with codes, the stored ones without
+    """
+
+    space: Space = "logits"
+    top_k: int | None = None
+
+
+PAPERS = Cost()
+
+
 @torch.no_grad()
-def matching_cost(student_logits: torch.Tensor, teacher: TruncatedLogits) -> torch.Tensor:
+def matching_cost(
+    student_logits: torch.Tensor, teacher: TruncatedLogits, cost: Cost = PAPERS, codes: Codes | None = None
+) -> torch.Tensor:
     """Return [Ns, Nt], the Manhattan distances of student logits [Ns, V] to t̂ of one image.
 
-    Raises ValueError if logits are cut and `teacher` has no tail_mean.
+    codes: the basis of the teacher's codes
+
+    Raises ValueError if logits are cut and `teacher` has neither tail_mean nor codes.
     """
-    ids, columns = _stored_ids(teacher)
-    level = _level(teacher)
-    cost = _stored_terms(student_logits.float()[:, ids].T.contiguous(), columns, teacher, level)
-    return cost if level is None else cost + (student_logits.float() - level).abs().sum(dim=1, keepdim=True)
+    head = LMHead(weight=student_logits.float().T, bias=None, n_tokens=student_logits.shape[1])
+    return _distances(torch.eye(len(student_logits), device=student_logits.device), head, teacher, cost, codes, True)
 
 
 @torch.no_grad()
-def assignment_cost(hidden: torch.Tensor, head: LMHead, teacher: TruncatedLogits) -> torch.Tensor:
+def assignment_cost(
+    hidden: torch.Tensor, head: LMHead, teacher: TruncatedLogits, cost: Cost = PAPERS, codes: Codes | None = None
+) -> torch.Tensor:
     """Return [Ns, Nt], `matching_cost` of the head's logits for hidden states [Ns, d], without F if Ns <= Nt.
 
-    Raises ValueError if logits are cut and `teacher` has no tail_mean.
+    Raises ValueError if logits are cut and `teacher` has neither tail_mean nor codes.
     """
+    return _distances(hidden, head, teacher, cost, codes, len(hidden) > len(teacher.ids))
+
+
+def _distances(
+    hidden: torch.Tensor,
+    head: LMHead,
+    teacher: TruncatedLogits,
+    cost: Cost,
+    codes: Codes | None,
+    whole: bool,
+) -> torch.Tensor:
+    """Return the distances. whole: with F"""
+    shift = None
+    if cost.space == "log_probabilities":
+        shift = head.logsumexp(hidden, max(1, LOGITS // max(1, len(hidden)))), teacher.logsumexp()
+    if cost.top_k is None and codes is not None and teacher.codes is not None and not teacher.whole:
+        return _to_codes(hidden, head, teacher, codes, shift)
+    return _to_stored(hidden, head, teacher if cost.top_k is None else teacher.smaller(cost.top_k), shift, whole)
+
+
+Shift = tuple[torch.Tensor, torch.Tensor] | None  # what is subtracted from each token's logits: [Ns], [Nt]
+
+
+def _to_codes(hidden: torch.Tensor, head: LMHead, teacher: TruncatedLogits, codes: Codes, shift: Shift) -> torch.Tensor:
+    """Return the distances to t̂ as codes give it, over sampled ids."""
+    ids = _sample(head.n_tokens, hidden.device)
+    own, theirs = head.columns(hidden, ids).T, codes.logits(_codes_of(teacher), ids)
+    if shift is not None:
+        own, theirs = own - shift[0][:, None], theirs - shift[1][:, None]
+    return torch.cdist(own.contiguous(), theirs.contiguous(), p=1) * (head.n_tokens / len(ids))
+
+
+def _codes_of(teacher: TruncatedLogits) -> torch.Tensor:
+    if teacher.codes is None:
+        raise ValueError("distances to codes, of tokens without codes")
+    return teacher.codes
+
+
+@lru_cache(maxsize=4)
+def _sample(n_tokens: int, device: torch.device) -> torch.Tensor:
+    """Return the sampled ids, ascending: the same in every run."""
+    if n_tokens <= SAMPLED:
+        return torch.arange(n_tokens, device=device)
+    chosen = torch.randperm(n_tokens, generator=torch.Generator().manual_seed(0))[:SAMPLED]
+    return chosen.sort().values.to(device)
+
+
+def _to_stored(hidden: torch.Tensor, head: LMHead, teacher: TruncatedLogits, shift: Shift, whole: bool) -> torch.Tensor:
+    """Return the distances to t̂ with one constant for logits that are not stored."""
+    own = hidden.new_zeros(len(hidden), dtype=torch.float32) if shift is None else shift[0]
+    if shift is not None:
+        teacher = teacher.shifted(shift[1])
     ids, columns = _stored_ids(teacher)
     level = _level(teacher)
     parts = []
-    for some in hidden.split(max(1, LOGITS // max(1, len(ids)))):
-        cost = _stored_terms(head.columns(some, ids), columns, teacher, level)
-        if level is not None and len(hidden) > len(teacher.ids):
-            cost += _distance_to_level(some, head, level)[:, None]
-        parts.append(cost)
+    size = max(1, LOGITS // max(1, len(ids)))
+    for some, shifts in zip(hidden.split(size), own.split(size), strict=True):
+        logits = head.columns(some, ids)
+        if shift is not None:
+            logits -= shifts
+        part = _stored_terms(logits, columns, teacher, level)
+        if level is not None and whole:
+            part += _distance_to_level(some, head, level + shifts[:, None])[:, None]
+        parts.append(part)
     return torch.cat(parts)
 
 
@@ -92,6 +187,6 @@ def _stored_terms(
 
 
 def _distance_to_level(hidden: torch.Tensor, head: LMHead, level: torch.Tensor) -> torch.Tensor:
-    """Return F [n] of hidden states [n, d]."""
+    """Return F [n] of hidden states [n, d]. level: [n, 1], c of each token's logits"""
     blocks = head.blocks(hidden, max(1, LOGITS // max(1, len(hidden))))
     return torch.stack([block.sub_(level).abs_().sum(dim=1) for block in blocks]).sum(dim=0)

@@ -17,8 +17,9 @@ import torch
 from emkd.errors import DataMismatchError, UsageError
 from emkd.storage.record import ImageSpan
 from emkd.trainer.matching.assignment import Pairs, Solver, assign, solve
-from emkd.trainer.matching.cost import assignment_cost, matching_cost
+from emkd.trainer.matching.cost import PAPERS, Cost, assignment_cost, matching_cost
 from emkd.trainer.matching.stopwatch import Stopwatch
+from emkd.vlm.codes import Codes
 from emkd.vlm.head import LMHead
 from emkd.vlm.truncated import TruncatedLogits
 
@@ -62,6 +63,8 @@ def match(
     head: LMHead,
     solver: Solver = "scipy",
     stopwatch: Stopwatch | None = None,
+    cost: Cost = PAPERS,
+    codes: Codes | None = None,
 ) -> list[Pairs]:
     """Return the pairs of each sample: indices [P] into its student and its teacher vision tokens, image by image.
 
@@ -72,13 +75,15 @@ def match(
             random  a random one-to-one assignment, a function of the sample's seed: the control of an ablation
     head:   of the student;  solver: of the assignments
     stopwatch: runs while assignments are solved, not while costs are computed
+    cost:   what the method logits compares;  codes: the basis of the teacher's codes, None if it has none
 
     Raises DataMismatchError if a sample has a different number of images from the cache, UsageError if grids do not
     allow pooled matching, TrainingDivergedError if a cost is not finite.
     """
     images = [(sample, n, *spans) for sample in samples for n, spans in enumerate(sample.by_image())]
     if method == "logits":
-        found = solve([_cost(sample, own, theirs, head) for sample, _, own, theirs in images], solver, stopwatch)
+        costs = [_cost(sample, own, theirs, head, cost, codes) for sample, _, own, theirs in images]
+        found = solve(costs, solver, stopwatch)
     elif method == "pooled":
         found = [_by_cell(own, theirs) for _, _, own, theirs in images]
     else:
@@ -87,9 +92,12 @@ def match(
     return [_whole_sample(sample, pairs) for sample in samples]
 
 
-def _cost(sample: VisionTokens, own: ImageSpan, theirs: ImageSpan, head: LMHead) -> torch.Tensor:
+def _cost(
+    sample: VisionTokens, own: ImageSpan, theirs: ImageSpan, head: LMHead, cost: Cost, codes: Codes | None
+) -> torch.Tensor:
     hidden = sample.hidden[own.start : own.start + own.count]
-    return assignment_cost(hidden, head, sample.teacher.rows(slice(theirs.start, theirs.start + theirs.count)))
+    teacher = sample.teacher.rows(slice(theirs.start, theirs.start + theirs.count))
+    return assignment_cost(hidden, head, teacher, cost, codes)
 
 
 def _whole_sample(sample: VisionTokens, pairs: Iterator[Pairs]) -> Pairs:

@@ -24,12 +24,15 @@ from emkd.trainer.losses.chunked import Part, head_losses
 from emkd.trainer.losses.divergence import Divergence
 from emkd.trainer.losses.weights import Weights
 from emkd.trainer.matching.assignment import Solver
+from emkd.trainer.matching.cost import PAPERS, Cost
 from emkd.trainer.matching.match import Matching, Pairs, count_pairs, match
 from emkd.trainer.matching.stopwatch import Stopwatch
 from emkd.trainer.objective.counts import Counts
 from emkd.trainer.objective.hidden_states import HiddenStates
 from emkd.trainer.objective.terms import StudentStates, answer_part, vision_part, vlad_sum
+from emkd.vlm.codes import Codes
 from emkd.vlm.head import LMHead
+from emkd.vlm.truncated import TruncatedLogits
 
 REVERSE_KL = Divergence()
 
@@ -62,6 +65,8 @@ class Objective:
     n_tokens: V, the ids that student and teacher share; padding rows of the student's LM head are cut
     seed:     of random matching; not used otherwise
     solver:   of the assignments (see matching/assignment.py); each solver finds a least total cost
+    cost:     what matching by logits compares (see matching/cost.py)
+    codes:    the basis of the teacher's codes, on the model's device; None if the cache has none
 
     The attribute `stopwatch` runs while assignments are solved.
     """
@@ -74,9 +79,12 @@ class Objective:
         matching: Matching = "logits",
         seed: int = 0,
         solver: Solver = "scipy",
+        cost: Cost = PAPERS,
+        codes: Codes | None = None,
     ) -> None:
         self.weights, self.n_tokens, self.divergence = weights, n_tokens, divergence
         self.matching, self.seed, self.solver = matching, seed, solver
+        self.cost, self.codes = cost, codes
         self.stopwatch = Stopwatch()
         self._hidden_states = HiddenStates(n_tokens)
 
@@ -114,7 +122,7 @@ class Objective:
         total, sums = head_losses(head, self._parts(batch, seen, pairs, counts, hidden[0, :0]))
         none = total.new_zeros(())
         answered = batch if self.weights.named.get("rld") else []
-        affinities = vlad_sum(seen, pairs) / counts.vision_samples if seen and self.weights.gamma else none
+        affinities = vlad_sum(seen, pairs, self.codes) / counts.vision_samples if seen and self.weights.gamma else none
         return Losses(
             total=total + self.weights.gamma * affinities + connection,
             sup=sums.get("sup", none) / max(1, counts.answers),
@@ -138,12 +146,16 @@ class Objective:
         divisors = {"sup": counts.answers, "rld": counts.answers, "vsd": counts.pairs}
         weights = {name: self.weights.named.get(name, 0) / max(1, n) for name, n in divisors.items()}
         answers = {name: weights[name] for name in ("sup", "rld") if weights[name]}
-        parts = [answer_part(batch if answers else [], none, answers, self.divergence)]
+        parts = [answer_part(batch if answers else [], none, answers, self._distance)]
         if seen and weights["vsd"]:
-            parts.append(vision_part(seen, pairs, {"vsd": weights["vsd"]}, self.divergence))
+            parts.append(vision_part(seen, pairs, {"vsd": weights["vsd"]}, self._distance))
         return parts
 
     def match(self, head: LMHead, seen: Sequence[StudentStates]) -> list[Pairs]:
         """Return the pairs of each sample in `seen`, which all have some."""
         tokens = [one.vision_tokens(self.seed) for one in seen]
-        return match(self.matching, tokens, head, self.solver, self.stopwatch)
+        return match(self.matching, tokens, head, self.solver, self.stopwatch, self.cost, self.codes)
+
+    def _distance(self, logits: torch.Tensor, teacher: TruncatedLogits) -> torch.Tensor:
+        """Return the divergence [n] of the student's logits [n, V] from the teacher's."""
+        return self.divergence(logits, teacher, self.codes)

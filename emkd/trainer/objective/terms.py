@@ -4,18 +4,22 @@ Shape legend: T positions of a sample, d hidden size, L text tokens, Ns, Nt visi
 P matched pairs, A answer tokens, V ids, c tokens of a chunk
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 
 from emkd.trainer.data.samples import StudentSample, TeacherSample
 from emkd.trainer.losses.chunked import Part
-from emkd.trainer.losses.divergence import Divergence, supervised, vlad
+from emkd.trainer.losses.divergence import supervised, vlad
 from emkd.trainer.matching.match import Pairs, VisionTokens
 from emkd.vlm.affinity import affinity
+from emkd.vlm.codes import Codes
 from emkd.vlm.states import States
-from emkd.vlm.truncated import joined
+from emkd.vlm.truncated import TruncatedLogits, joined
+
+# (student logits [n, V], the teacher's) -> divergence of each token [n]
+Distance = Callable[[torch.Tensor, TruncatedLogits], torch.Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +55,7 @@ class StudentStates:
 
 
 def answer_part(
-    batch: Sequence[StudentStates], nothing: torch.Tensor, weights: dict[str, float], divergence: Divergence
+    batch: Sequence[StudentStates], nothing: torch.Tensor, weights: dict[str, float], divergence: Distance
 ) -> Part:
     """Return the part of all answer tokens of a batch: Sup and RLD, if they have a weight.
 
@@ -72,7 +76,7 @@ def answer_part(
 
 
 def vision_part(
-    seen: Sequence[StudentStates], pairs: Sequence[Pairs], weights: dict[str, float], divergence: Divergence
+    seen: Sequence[StudentStates], pairs: Sequence[Pairs], weights: dict[str, float], divergence: Distance
 ) -> Part:
     """Return the part of all matched pairs: VSD. seen: the samples that have pairs, at least one"""
     teacher = joined([one.teacher.vision.rows(theirs) for one, (_, theirs) in zip(seen, pairs, strict=True)])
@@ -84,10 +88,13 @@ def vision_part(
     return Part(hidden=hidden, losses=losses, weights=weights)
 
 
-def vlad_sum(seen: Sequence[StudentStates], pairs: Sequence[Pairs]) -> torch.Tensor:
-    """Return VLAD summed over the samples that have pairs (at least one), a scalar with gradients."""
+def vlad_sum(seen: Sequence[StudentStates], pairs: Sequence[Pairs], codes: Codes | None = None) -> torch.Tensor:
+    """Return VLAD summed over the samples that have pairs (at least one), a scalar with gradients.
+
+    codes: the basis of the teacher's codes, for caches that do not store affinities
+    """
     found = [
-        vlad(affinity(one.states.text, one.states.vision[own]), one.teacher.affinity[:, theirs])
+        vlad(affinity(one.states.text, one.states.vision[own]), one.teacher.affinity_to(theirs, codes))
         for one, (own, theirs) in zip(seen, pairs, strict=True)
     ]
     return torch.stack(found).sum()

@@ -1,6 +1,6 @@
 """Recipes: everything that decides a training run except paths, from a YAML file and the command line.
 
-    losses:    {alpha: 0.5, beta: 0.25, gamma: 25, divergence: reverse_kl, tail: uniform, matching: logits, ...}
+    losses:    {alpha: 0.5, beta: 0.25, gamma: 25, divergence: reverse_kl, tail: auto, matching: logits, ...}
     student:   {vision_pool: 2, freeze: [model.vision_tower]}
     training:  {learning_rate: 2.0e-3, max_steps: 150, ...}     any field of transformers.TrainingArguments
 
@@ -17,6 +17,7 @@ from emkd.errors import InputNotFoundError, UsageError
 from emkd.trainer.losses.divergence import Divergence, Kind, Tail
 from emkd.trainer.losses.weights import Weights
 from emkd.trainer.matching.assignment import Solver
+from emkd.trainer.matching.cost import Cost, Space
 from emkd.trainer.matching.match import Matching
 from emkd.trainer.recipe.arguments import TYPES, known_arguments, nearest
 
@@ -43,7 +44,9 @@ class LossRecipe(_Section):
 
     alpha, beta, gamma:            weights of the losses (see losses/weights.py)
     divergence, temperature, tail: what VSD and RLD sum up (see losses/divergence.py)
+                                   the tail auto is codes if the cache has them, else uniform
     matching: how pairs are found (see matching/match.py)
+    cost, cost_top_k: what matching by logits compares (see matching/cost.py)
     top_k:    logits of a vision token to use; null uses all that are stored
     solver:   of assignments (see matching/assignment.py); each finds a least total cost
     """
@@ -53,14 +56,16 @@ class LossRecipe(_Section):
     gamma: float = Field(default=25.0, ge=0)
     divergence: Kind = "reverse_kl"
     temperature: float = Field(default=1.0, gt=0)
-    tail: Tail = "uniform"
+    tail: Tail | Literal["auto"] = "auto"
     matching: Matching = "logits"
+    cost: Space = "logits"
+    cost_top_k: int | None = Field(default=None, ge=1)
     top_k: int | None = Field(default=None, ge=1)
     solver: Solver = "scipy"
 
     @model_validator(mode="after")
     def _temperature_has_a_tail(self) -> "LossRecipe":
-        self.distance  # noqa: B018  raises ValueError
+        self.distance(has_codes=False)  # raises ValueError
         return self
 
     @property
@@ -68,10 +73,18 @@ class LossRecipe(_Section):
         """The weights of the losses."""
         return Weights(alpha=self.alpha, beta=self.beta, gamma=self.gamma)
 
+    def distance(self, *, has_codes: bool) -> Divergence:
+        """Return the divergence that VSD and RLD sum up. has_codes: whether the cache has
+
+        Raises ValueError if tail and temperature do not fit together.
+        """
+        tail: Tail = ("codes" if has_codes else "uniform") if self.tail == "auto" else self.tail
+        return Divergence(kind=self.divergence, tail=tail, temperature=self.temperature)
+
     @property
-    def distance(self) -> Divergence:
-        """The divergence that VSD and RLD sum up. Raises ValueError if tail and temperature do not fit together."""
-        return Divergence(kind=self.divergence, tail=self.tail, temperature=self.temperature)
+    def compared(self) -> Cost:
+        """What matching by logits compares."""
+        return Cost(space=self.cost, top_k=self.cost_top_k)
 
 
 class LoraRecipe(_Section):

@@ -153,10 +153,21 @@ def _teacher(facts: CardFacts) -> str:
         f"- data: {_code(facts.data)}, of which {facts.n_samples:,} samples are in the cache",
         f"- logits stored, of {manifest.vocabulary_size:,}: {manifest.top_k} per vision token{used}, "
         f"{manifest.answer_top_k} per answer token",
-        f"- precision: logits {manifest.logits_precision}, affinities {manifest.affinity_precision}",
+        *([_codes(manifest)] if manifest.basis is not None else []),
+        f"- precision: logits {manifest.logits_precision}, affinities "
+        f"{manifest.affinity_precision if manifest.stores_affinity else 'from codes'}",
         f"- SHA-256 of the cache's plan: {_code(manifest.plan_sha256)}",
     ]
     return "## The teacher and its cache\n\n" + "\n".join(lines)
+
+
+def _codes(manifest: Manifest) -> str:
+    assert manifest.basis is not None  # the caller's condition
+    affinity = "" if manifest.stores_affinity else "; affinities are computed from them"
+    return (
+        f"- codes of hidden states: {manifest.basis.n_columns} numbers a token, predicted root mean square error of a "
+        f"logit {manifest.basis.logit_error:.3g}{affinity}"
+    )
 
 
 def _losses(facts: CardFacts) -> str:
@@ -169,8 +180,12 @@ def _losses(facts: CardFacts) -> str:
     table = "\n".join(["| loss | weight | definition |", "|---|---|---|", *rows])
     read = ""
     if facts.manifest is not None:
+        tail = losses.distance(has_codes=facts.manifest.codes is not None).tail
+        compared = f" of {losses.cost.replace('_', '-')}" if losses.matching == "logits" else ""
+        compared += f", of which the {losses.cost_top_k} largest count" if compared and losses.cost_top_k else ""
         read = (
-            f"\n\nTail of the logits that are not stored: {losses.tail}. Matching of vision tokens: {losses.matching}."
+            f"\n\nTail of the logits that are not stored: {tail}. Matching of vision tokens: "
+            f"{losses.matching}{compared}."
         )
     return f"## Losses\n\n{_definition(losses)}:\n\n{table}{read}"
 

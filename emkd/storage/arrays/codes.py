@@ -1,0 +1,79 @@
+"""Codes of hidden states, [n, r] int16: since format version 4, if the cache has a basis.
+
+Each image, and each sample's text and answers, makes one frame (see `frames`). The frames of a shard follow each other
+in one array of bytes that is not compressed again, and two short arrays say how long each frame is and of how many
+tokens. So a sample's codes are found and decoded without those of others, and a shard in memory takes no more than on
+disk.
+
+    vision_codes            [bytes]   uint8
+    vision_frame_bytes      [frames]  int32
+    vision_frame_tokens     [frames]  int32     and the same for answer and text tokens
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from emkd.storage.arrays.frames import decode_frame, encode_frame
+from emkd.storage.arrays.kind import ArrayKind, Arrays
+from emkd.storage.arrays.layout import ArrayLayout, TokenAxis, frame_axes
+from emkd.storage.manifest.codes import BasisIdentity
+
+
+@dataclass(frozen=True)
+class CodeFrames(ArrayKind):
+    """Frames of codes. groups: columns of each group of a frame"""
+
+    codes: ArrayLayout
+    n_bytes: ArrayLayout
+    n_tokens: ArrayLayout
+    groups: tuple[int, ...]
+
+    @property
+    def layouts(self) -> tuple[ArrayLayout, ...]:
+        return (self.codes, self.n_bytes, self.n_tokens)
+
+    def encode(self, values: NDArray[Any]) -> Arrays:
+        """Return one frame, or none if there are no tokens."""
+        frames = [encode_frame(values, self.groups)] if len(values) else []
+        return {
+            self.codes.name: np.frombuffer(b"".join(frames), np.uint8),
+            self.n_bytes.name: np.array(list(map(len, frames)), np.int32),
+            self.n_tokens.name: np.full(len(frames), len(values), np.int32),
+        }
+
+    def decode(self, arrays: Mapping[str, NDArray[Any]], shape: tuple[int, ...]) -> NDArray[Any]:
+        """Return the codes [n, r] of the frames in the arrays, as a transpose of [r, n]."""
+        frames = np.split(arrays[self.codes.name], np.cumsum(arrays[self.n_bytes.name])[:-1])
+        lengths = arrays[self.n_tokens.name].tolist()
+        parts = [np.empty((shape[1], n), np.int16) for n in lengths]
+        for data, part in zip(frames, parts, strict=False):  # without a frame, split still makes one part
+            decode_frame(self.codes.name, data.tobytes(), self.groups, part)
+        if len(parts) == 1:
+            return parts[0].T
+        return np.concatenate([np.empty((shape[1], 0), np.int16), *parts], axis=1).T
+
+
+def codes(axis: TokenAxis, basis: BasisIdentity) -> CodeFrames:
+    """Return the kind that stores the codes of vision, answer or text tokens."""
+    of_bytes, of_frames = frame_axes(axis)
+    frames = ArrayLayout(
+        name=f"{axis}_codes",
+        axis=of_bytes,
+        dtype=np.dtype(np.uint8),
+        compression="none",
+        attributes={"meaning": "frames of codes, see docs/format.md", "step": basis.step, "groups": list(basis.groups)},
+    )
+    n_bytes, n_tokens = (
+        ArrayLayout(
+            name=f"{axis}_frame_{what}",
+            axis=of_frames,
+            dtype=np.dtype(np.int32),
+            attributes={"meaning": f"{what} of each frame of {axis}_codes"},
+        )
+        for what in ("bytes", "tokens")
+    )
+    return CodeFrames(frames, n_bytes, n_tokens, basis.groups)

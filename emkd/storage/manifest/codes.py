@@ -1,0 +1,53 @@
+"""What a manifest says of codes: integers that stand for hidden states (docs/method.md, "Codes").
+
+A hidden state h of width d becomes r integers q = round((h - mean) P / step), one for each column of P, and a logit is
+read back as step * q U^T + offset. mean, P and U make the basis, an object of its own (`storage/basis.py`), which the
+preflight makes from a few rows and the manifest freezes: every shard and every extension has the same.
+"""
+
+from typing import Annotated
+
+from pydantic import Field, model_validator
+
+from emkd.storage.manifest.plan import Positive, Stored
+
+Above0 = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+class CodesAsked(Stored):
+    """What the user asked for; a run that resumes a cache must ask for the same.
+
+    logit_error: predicted root mean square error of a logit; None lets `token_bytes` decide
+    token_bytes: bytes of ids, logits, tails and codes of a vision token that must not be exceeded; None for no limit
+    """
+
+    logit_error: Above0 | None = None
+    token_bytes: Positive | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> "CodesAsked":
+        if self.logit_error is None and self.token_bytes is None:
+            raise ValueError("codes need a logit_error, a number of token_bytes, or both")
+        return self
+
+
+class BasisIdentity(Stored):
+    """The basis that the preflight made, and what follows from it.
+
+    sha256:      of the object
+    width:       d, the width of a hidden state
+    groups:      numbers of columns that are compressed together, in the order of the columns (see `arrays/frames.py`)
+    step:        of the integers, in the unit of the columns
+    logit_error: predicted root mean square error of a logit
+    """
+
+    sha256: str
+    width: Positive
+    groups: tuple[Positive, ...]
+    step: Above0
+    logit_error: Above0
+
+    @property
+    def n_columns(self) -> int:
+        """r, the integers of a token."""
+        return sum(self.groups)

@@ -1,0 +1,90 @@
+"""Codes of hidden states on a device: the torch side of `emkd.storage.basis`.
+
+    hidden states [n, d] --encode--> codes [n, r] --logits--> t^ [n, V], --hidden--> hidden states
+
+Shape legend: n tokens, d hidden size, r columns, V ids of the tokenizer, u chosen ids
+"""
+
+import torch
+
+from emkd.errors import SampleError
+from emkd.storage.basis import Basis
+from emkd.vlm.truncated import TruncatedLogits
+
+OUT_OF_RANGE = "codes-out-of-range"
+MOST = 32767
+
+
+class Codes:
+    """A basis on one device.
+
+    On a CPU the head is kept in float32, which takes twice the memory of the file and saves a conversion at each use.
+    """
+
+    def __init__(self, basis: Basis, device: torch.device | str) -> None:
+        def tensor(array: object) -> torch.Tensor:
+            return torch.as_tensor(array, device=device)
+
+        self.step = basis.step
+        self.mean, self.projection = tensor(basis.mean), tensor(basis.projection)
+        self.reconstruction, self.offset = tensor(basis.reconstruction), tensor(basis.offset)
+        self.head = tensor(basis.head)
+        if self.head.device.type == "cpu":
+            self.head = self.head.float()
+
+    @property
+    def device(self) -> torch.device:
+        """Where the arrays are."""
+        return self.head.device
+
+    def coefficients(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Return the columns [n, r] of hidden states [n, d], in float32; codes are these in steps, rounded."""
+        with torch.autocast(hidden.device.type, enabled=False):
+            return (hidden.float() - self.mean) @ self.projection
+
+    def encode(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Return codes [n, r] int16 of hidden states [n, d].
+
+        Raises SampleError if a number does not fit: the state lies far outside of those that the basis was made from.
+        """
+        numbers = (self.coefficients(hidden) / self.step).round_()
+        largest = float(numbers.abs().amax()) if numbers.numel() else 0.0
+        if not largest <= MOST:  # NaN fails, too
+            raise SampleError(
+                OUT_OF_RANGE,
+                f"a hidden state needs a code of {largest:.3g}, at most {MOST} fits; use a larger --logit-error, or "
+                "none",
+            )
+        return numbers.to(torch.int16)
+
+    def logits(self, codes: torch.Tensor, ids: torch.Tensor | slice | None = None) -> torch.Tensor:
+        """Return float32 logits [n, V] of codes [n, r], or [n, u] of chosen ids."""
+        head, offset = (self.head, self.offset) if ids is None else (self.head[ids], self.offset[ids])
+        with torch.autocast(codes.device.type, enabled=False):
+            return torch.addmm(offset, codes.float() * self.step, head.float().T)
+
+    def hidden(self, codes: torch.Tensor) -> torch.Tensor:
+        """Return float32 hidden states [n, d] of codes [n, r]."""
+        with torch.autocast(codes.device.type, enabled=False):
+            return torch.addmm(self.mean, codes.float() * self.step, self.reconstruction.T)
+
+
+def dense_logits(teacher: TruncatedLogits, codes: Codes) -> torch.Tensor:
+    """Return all logits of the teacher, float32 [n, V], up to a constant of each token: t^ read from codes.
+
+    The stored logits are as stored. The others are read from codes, and shifted so that their logsumexp is the stored
+    one of the tail: the tail keeps its mass, and codes give it its shape.
+
+    Raises ValueError if the tokens have no codes.
+    """
+    if teacher.codes is None:
+        raise ValueError("dense logits need codes, and these tokens have none")
+    logits = codes.logits(teacher.codes, slice(teacher.vocabulary))
+    known = teacher.known
+    nothing = torch.zeros_like(teacher.logits)
+    logits.scatter_reduce_(
+        1, teacher.ids, nothing.masked_fill(known, -torch.inf).masked_fill(~known, torch.inf), "amin"
+    )
+    shift = teacher.tail_logsumexp - logits.logsumexp(dim=1)
+    logits += shift.masked_fill(teacher.n_tail == 0, 0)[:, None]
+    return logits.scatter_reduce_(1, teacher.ids, teacher.logits.masked_fill(~known, -torch.inf), "amax")
