@@ -1,5 +1,6 @@
 """`emkd cache-teacher`"""
 
+import json
 from typing import TYPE_CHECKING, Annotated, Literal, cast
 
 import typer
@@ -83,8 +84,12 @@ def cache_teacher(
         str | None, typer.Option(help="Check, before the job starts, that this student can use the cache.")
     ] = JobSettings.for_student,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print the size of the cache and the time of the job, and stop.")
+        bool,
+        typer.Option(
+            "--dry-run", help="Print size and time of the job, and what other settings would cost and lose, and stop."
+        ),
     ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="With --dry-run: print one JSON object.")] = False,
     extend: Annotated[
         bool, typer.Option("--extend", help="Add the rows of --data that the cache lacks; committed rows stay.")
     ] = False,
@@ -108,6 +113,8 @@ def cache_teacher(
         raise UsageError(
             "--dry-run changes nothing, so leave out --repair and --clean; `emkd inspect --verify` lists the damage"
         )
+    if as_json and not dry_run:
+        raise UsageError("--json is for --dry-run; `emkd inspect --json` describes a cache")
     settings = JobSettings(
         teacher=teacher,
         data=data,
@@ -136,15 +143,30 @@ def cache_teacher(
         max_skipped=max_skipped,
         for_student=for_student,
     )
-    from emkd.pipeline import cache_teacher, estimate_job
-
     if dry_run:
-        estimate = estimate_job(settings, extend=extend)
-        typer.echo(estimate.describe())
-        estimate.check_space(cache)
+        _dry_run(settings, extend, as_json)
+        return
+    from emkd.pipeline import cache_teacher as run_job
+
+    made = run_job(settings, extend=extend, repair=repair, clean=clean)
+    typer.echo(f"sealed: {made.n_samples} samples in {cache}; look at them with: emkd inspect {cache}")
+
+
+def _dry_run(settings: JobSettings, extend: bool, as_json: bool) -> None:
+    from emkd.inspection.fidelity.choices import measure, with_job
+    from emkd.inspection.terminal.choices import render_choices
+    from emkd.pipeline import estimate_job
+
+    estimate = estimate_job(settings, extend=extend, measure=measure)
+    compared = None if estimate.study is None else with_job(estimate)
+    if as_json:
+        typer.echo(json.dumps({**estimate.as_dict(), "compared": compared}, indent=2))
     else:
-        made = cache_teacher(settings, extend=extend, repair=repair, clean=clean)
-        typer.echo(f"sealed: {made.n_samples} samples in {cache}; look at them with: emkd inspect {cache}")
+        typer.echo(estimate.describe())
+        if compared is not None:
+            typer.echo("")
+            render_choices(compared)
+    estimate.check_space(settings.cache)
 
 
 def _logit_error(given: str | None) -> "float | Literal['none'] | None":

@@ -106,9 +106,11 @@ class BasisChooser:
     """Tries errors on a sample of hidden states.
 
     head_memory: bytes that the projected head may take
+    manifest:    of the job, without a basis
     """
 
     def __init__(self, teacher: Teacher, sample: StateSample, manifest: Manifest, head_memory: int) -> None:
+        self.manifest = manifest
         head = LMHead.of(teacher.vlm.model, teacher.vlm.n_tokens)
         self._weight = head.weight[: head.n_tokens].detach()
         self._bias = None if head.bias is None else head.bias[: head.n_tokens].detach()

@@ -8,7 +8,7 @@ that `repair` withdraws damaged shards first.
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ from emkd.pipeline.actors import start_workers
 from emkd.pipeline.basis_choice import Choice
 from emkd.pipeline.for_student import check_student
 from emkd.pipeline.job_manifest import job_manifest
-from emkd.pipeline.preflight import Estimate, choose_basis, preflight
+from emkd.pipeline.preflight import Estimate, choose_basis, preflight, study
 from emkd.pipeline.progress import log, progress, size_text
 from emkd.pipeline.settings import JobSettings
 from emkd.pipeline.shard_pool import Outcome, run_shards
@@ -80,8 +80,10 @@ def cache_teacher(settings: JobSettings, *, extend: bool = False, repair: bool =
     return Cache.open(settings.cache)
 
 
-def estimate_job(settings: JobSettings, *, extend: bool = False) -> Estimate:
+def estimate_job(settings: JobSettings, *, extend: bool = False, measure: Any = None) -> Estimate:
     """Estimate the size and time of `cache_teacher`, from a few rows that go through the teacher. Writes nothing.
+
+    measure: what to find out about other settings (see `CaptureWorker.study`), if there is no cache yet
 
     For an unfinished cache, this is the cost of the missing shards; for a finished cache, the cost of making it again,
     and the log says so.
@@ -96,7 +98,10 @@ def estimate_job(settings: JobSettings, *, extend: bool = False) -> Estimate:
     with session(settings.address, workers=settings.workers, gpus_per_worker=settings.gpus_per_worker):
         worker = start_workers(settings, plan.manifest, 1)[0]
         choice = choose_basis(worker, plan.manifest, shards)
-        return preflight(worker, settings, plan.manifest, shards, choice)
+        estimate = preflight(worker, settings, plan.manifest, shards, choice)
+        if measure is None or files.exists(MANIFEST_NAME):
+            return estimate
+        return replace(estimate, study=study(worker, measure, plan.manifest, shards))
 
 
 @dataclass(frozen=True)
@@ -206,7 +211,9 @@ def _run(settings: JobSettings, files: Files, plan: JobPlan, tokenizer: bytes, m
     else:
         begin_extension(files, plan.extension)
     rows = sum(len(manifest.rows(shard)) for shard in missing)
-    with progress(len(missing), rows) as show, finish_on_interrupt("finishing the current shards") as interrupt:
+    basis = read_manifest(files, extensions=0).basis
+    error = None if basis is None else basis.logit_error
+    with progress(len(missing), rows, error) as show, finish_on_interrupt("finishing the current shards") as interrupt:
         outcome = run_shards(workers, missing, interrupt, show)
     _check_outcome(settings, outcome, len(missing), estimate)
 

@@ -17,6 +17,7 @@ from emkd.storage.manifest.manifest import Manifest
 from emkd.storage.objects.open import open_files
 
 PREFLIGHT_ROWS = 32
+STUDIED = 8  # of these, on which other settings are measured
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +25,8 @@ class Estimate:
     """What the job will cost, estimated from the preflight's rows. Sizes include all files, indexes and seal too.
 
     codes: the basis that was chosen, in words; empty if the cache has one already, or no codes
+    vision_tokens, logits_and_codes: of the whole job, and the bytes of one of them for logits, tails and codes
+    study: what was found about other settings, None if nothing was asked for
     """
 
     n_rows: int
@@ -33,6 +36,9 @@ class Estimate:
     seconds: float
     free_bytes: int
     codes: str = ""
+    vision_tokens: float = 0.0
+    logits_and_codes: float = 0.0
+    study: Any = None
 
     @property
     def n_bytes(self) -> int:
@@ -51,6 +57,18 @@ class Estimate:
                 "make room, or store less with a smaller --top-k"
             )
 
+    def as_dict(self) -> dict[str, Any]:
+        """Return the figures as plain values."""
+        return {
+            "rows": self.n_rows,
+            "shards": self.n_shards,
+            "bytes": self.n_bytes,
+            "bytes_per_vision_token": self.bytes_per_vision_token,
+            "seconds": self.seconds,
+            "free_bytes": self.free_bytes,
+            "codes": self.codes or None,
+        }
+
     def describe(self) -> str:
         return (f"{self.codes}\n" if self.codes else "") + (
             f"{self.n_rows:,} rows in {self.n_shards:,} shards: about {size_text(self.n_bytes)} "
@@ -65,6 +83,14 @@ def choose_basis(worker: Any, manifest: Manifest, shards: Sequence[int]) -> Choi
         return None
     choice: Choice = result_of(worker.choose_basis.remote(spread(manifest, shards)[1]))
     return choice
+
+
+def study(worker: Any, measure: Any, manifest: Manifest, shards: Sequence[int]) -> Any:
+    """Return what `measure` finds about other settings (see `CaptureWorker.study`), on a few rows of the job."""
+    rows = spread(manifest, shards)[1]
+    measured = rows[:: max(1, len(rows) // STUDIED)][:STUDIED] if len(rows) > STUDIED else rows[-1:]
+    fitted = [row for row in rows if row not in measured] or rows
+    return result_of(worker.study.remote(measure, fitted, measured))
 
 
 def preflight(
@@ -100,6 +126,8 @@ def preflight(
         seconds=seen.seconds * n_rows / seen.n_rows / min(settings.workers, len(shards)),
         free_bytes=open_files(settings.cache).free_bytes(),
         codes="" if choice is None else choice.describe(),
+        vision_tokens=vision_tokens,
+        logits_and_codes=0.0 if choice is None else choice.top_bytes + choice.code_bytes,
     )
 
 

@@ -11,6 +11,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 
 from emkd.pipeline.worker import ShardReport
 
+EXCESS = 1.1  # of a predicted error
 LINE_SECONDS = 5.0  # without a terminal, at most one line per this many seconds
 
 
@@ -67,8 +68,11 @@ class JobProgress:
 
 
 @contextmanager
-def progress(n_shards: int, n_rows: int) -> Iterator[Callable[[ShardReport], None]]:
-    """Show a progress bar if stderr is a terminal, and log lines otherwise. Yields what to call after a shard."""
+def progress(n_shards: int, n_rows: int, logit_error: float | None = None) -> Iterator[Callable[[ShardReport], None]]:
+    """Show a progress bar if stderr is a terminal, and log lines otherwise. Yields what to call after a shard.
+
+    logit_error: predicted, of logits that are read from codes; a shard that exceeds it is named
+    """
     console = Console(stderr=True)
     totals, last_line = JobProgress(n_shards, n_rows), -LINE_SECONDS
     columns = (TextColumn("{task.completed}/{task.total} shards"), BarColumn(), TextColumn("{task.fields[text]}"))
@@ -78,6 +82,9 @@ def progress(n_shards: int, n_rows: int) -> Iterator[Callable[[ShardReport], Non
         def show(report: ShardReport) -> None:
             nonlocal last_line
             totals.add(report)
+            warning = too_large_error(report, logit_error)
+            if warning:
+                bar.console.print(warning, soft_wrap=True, highlight=False, markup=False)
             now = time.monotonic()
             text = totals.describe(now)
             bar.update(task, completed=totals.shards, text=text)
@@ -87,6 +94,18 @@ def progress(n_shards: int, n_rows: int) -> Iterator[Callable[[ShardReport], Non
                 log(f"{totals.shards} of {n_shards} shards: {text}")
 
         yield show
+
+
+def too_large_error(report: ShardReport, predicted: float | None) -> str | None:
+    """Say that the logits of a shard, read from codes, have a clearly larger error than predicted; None if not."""
+    measured = report.logit_error
+    if predicted is None or measured is None or measured.root <= EXCESS * predicted:
+        return None
+    return (
+        f"warning: shard {report.number}: logits read from codes have an error of {measured.root:.3g}, and "
+        f"{predicted:.3g} was predicted: its rows differ from those that the basis was made from. They stay usable "
+        "with this error; if many shards have it, make the cache again with a smaller --logit-error"
+    )
 
 
 def size_text(n_bytes: float) -> str:

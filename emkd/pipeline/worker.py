@@ -108,12 +108,15 @@ class CaptureWorker:
         return self._chooser(rows).choose(asked)
 
     def study(
-        self, measure: Callable[[BasisChooser, Teacher, Dataset, Sequence[int]], Any], rows: Sequence[int]
+        self,
+        measure: Callable[[BasisChooser, Teacher, Dataset, Sequence[int]], Any],
+        fitted: Sequence[int],
+        measured: Sequence[int],
     ) -> Any:
-        """Return what `measure` finds about possible bases, from some rows."""
-        chooser = self._chooser(rows)
+        """Return what `measure` finds about possible bases. They are fitted to some rows and measured on others."""
+        chooser = self._chooser(fitted)
         teacher, dataset = self._loaded()
-        return measure(chooser, teacher, dataset, rows)
+        return measure(chooser, teacher, dataset, measured)
 
     def _chooser(self, rows: Sequence[int]) -> BasisChooser:
         teacher, dataset = self._loaded()

@@ -48,7 +48,7 @@ def cache_fidelity(teacher: Teacher, samples: Sequence[LiveSample]) -> dict[str,
     images:    for each {sample, teacher_tokens, of, student_tokens, answers}; "of": all vision tokens of the image
     near, far: {noise, regret, vsd, rld, vlad}, as `Fidelity.as_dict`, with None instead of NaN
     """
-    most = _affordable(teacher, len(samples))
+    most = affordable(teacher, len(samples))
     found: dict[Distance, Fidelity] = {}
     images = []
     for sample in samples:
@@ -63,23 +63,23 @@ def cache_fidelity(teacher: Teacher, samples: Sequence[LiveSample]) -> dict[str,
                 "sample": sample.number,
                 "teacher_tokens": n_used,
                 "of": image.count,
-                "student_tokens": _n_student(n_used),
+                "student_tokens": n_student(n_used),
                 "answers": min(len(sample.record.answer), MOST_ANSWERS),
             }
         )
     report: dict[str, Any] = {"images": images}
     for distance, fidelity in found.items():
-        report[distance] = {"noise": NOISE[distance], **_without_nan(fidelity.as_dict())}
+        report[distance] = {"noise": NOISE[distance], **without_nan(fidelity.as_dict())}
     return report
 
 
-def _affordable(teacher: Teacher, n_images: int) -> int:
+def affordable(teacher: Teacher, n_images: int) -> int:
     """Vision tokens of each image: n · n / POOLED · V numbers for each distance must stay within the budget."""
     budget = BUDGET["cpu" if teacher.vlm.device.type == "cpu" else "cuda"] / n_images / len(DISTANCES)
     return max(POOLED, min(MOST_TOKENS, math.isqrt(int(budget * POOLED / teacher.vlm.n_tokens))))
 
 
-def _n_student(n_teacher: int) -> int:
+def n_student(n_teacher: int) -> int:
     return max(1, n_teacher // POOLED)
 
 
@@ -88,18 +88,18 @@ def _of_image(teacher: Teacher, sample: LiveSample, used: slice, distance: Dista
     text, vision, predicting = sample.states.text, sample.states.vision[used], sample.states.predicting[:MOST_ANSWERS]
     own = [
         synthetic_student(states, n, distance, seed=sample.number)
-        for states, n in ((text, len(text)), (vision, _n_student(len(vision))), (predicting, len(predicting)))
+        for states, n in ((text, len(text)), (vision, n_student(len(vision))), (predicting, len(predicting)))
     ]
     n_tokens = teacher.vlm.n_tokens
     weight = LMHead.of(teacher.vlm.model, n_tokens).weight[:n_tokens]
-    dense = Dense.of(_view(teacher, *own), _view(teacher, text, vision, predicting), weight)
+    dense = Dense.of(view(teacher, *own), view(teacher, text, vision, predicting), weight)
     stored = TeacherLimits(vocabulary=n_tokens, n_student_tokens=n_tokens)(sample.record).to(vision.device)
     answer = stored.answer.rows(slice(len(predicting)))
     affinities = stored.affinity_to(torch.arange(used.start, used.stop, device=vision.device), teacher.codes)
     return dense.against(stored.vision.rows(used), answer, affinities, teacher.codes)
 
 
-def _view(teacher: Teacher, text: torch.Tensor, vision: torch.Tensor, predicting: torch.Tensor) -> View:
+def view(teacher: Teacher, text: torch.Tensor, vision: torch.Tensor, predicting: torch.Tensor) -> View:
     """text: [L, d];  vision: [N, d];  predicting: [A, d]. Cloned: autograd cannot save inference-mode tensors."""
     return View(
         vision=vision.clone(),
@@ -115,8 +115,8 @@ def _logits(teacher: Teacher, hidden: torch.Tensor) -> torch.Tensor:
     return torch.cat([teacher.logits(part) for part in parts])
 
 
-def _without_nan(value: Any) -> Any:
+def without_nan(value: Any) -> Any:
     """JSON has no NaN."""
     if isinstance(value, dict):
-        return {name: _without_nan(each) for name, each in value.items()}
-    return None if math.isnan(value) else value
+        return {name: without_nan(each) for name, each in value.items()}
+    return None if isinstance(value, float) and math.isnan(value) else value

@@ -9,6 +9,7 @@ import pyarrow.compute as pc
 from emkd.storage.cache import Cache
 from emkd.storage.index.columns import as_numpy, text_scalar
 from emkd.storage.manifest.plan import Extension
+from emkd.storage.objects.names import basis_name
 
 PERCENTILES = (1, 10, 50, 90, 99)
 DENSE_BYTES = 2  # of a bfloat16 logit
@@ -34,9 +35,11 @@ def summarize(cache: Cache) -> dict[str, Any]:
             "top_k": manifest.top_k,
             "answer_top_k": manifest.answer_top_k,
             "logits": manifest.logits_precision,
-            "affinity": manifest.affinity_precision,
+            "affinity": manifest.affinity_precision if manifest.stores_affinity else "codes",
             "compression": manifest.compression or "zstd",
         },
+        "codes": _codes(cache),
+        "logit_error": _logit_error(cache),
         "dataset": {
             "files": [file.name for file in manifest.dataset.files],
             "rows": manifest.dataset.n_rows,
@@ -60,6 +63,28 @@ def summarize(cache: Cache) -> dict[str, Any]:
         "dense_ratio": _dense_ratio(cache, totals.n_bytes),
         "retained_mass": _retained_mass(cache),
     }
+
+
+def _codes(cache: Cache) -> dict[str, Any] | None:
+    """What is known of the codes' basis, None without codes. bytes: of its object, once for the cache"""
+    basis, asked = cache.manifest.basis, cache.manifest.codes
+    if basis is None or asked is None:
+        return None
+    name = basis_name(basis.sha256)
+    sealed = None if cache.seal is None else cache.seal.objects[name].n_bytes
+    return {
+        "asked": asked.model_dump(),
+        "columns": basis.n_columns,
+        "width": basis.width,
+        "step": basis.step,
+        "bytes": len(cache.files.read(name) or b"") if sealed is None else sealed,
+    }
+
+
+def _logit_error(cache: Cache) -> dict[str, float | None] | None:
+    """Root mean square error of logits read from codes, as predicted by the preflight and as measured by the job."""
+    basis = cache.manifest.basis
+    return None if basis is None else {"predicted": basis.logit_error, "measured": cache.totals.logit_error}
 
 
 def _extension(extension: Extension) -> dict[str, Any]:

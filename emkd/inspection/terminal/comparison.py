@@ -10,7 +10,11 @@ from emkd.inspection.terminal.sample import printable
 
 WIDTH = 100  # no table here is wider
 DISTANCES = ("near", "far")
-LOSSES = (("vsd", "bucket"), ("vsd", "uniform"), ("rld", "bucket"), ("rld", "uniform"), ("vlad", ""))
+LOSSES = (
+    ("vsd", "codes"), ("vsd", "bucket"), ("vsd", "uniform"), ("rld", "codes"), ("rld", "bucket"), ("rld", "uniform"),
+    ("vlad", ""), ("vsd_hidden", ""), ("vsd_joint", ""),
+)  # fmt: skip
+NAMES = {"vsd_hidden": "VSD through the LM head", "vsd_joint": "the same, pairs found"}
 NOT_SAME = {
     "weights": "weights",
     "tokenizer": "tokenizer.json (every id means the same)",
@@ -101,8 +105,10 @@ def _fidelity(found: dict[str, Any], console: Console) -> None:
         for head in (f"{name}: loss\nerror", "gradient\ncosine", "gradient\nlength"):
             table.add_column(head, justify="right", no_wrap=True)
     for loss, tail in LOSSES:
+        if tail and tail not in found["near"][loss]:
+            continue
         table.add_row(
-            loss.upper() + (f", {tail} tail" if tail else ""),
+            NAMES.get(loss, loss.upper()) + (f", {tail} tail" if tail else ""),
             *(cell for name in DISTANCES for cell in _cells(found[name][loss][tail] if tail else found[name][loss])),
         )
     _print_whole(table, console)
@@ -127,7 +133,7 @@ def _computed_on(found: dict[str, Any]) -> list[str]:
     answers = f"and {sum(i['answers'] for i in images):,} answer tokens"
     return [
         f"\nRegret of the assignment (0 the best, 1 random): {regrets}. Length: 1 is that of the dense gradient.",
-        "A cache made with a larger --top-k brings these figures closer to dense; docs/method.md has figures.",
+        "A smaller --logit-error, or without codes a larger --top-k, brings them closer to dense (docs/method.md).",
         "The students are synthetic: this teacher's hidden states, means of four neighbouring vision tokens,",
         f"with noise ({noise}). Computed on the first images of these samples {answers}:",
         *(f"  sample {line}" for line in seen),

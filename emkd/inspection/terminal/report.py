@@ -73,6 +73,7 @@ def _facts(report: dict[str, Any]) -> list[tuple[str, str]]:
           for i, e in enumerate(report["extensions"], 1)),
         ("stored", f"top {stored['top_k']} logits of vision tokens, {stored['answer_top_k']} of answers, "
                    f"{stored['logits']}; affinity {stored['affinity']}; {stored['compression']}"),
+        *([("codes", _codes(report))] if report["codes"] else []),
         ("samples", f"{report['samples']:,}" + (f"; skipped: {skipped}" if skipped else "")),
         ("shards", f"{shards['committed']:,} of {shards['planned']:,}"),
         ("tokens", ", ".join(f"{count:,} {name}" for name, count in report["tokens"].items())
@@ -81,6 +82,15 @@ def _facts(report: dict[str, Any]) -> list[tuple[str, str]]:
                          f"would be {report['dense_ratio']:.1f} times larger (all V, bfloat16)"),
         ("retained mass", _masses(report["retained_mass"])),
     ]  # fmt: skip
+
+
+def _codes(report: dict[str, Any]) -> str:
+    codes, error = report["codes"], report["logit_error"]
+    measured = "not measured" if error["measured"] is None else f"{error['measured']:.3g} measured"
+    return (
+        f"{codes['columns']} of {codes['width']} columns, step {codes['step']:.3g}; logit error "
+        f"{error['predicted']:.3g} predicted, {measured}; the basis takes {codes['bytes']:,} bytes once"
+    )
 
 
 def _progress(report: dict[str, Any]) -> str:
