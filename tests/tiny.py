@@ -216,7 +216,7 @@ def make_cache(
     """
     defaults: dict[str, Any] = {
         "top_k": 0, "answer_top_k": 0, "precision": "float32", "affinity_precision": "float32",
-        "rows_per_shard": 4, "gpus_per_worker": 0,
+        "rows_per_shard": 4, "gpus_per_worker": 0, "logit_error": "none",
     }  # fmt: skip
     settings = JobSettings(teacher=str(teacher), data=str(data), cache=str(cache), **{**defaults, **chosen})
     dataset = Dataset(settings.data, settings.image_root)
@@ -224,7 +224,12 @@ def make_cache(
     run = run.in_format(1) if first_format else run
     if extend:
         extend_cache(open_files(settings.cache), run, tokenizer, dataset.keyed_rows)
-    files = create_cache(settings.cache, run, tokenizer)
+    basis = None
+    if run.codes is not None and not extend:
+        found = CaptureWorker(settings, run).choose_basis(range(run.plan.n_rows)).basis
+        basis = found.to_bytes()
+        run = run.with_basis(found.identity(basis))
+    files = create_cache(settings.cache, run, tokenizer, basis)
     manifest = read_manifest(files)
     worker = CaptureWorker(settings, manifest)
     for number in missing_shards(files, manifest):

@@ -1,7 +1,11 @@
 """t̂ written out over the whole vocabulary, in float64: what the fast losses and costs are compared with."""
 
+from dataclasses import replace
+
+import numpy as np
 import torch
 
+from emkd.storage.basis import Basis
 from emkd.vlm.truncated import TruncatedLogits, truncated
 
 
@@ -18,6 +22,48 @@ def cut(logits: torch.Tensor, k: int) -> TruncatedLogits:
         vocabulary,
         torch.zeros(n) if empty else rest.mean(1).float(),
     )
+
+
+def basis(seed: int, n_tokens: int, r: int = 6, step: float = 0.5) -> Basis:
+    """A basis of random numbers; hidden states are r + 2 wide."""
+    rng = np.random.default_rng(seed)
+    return Basis(
+        mean=rng.normal(size=r + 2).astype(np.float32),
+        projection=rng.normal(size=(r + 2, r)).astype(np.float32),
+        reconstruction=rng.normal(size=(r + 2, r)).astype(np.float32),
+        head=rng.normal(size=(n_tokens, r)).astype(np.float16),
+        offset=rng.normal(size=n_tokens).astype(np.float32),
+        groups=(r,),
+        step=step,
+        logit_error=1.0,
+    )
+
+
+def with_codes(teacher: TruncatedLogits, seed: int, r: int = 6) -> TruncatedLogits:
+    generator = torch.Generator().manual_seed(seed)
+    codes = (3 * torch.randn(len(teacher.ids), r, generator=generator)).round().to(torch.int16)
+    return replace(teacher, codes=codes)
+
+
+def read(teacher: TruncatedLogits, found: Basis) -> torch.Tensor:
+    """What codes alone say, [n, V] float64."""
+    head = torch.from_numpy(found.head).double()
+    logits = found.step * (teacher.codes.double() @ head.T) + torch.from_numpy(found.offset).double()
+    return logits[:, : teacher.vocabulary]
+
+
+def t_hat(teacher: TruncatedLogits, found: Basis) -> torch.Tensor:
+    """All logits, [n, V] float64: the stored ones, and those read from codes with the stored mass of the tail."""
+    logits = read(teacher, found)
+    for row in range(len(logits)):
+        stored = {int(i): float(x) for i, x, known in
+                  zip(teacher.ids[row], teacher.logits[row], teacher.known[row], strict=True) if known}  # fmt: skip
+        rest = [v for v in range(teacher.vocabulary) if v not in stored]
+        if rest:
+            logits[row, rest] += teacher.tail_logsumexp[row].double() - logits[row, rest].logsumexp(0)
+        for token, logit in stored.items():
+            logits[row, token] = logit
+    return logits
 
 
 def probabilities(teacher: TruncatedLogits) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

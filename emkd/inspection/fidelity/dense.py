@@ -119,7 +119,8 @@ def dense_cost(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
     return torch.cdist(student.float(), teacher.float(), p=1)
 
 
-def _judged(cost: torch.Tensor, best: Pairs, found: Pairs) -> Assignment:
+def judged(cost: torch.Tensor, best: Pairs, found: Pairs) -> Assignment:
+    """Return the dense distances of an image's assignments. cost: [Ns, Nt]"""
     exact = cost.double()
     n_pairs = min(cost.shape)
     random = float(exact.mean()) * n_pairs if n_pairs else 0.0
@@ -134,7 +135,7 @@ def regret(
     cost: `dense_cost` of them, if it is known already
     """
     exact = dense_cost(student, teacher) if cost is None else cost
-    return _judged(exact, assign(exact), assign(matching_cost(student, cut))).regret
+    return judged(exact, assign(exact), assign(matching_cost(student, cut))).regret
 
 
 def tails(cut: TruncatedLogits) -> tuple[Tail, ...]:
@@ -332,7 +333,7 @@ class Dense:
         )
         affinities = affinity(self.teacher.text, self.teacher.vision)
         return Fidelity(
-            assignment=_judged(self.cost, self.best, found),
+            assignment=judged(self.cost, self.best, found),
             vsd=kl_comparison(
                 self.student.vision_logits[own], self.teacher.vision_logits[theirs], vision.rows(theirs), codes
             ),

@@ -12,7 +12,7 @@ m is summed over its own terms. 1 - Σ_S p would cancel for confident tokens.
 Shape legend: n tokens, V ids, k stored logits
 """
 
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch.autograd.function import once_differentiable
@@ -30,8 +30,10 @@ def reverse_kl(student_logits: torch.Tensor, teacher: TruncatedLogits, tail: Cut
     """Return KL(softmax s ‖ t̂) of each token, [n] float32 nats, from student logits [n, V]; call backward at most once.
 
     bucket is a lower bound of the true KL, exact if both tails have the same shape. If nothing is cut, bucket and
-    uniform are both the true KL. Raises ValueError if student and teacher differ in n.
+    uniform are both the true KL. Raises ValueError for another tail, and if student and teacher differ in n.
     """
+    if tail not in get_args(CutTail):
+        raise ValueError(f"tail {tail!r}: expected one of {', '.join(get_args(CutTail))}")
     if len(student_logits) != len(teacher.ids):
         raise ValueError(
             f"logits of {len(student_logits)} student tokens, {len(teacher.ids)} teacher tokens: expected equally many"
