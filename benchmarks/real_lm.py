@@ -3,13 +3,13 @@
     python -m benchmarks.real_lm [--kinds A B C] [--fit 16] [--held-out 4] [--seeds 3] [--output FILE]
 
 A LLaVA around SmolLM2-135M-Instruct (V = 49,152, d = 576) is the teacher; its vision tokens are of three kinds
-(lm/kinds.py), and three students have a quarter of them (lm/students.py). For each kind the product's own job caches the
+(lm/kinds.py), and three students have a quarter of them (lm/students.py). For each kind, emkd's own job caches the
 first rows, with its own choice of a basis and affinities from codes, and is then extended by rows that the basis has
-not seen; these are read by the trainer's own code. Other settings are tried on the same hidden states. All figures
-are of these held-out rows, as means over kinds and students; `raw` has each.
+not seen; the trainer's own code reads these ("from the cache"). Other settings are tried on the same hidden states. All
+figures are of the held-out rows, as means over kinds and students; `raw` has each.
 
-Figures: bytes of a vision token (ids, logits, tails, codes); regret of the pairs (0 the best, 1 random); VSD's error and
-the cosine of its gradient through the LM head with the best pairs (hidden) and with those found (joint); RLD's; the
+Figures: bytes of a vision token (ids, logits, tails, codes); regret of the pairs (0 the best, 1 random); VSD's error
+and the cosine of its gradient through the LM head with the best pairs (hidden) and with those found (joint); RLD's; the
 share of the dense teacher's gain that an adaptor learns from the cache (lm/learning.py); the share of pairs inside of
 the student token's own block. `width` has the bytes of codes at equal errors if the model's states are cut to their
 first 144 and 288 numbers.
@@ -83,8 +83,9 @@ def blocks(raw: dict[str, Any]) -> dict[str, dict[str, float]]:
     """Return, for each setting that has it, the mean share of pairs in the student token's own block, by cost."""
     found: dict[str, dict[str, float]] = {}
     for name in next(iter(raw.values()))["settings"]:
-        tables = [s["in_own_block"] for by in raw.values() for s in by["settings"].get(name, {"students": {}})["students"].values()
-                  if "in_own_block" in s]  # fmt: skip
+        settings = [by["settings"][name] for by in raw.values() if name in by["settings"]]
+        students = [figures for one in settings for figures in one["students"].values()]
+        tables = [figures["in_own_block"] for figures in students if "in_own_block" in figures]
         if tables:
             found[name] = {cost: _mean([table[cost] for table in tables]) for cost in tables[0]}
     return found

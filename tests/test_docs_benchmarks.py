@@ -181,7 +181,7 @@ def test_the_choice_of_the_tail_is_what_was_measured():
         ]
         row = f"| {entry['student']} | {entry['k']} | {entry['regret']:.2f} | {' | '.join(cosines + errors)} |"
         assert row in text, row
-    assert found["choice"]["tail"] == Recipe().losses.tail
+    assert found["choice"]["tail"] == Recipe().losses.distance(has_codes=False).tail
     for loss in ("vsd", "rld"):
         bucket, uniform = (found["choice"]["gradient_cosine"][tail][loss] for tail in ("bucket", "uniform"))
         assert f"{uniform:.2f} against {bucket:.2f}" in " ".join(text.split())

@@ -30,7 +30,7 @@ from emkd.vlm.states import States
 ERRORS = (3.2, 1.6, 0.8, 0.6, 0.4, 0.2)
 LEARNT = ("default", "error 0.4", "top 64")
 WIDTHS = (144, 288, 576)
-TRAIN = 8  # images that the adaptor learns from
+TRAIN = 12  # images that the adaptor learns from
 DEFAULT = CodesAsked(logit_error=0.8, token_bytes=160)
 
 
@@ -178,6 +178,7 @@ def _learnt(
         whole = gain(exact, student, fit, held_out, None, seed)
         for name, kept in forms.items():
             found[name].append(gain(exact, student, fit, held_out, kept, seed) / whole)
+        print(f"VSD on held-out images falls by {whole:.4f} with the dense teacher; shares: {found}", flush=True)
     return found
 
 

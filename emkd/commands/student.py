@@ -25,11 +25,14 @@ def train_student(
         typer.Option(help="Divergence of VSD and RLD: reverse_kl, forward_kl or jsd. (default reverse_kl)"),
     ] = None,
     temperature: Annotated[
-        float | None, typer.Option(help="Divides the logits of VSD and RLD; needs --tail uniform. (default 1)")
+        float | None, typer.Option(help="Divides the logits of VSD and RLD; not with --tail bucket. (default 1)")
     ] = None,
     tail: Annotated[
         str | None,
-        typer.Option(help="Assumption about logits that are not stored: bucket or uniform. (default uniform)"),
+        typer.Option(
+            help="Logits that are not stored: codes, uniform or bucket; auto is codes if the cache has them, else "
+            "uniform. (default auto)"
+        ),
     ] = None,
     matching: Annotated[
         str | None, typer.Option(help="Matching of vision tokens: logits, pooled or random. (default logits)")

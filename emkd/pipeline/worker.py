@@ -156,8 +156,8 @@ class CaptureWorker:
         following: the worker's probable next shard, whose rows are read meanwhile
         """
         teacher, dataset = self._loaded()
-        self._take_codes_of_cache(teacher)
         self._check_dataset(dataset, self.manifest.source(number))
+        self._take_codes_of_cache(teacher)
         started = time.perf_counter()
         files = open_files(self.settings.cache)
         counts: Counter[str] = Counter()

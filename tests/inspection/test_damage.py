@@ -136,9 +136,9 @@ def test_another_version_and_no_cache_stay_errors(cache, tmp_path):
     shutil.rmtree(cache)
     make_cache(cache, make_manifest(format_version=FORMAT_VERSION + 1), sealed=False, shards=())
     flip(cache / "tokenizer.json")
-    with pytest.raises(CacheVersionError, match="format version 4"):
+    with pytest.raises(CacheVersionError, match="format version 5"):
         inspect_cache(cache)
-    with pytest.raises(CacheVersionError, match="format version 4"):
+    with pytest.raises(CacheVersionError, match="format version 5"):
         inspect_cache(cache, verify_bytes=True)
 
 

@@ -47,7 +47,7 @@ def worker(teacher_path, data, tmp_path):
 
 def begin(teacher_path, data, cache, **chosen) -> CaptureWorker:
     settings = JobSettings(
-        teacher=str(teacher_path), data=str(data), cache=str(cache), gpus_per_worker=0, top_k=8, answer_top_k=8,
+        teacher=str(teacher_path), data=str(data), cache=str(cache), gpus_per_worker=0, top_k=8, answer_top_k=8, logit_error="none",
         batch_tokens=BUDGET, **chosen,
     )  # fmt: skip
     manifest, tokenizer = job_manifest(settings, Dataset(settings.data))

@@ -2,7 +2,7 @@
 
 import pytest
 
-from emkd.pipeline.preflight import PREFLIGHT_ROWS, _spread
+from emkd.pipeline.preflight import PREFLIGHT_ROWS, spread
 from emkd.storage.manifest.plan import DatasetIdentity, Extension
 from tests.storage.builders import make_manifest
 
@@ -22,4 +22,4 @@ def test_a_few_rows_evenly_spread_as_from_a_list_of_all(shards):
     manifest = extended(make_manifest(n_rows=41, rows_per_shard=7), ((0, 5), (8, 9), (20, 33)))
     rows = [row for shard in shards for row in manifest.rows(shard)]
     n = min(PREFLIGHT_ROWS, len(rows))
-    assert _spread(manifest, shards) == (len(rows), [rows[len(rows) * i // n] for i in range(n)])
+    assert spread(manifest, shards) == (len(rows), [rows[len(rows) * i // n] for i in range(n)])

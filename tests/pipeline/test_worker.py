@@ -17,8 +17,9 @@ from tests import tiny
 def worker(teacher_path, data_path, tmp_path):
     def make(**tokenizer):
         settings = JobSettings(
-            teacher=str(teacher_path), data=str(data_path), cache=str(tmp_path / "c"), gpus_per_worker=0
-        )
+            teacher=str(teacher_path), data=str(data_path), cache=str(tmp_path / "c"), gpus_per_worker=0,
+            logit_error="none",
+        )  # fmt: skip
         manifest, _ = job_manifest(settings, Dataset(str(data_path)))
         tokenizer = manifest.tokenizer.model_copy(update=tokenizer)
         return CaptureWorker(settings, manifest.model_copy(update={"tokenizer": tokenizer}))

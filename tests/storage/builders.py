@@ -78,12 +78,8 @@ BASIS = make_basis()
 
 def coded_manifest(*, affinity="stored", basis=BASIS, **settings):
     """The manifest of a cache with codes."""
-    return make_manifest(
-        affinity=affinity,
-        codes=CodesAsked(logit_error=0.5),
-        basis=basis.identity(basis.to_bytes()),
-        **settings,
-    )
+    codes = {"affinity": affinity, "codes": CodesAsked(logit_error=0.5), "basis": basis.identity(basis.to_bytes())}
+    return make_manifest(**settings).model_copy(update=codes)
 
 
 def some_codes(rng, n, manifest):

@@ -112,7 +112,7 @@ def test_a_newer_cache_says_so(tmp_path):
     make_cache(tmp_path, sealed=False)
     value = json.loads((tmp_path / "manifest.json").read_text()) | {"format_version": FORMAT_VERSION + 1}
     (tmp_path / "manifest.json").write_text(json.dumps(value))
-    with pytest.raises(CacheVersionError, match="format version 4; this emkd reads versions up to 3"):
+    with pytest.raises(CacheVersionError, match="format version 5; this emkd reads versions up to 4"):
         Cache.open(tmp_path, partial=True)
 
 

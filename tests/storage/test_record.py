@@ -11,8 +11,9 @@ from tests.storage.builders import top_k_of
 
 N, V, K = 7, 30, 6
 DENSE = (3 * np.random.default_rng(0).standard_normal((N, V))).astype(np.float32)
-TOP = top_k_of(DENSE, K)
+TOP = dataclasses.replace(top_k_of(DENSE, K), codes=np.arange(3 * N, dtype=np.int16).reshape(N, 3))
 WITHOUT_MEAN = dataclasses.replace(TOP, tail_mean=None)
+WITHOUT_CODES = dataclasses.replace(TOP, codes=None)
 
 NAMES = [field.name for field in dataclasses.fields(TopLogits)]
 
@@ -74,12 +75,14 @@ def test_joined_undoes_tokens(top):
 def test_joined_refuses_mixed_parts():
     with pytest.raises(ValueError, match="1 of 2 parts have a tail_mean; expected all or none"):
         TopLogits.joined([TOP, WITHOUT_MEAN])
+    with pytest.raises(ValueError, match="1 of 2 parts have codes; expected all or none"):
+        TopLogits.joined([TOP, WITHOUT_CODES])
     with pytest.raises(ValueError, match="dimension"):
-        TopLogits.joined([TOP, top_k_of(DENSE, K - 1)])
+        TopLogits.joined([WITHOUT_CODES, top_k_of(DENSE, K - 1)])
 
 
 def test_n_bytes_is_the_memory_of_all_arrays():
-    assert TOP.n_bytes == N * K * (4 + 4) + N * 4 + N * 4
+    assert TOP.n_bytes == N * K * (4 + 4) + N * 4 + N * 4 + N * 3 * 2
     assert WITHOUT_MEAN.n_bytes == TOP.n_bytes - N * 4
     assert TOP.n_bytes == sum(getattr(TOP, name).nbytes for name in NAMES)
 

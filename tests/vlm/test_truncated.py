@@ -51,7 +51,7 @@ def test_mass_of_lacking_ids_moves_to_the_tail():
 
 
 # A cut with lacking ids, so that every field matters.
-CUT = naive.cut(DENSE, 12).for_student(25)
+CUT = naive.with_codes(naive.cut(DENSE, 12), 1).for_student(25)
 WITHOUT_MEAN = dataclasses.replace(CUT, tail_mean=None)
 TENSORS = [name for name, kind in get_type_hints(TruncatedLogits).items() if "Tensor" in str(kind)]
 

@@ -16,16 +16,19 @@ A answer tokens
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, get_args
 
 import torch
 
 from emkd.trainer.losses.divergence import Divergence, Tail, vlad
+from emkd.trainer.losses.reverse_kl import CutTail
 from emkd.trainer.matching.match import Pairs, assign, matching_cost
 from emkd.vlm.affinity import affinity
 from emkd.vlm.codes import Codes
 from emkd.vlm.truncated import TruncatedLogits
 
+# Of teachers without codes.
+TAILS: tuple[CutTail, ...] = get_args(CutTail)
 # Logits that are compared at a time: float64 makes several copies of them.
 CHUNK = 1 << 22
 
@@ -184,22 +187,24 @@ def _with_gradient(
 def through_head(
     loss: Callable[..., torch.Tensor],
     student: torch.Tensor,
-    weight: torch.Tensor,
+    weight: torch.Tensor | None,
     pairs: Pairs,
     teacher: Callable[[torch.Tensor], Any],
 ) -> tuple[float, torch.Tensor]:
     """Return (a loss of paired tokens, summed; its gradient [Ns, d] for the hidden states).
 
-    student: logits [Ns, V];  weight: rows [V, d] of the head;  teacher: what the loss compares with, by its indices
+    student: logits [Ns, V];  weight: rows [V, d] of the head, None for the gradient of the logits, d = V
+    teacher: what the loss compares with, by its indices
     """
     own, theirs = pairs
-    total, gradient = 0.0, weight.new_zeros(len(student), weight.shape[1], dtype=torch.float32)
+    width = student.shape[1] if weight is None else weight.shape[1]
+    total, gradient = 0.0, student.new_zeros(len(student), width, dtype=torch.float32)
     size = max(1, CHUNK // student.shape[1])
     for start in range(0, len(own), size):
         rows = slice(start, start + size)
         value, of_logits = _with_gradient(loss, student[own[rows]].float(), teacher(theirs[rows]))
         total += value
-        gradient[own[rows]] += of_logits.float() @ weight.float()
+        gradient[own[rows]] += of_logits.float() if weight is None else of_logits.float() @ weight.float()
     return total, gradient
 
 
@@ -291,19 +296,19 @@ class Fidelity:
 class Dense:
     """One image with nothing cut. cost: [Ns, Nt];  best: pairs of the assignment of least cost
 
-    weight: the rows [V, d] of the student's LM head
+    weight: the rows [V, d] of the student's LM head; None if gradients are to be those of the logits, d = V
     exact:  VSD at the best pairs and its gradient [Ns, d]
     """
 
     student: View
     teacher: View
-    weight: torch.Tensor
+    weight: torch.Tensor | None
     cost: torch.Tensor
     best: Pairs
     exact: tuple[float, torch.Tensor]
 
     @classmethod
-    def of(cls, student: View, teacher: View, weight: torch.Tensor) -> "Dense":
+    def of(cls, student: View, teacher: View, weight: torch.Tensor | None = None) -> "Dense":
         cost = dense_cost(student.vision_logits, teacher.vision_logits)
         best = assign(cost)
         exact = through_head(_dense_kl, student.vision_logits, weight, best, lambda j: teacher.vision_logits[j])

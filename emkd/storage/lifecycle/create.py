@@ -28,9 +28,10 @@ def create_cache(uri: str | Path, manifest: Manifest, tokenizer_json: bytes, bas
     """
     files = open_files(uri)
     check_folder(files)
-    if basis is not None and manifest.basis is not None and not files.exists(MANIFEST_NAME):
+    exists = files.exists(MANIFEST_NAME)
+    if basis is not None and manifest.basis is not None and not exists:
         files.create(basis_name(manifest.basis.sha256), basis)
-    if not files.create(MANIFEST_NAME, manifest.to_bytes()):
+    if exists or not files.create(MANIFEST_NAME, manifest.to_bytes()):
         refuse(files, conflicts(read_manifest(files), manifest))
     if not files.create(TOKENIZER_NAME, tokenizer_json) and files.read(TOKENIZER_NAME) != tokenizer_json:
         refuse(files, [f"{TOKENIZER_NAME}: the cache has a different tokenizer from this run"])

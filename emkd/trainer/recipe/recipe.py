@@ -56,7 +56,7 @@ class LossRecipe(_Section):
     gamma: float = Field(default=25.0, ge=0)
     divergence: Kind = "reverse_kl"
     temperature: float = Field(default=1.0, gt=0)
-    tail: Tail | Literal["auto"] = "auto"
+    tail: Literal["auto", "codes", "bucket", "uniform"] = "auto"
     matching: Matching = "logits"
     cost: Space = "logits"
     cost_top_k: int | None = Field(default=None, ge=1)

@@ -181,12 +181,11 @@ def _losses(facts: CardFacts) -> str:
     read = ""
     if facts.manifest is not None:
         tail = losses.distance(has_codes=facts.manifest.codes is not None).tail
-        compared = f" of {losses.cost.replace('_', '-')}" if losses.matching == "logits" else ""
-        compared += f", of which the {losses.cost_top_k} largest count" if compared and losses.cost_top_k else ""
-        read = (
-            f"\n\nTail of the logits that are not stored: {tail}. Matching of vision tokens: "
-            f"{losses.matching}{compared}."
-        )
+        matching: str = losses.matching
+        if losses.matching == "logits":
+            matching = f"Manhattan distances of {losses.cost.replace('_', '-')}"
+            matching += f", of which the {losses.cost_top_k} largest count" if losses.cost_top_k else ""
+        read = f"\n\nTail of the logits that are not stored: {tail}. Matching of vision tokens: {matching}."
     return f"## Losses\n\n{_definition(losses)}:\n\n{table}{read}"
 
 

@@ -198,7 +198,7 @@ def test_tensors_of_inference_mode_serve() -> None:
         student, teacher = view(3, seed=1), view(4, seed=2)
     found = Dense.of(student, teacher).against(naive.cut(teacher.vision_logits, 2), naive.cut(teacher.answer_logits, 2))
     twice = (found + found).as_dict()
-    assert set(twice) == {"regret", "vsd", "rld", "vlad"}
+    assert set(twice) == {"regret", "vsd", "rld", "vlad", "vsd_hidden", "vsd_joint"}
     assert twice["regret"] == pytest.approx(found.assignment.regret)
     for name in ("vsd", "rld"):
         for tail in TAILS:

@@ -151,7 +151,7 @@ def test_what_cannot_be_computed_says_why(cut_path, teacher_path, data_path, tmp
 
 
 def test_figures_without_a_number_are_none():
-    assert room._without_nan({"a": float("nan"), "b": {"c": 1.0, "d": float("nan")}}) == {
+    assert room.without_nan({"a": float("nan"), "b": {"c": 1.0, "d": float("nan")}}) == {
         "a": None,
         "b": {"c": 1.0, "d": None},
     }

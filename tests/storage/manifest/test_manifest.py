@@ -18,13 +18,13 @@ def test_round_trip_is_indented_sorted_json():
     assert Manifest.from_bytes(data) == manifest
     value = json.loads(data)
     assert data.decode() == json.dumps(value, indent=2, sort_keys=True) + "\n"
-    assert value["format_version"] == FORMAT_VERSION == 3
+    assert value["format_version"] == FORMAT_VERSION == 4
     assert value["image_processor"]["settings"]["size"] == [336, 336]
 
 
 def test_a_newer_format_is_refused_even_with_unknown_fields():
     value = json.loads(make_manifest().to_bytes()) | {"format_version": 7, "future": {}}
-    with pytest.raises(CacheVersionError, match="format version 7; this emkd reads versions up to 3"):
+    with pytest.raises(CacheVersionError, match="format version 7; this emkd reads versions up to 4"):
         Manifest.from_bytes(json.dumps(value).encode())
 
 

@@ -107,7 +107,7 @@ def test_temperature_where_nothing_is_cut(kind):
 
 
 def test_temperature_without_a_tail_model_is_refused():
-    with pytest.raises(ValueError, match="temperature 2 needs the tail uniform.*total mass at temperature 1"):
+    with pytest.raises(ValueError, match="temperature 2 needs the tail codes or uniform.*total mass at temperature 1"):
         Divergence(tail="bucket", temperature=2.0)
 
 

@@ -45,7 +45,7 @@ def test_a_file_and_flags_over_it(tmp_path):
         ({"losses": {"temperature": 0}}, "losses.temperature: .*greater than 0, got 0"),
         (
             {"losses": {"temperature": 2, "tail": "bucket"}},
-            "temperature 2 needs the tail uniform: a cache has the tail's total mass",
+            "temperature 2 needs the tail codes or uniform: a cache has the tail's total mass",
         ),
         ([1], "the recipe: must be a mapping of names to values"),
         ({"training": {"label_smoothing_factor": 0.1}}, "no label smoothing"),

@@ -99,7 +99,10 @@ def test_losses_and_their_weights(facts):
     for row in ("| Sup | 0.5 | ", "| RLD | 0.5 | ", "| VSD | 0.25 | ", "| VLAD | 25 | "):
         assert row in text
     assert "2511.21106" in text
-    assert "Tail of the logits that are not stored: uniform. Matching of vision tokens: logits." in text
+    assert (
+        "Tail of the logits that are not stored: uniform. Matching of vision tokens: Manhattan distances of logits."
+        in text
+    )
     assert "| VSD |" not in model_card(replace(facts, recipe=recipe(losses={"beta": 0.0})))
 
 
