@@ -1,10 +1,12 @@
 """The Ray job, for real: one worker on the CPU."""
 
+import json
 import shutil
 from dataclasses import replace
 
 import pytest
 
+from emkd.cli import main
 from emkd.errors import (
     CacheConflictError,
     CacheIncompleteError,
@@ -14,7 +16,9 @@ from emkd.errors import (
     UsageError,
 )
 from emkd.pipeline import JobSettings, cache_teacher, estimate_job
-from emkd.storage.cache import Cache, verify
+from emkd.pipeline.job_manifest import job_manifest
+from emkd.samples import Dataset
+from emkd.storage.cache import Cache, create_cache, verify
 from emkd.storage.index.commit import read_index
 from tests import tiny
 
@@ -22,7 +26,7 @@ pytestmark = [pytest.mark.xdist_group("ray"), pytest.mark.slow]
 
 
 def settings(teacher_path, data_path, cache, **chosen) -> JobSettings:
-    given = {"gpus_per_worker": 0, "rows_per_shard": 4, "top_k": 8, "answer_top_k": 8}
+    given = {"gpus_per_worker": 0, "rows_per_shard": 4, "top_k": 8, "answer_top_k": 8, "logit_error": "none"}
     return JobSettings(teacher=str(teacher_path), data=str(data_path), cache=str(cache), **{**given, **chosen})
 
 
@@ -32,27 +36,33 @@ def objects(cache: Cache) -> list[dict]:
 
 
 def test_the_job_writes_what_the_worker_alone_writes(teacher_path, data_path, tmp_path, capfd):
-    chosen = settings(teacher_path, data_path, tmp_path / "cache")
+    """With codes: their basis is made from the preflight's rows, here all of them."""
+    chosen = settings(teacher_path, data_path, tmp_path / "cache", logit_error=0.4)
     cache = cache_teacher(chosen)
     assert cache.sealed
     assert cache.n_samples == 6
     alone = tiny.make_cache(
-        teacher_path, data_path, tmp_path / "alone", top_k=8, answer_top_k=8, precision="bfloat16", affinity_precision="int8"
+        teacher_path, data_path, tmp_path / "alone", top_k=8, answer_top_k=8, precision="bfloat16",
+        affinity_precision="int8", logit_error=0.4,
     )  # fmt: skip
+    assert cache.manifest.basis == Cache.open(alone).manifest.basis
     assert objects(cache) == objects(Cache.open(alone))
     assert verify(tmp_path / "cache") == []
     err = capfd.readouterr().err
     assert "2 of 2 shards to compute" in err
     assert "bytes per vision token" in err
+    assert "codes with a predicted logit error of 0.4 (as asked)" in err
 
     again = cache_teacher(chosen)  # nothing is missing: no Ray, no teacher
     assert again.seal == cache.seal
     assert "to do" not in capfd.readouterr().err
 
     with pytest.raises(CacheConflictError, match=r"top_k: cache has 8, this run 4"):
-        cache_teacher(settings(teacher_path, data_path, tmp_path / "cache", top_k=4))
+        cache_teacher(replace(chosen, top_k=4))
+    with pytest.raises(CacheConflictError, match=r"codes.logit_error: cache has 0.4, this run 0.2"):
+        cache_teacher(replace(chosen, logit_error=0.2))
     with pytest.raises(CacheConflictError, match=r"teacher.weights_sha256"):
-        cache_teacher(settings(tiny.save_model(tmp_path / "other", seed=9, hidden=32), data_path, tmp_path / "cache"))
+        cache_teacher(replace(chosen, teacher=str(tiny.save_model(tmp_path / "other", seed=9, hidden=32))))
 
 
 def test_a_stopped_job_goes_on(teacher_path, data_path, tmp_path, capfd):
@@ -214,6 +224,34 @@ def test_a_dry_run_writes_nothing(teacher_path, data_path, tmp_path, capfd):
     estimate_job(settings(teacher_path, data_path, folder))
     assert sorted(folder.rglob("*")) == before
     assert "nothing is missing in the cache; the estimate is for making it again from scratch" in capfd.readouterr().err
+
+
+def test_a_dry_run_compares_settings_on_the_users_rows(teacher_path, data_path, tmp_path, capsys, monkeypatch):
+    """As the command line does; --json is one object."""
+    words = f"cache-teacher --dry-run --teacher {teacher_path} --data {data_path} --cache {tmp_path / 'cache'}"
+    monkeypatch.setattr("sys.argv", ["emkd", *words.split(), "--gpus-per-worker", "0", "--json"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert not ended.value.code
+    found = json.loads(capsys.readouterr().out)
+    names = [setting["name"] for setting in found["compared"]["settings"]]
+    assert names == ["top 64 alone", "top 128 alone", "error 1.6", "error 0.8", "error 0.4", "error 0.2"]
+    assert found["rows"] == 6
+    assert "predicted logit error" in found["codes"]
+    assert found["compared"]["advice"].startswith("Take --top-k")
+    assert not (tmp_path / "cache").exists()
+
+
+def test_a_cache_of_format_3_goes_on_without_codes(teacher_path, data_path, tmp_path, capfd):
+    """The command that started it, run again by this version: its defaults are those that it had."""
+    chosen = settings(teacher_path, data_path, tmp_path / "cache", top_k=None, answer_top_k=64, logit_error=None)
+    run, tokenizer = job_manifest(chosen, Dataset(chosen.data), 3)
+    create_cache(chosen.cache, run, tokenizer)
+    cache = cache_teacher(chosen)
+    assert (cache.manifest.format_version, cache.manifest.codes, cache.manifest.top_k) == (3, None, 26)
+    assert (cache.sealed, cache.n_samples) == (True, 6)
+    with pytest.raises(UsageError, match="format version 3, which has no codes"):
+        cache_teacher(replace(chosen, logit_error=0.5))
 
 
 def test_a_lost_plan_is_written_again(teacher_path, data_path, tmp_path):
