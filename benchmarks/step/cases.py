@@ -22,19 +22,24 @@ from benchmarks.common.manifests import synthetic_manifest
 from benchmarks.common.random_llava import SO400M, Shape, Text, Tower, demo_teacher, random_model, write_noise
 from emkd.demo.scenes import write_scenes
 from emkd.demo.variants import RECIPE
+from emkd.pipeline.basis_choice import BasisChooser, sample_states
 from emkd.pipeline.capture import CaptureSettings, Teacher
 from emkd.samples.dataset import Dataset
 from emkd.storage.index.commit import commit_shard
 from emkd.storage.lifecycle.create import create_cache
 from emkd.storage.lifecycle.seal import seal
+from emkd.storage.manifest.codes import CodesAsked
 from emkd.storage.manifest.manifest import Manifest
 from emkd.storage.precision import AffinityPrecision, LogitsPrecision
 from emkd.storage.shards.writer import write_shard
 from emkd.trainer.student.parameters import freeze
+from emkd.vlm.codes import Codes
 from emkd.vlm.loading import VisionLanguageModel
 from emkd.vlm.pooling import pooled
 
-ROWS_NAME, CACHE_NAME = "rows.parquet", "cache"
+ROWS_NAME, CACHE_NAME, CODES_NAME = "rows.parquet", "cache", "cache-codes"
+# Stored logits and logit error of the cache with codes: a small error, so that all columns of the teacher are kept.
+CODES_TOP_K, CODES_ERROR = 8, 0.1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +62,7 @@ class Case:
     rounds: int
     dense_rounds: int
     memory_runs: int = 1
-    variants: tuple[str, ...] = ("sft", "cache", "dense", "live")
+    variants: tuple[str, ...] = ("sft", "cache", "codes", "dense", "live")
     autocast: bool = False
     precision: LogitsPrecision = "bfloat16"
     affinity_precision: AffinityPrecision = "int8"
@@ -145,7 +150,7 @@ def _frozen_tower(device: str) -> VisionLanguageModel:
 
 def _cpu_real() -> Case:
     tower = Tower(hidden=32, layers=1, heads=2, intermediate=64, side=384, patch=14)
-    text = Text(hidden=64, layers=1, heads=2, key_value_heads=1, intermediate=128, rows=151_936)
+    text = Text(hidden=256, layers=1, heads=4, key_value_heads=1, intermediate=512, rows=151_936)
     case = random_case(
         Shape(text=text, tower=tower, n_tokens=151_936),
         REAL_STUDENT,
@@ -154,7 +159,7 @@ def _cpu_real() -> Case:
         rounds=3,
         dense_rounds=0,
     )
-    return replace(case, student=_frozen_tower, variants=("sft", "cache"))
+    return replace(case, student=_frozen_tower, variants=("sft", "cache", "codes"))
 
 
 def _gpu() -> Case:
@@ -191,16 +196,38 @@ CASES: dict[str, Case] = {
 def write_cache(case: Case, folder: Path, teacher: VisionLanguageModel) -> Manifest:
     """Write the teacher's records of the folder's rows as a sealed cache of one shard."""
     dataset = Dataset(str(folder / ROWS_NAME))
-    tokenizer = teacher.processor.tokenizer.backend_tokenizer.to_str().encode()
-    manifest = _manifest(case, dataset, teacher, tokenizer)
-    files = create_cache(folder / CACHE_NAME, manifest, tokenizer)
-    rows = Teacher(teacher, CaptureSettings.of(manifest)).capture(dataset, manifest.rows(0))
+    manifest = _manifest(case, dataset, teacher, _tokenizer(teacher))
+    _write(folder / CACHE_NAME, dataset, manifest, Teacher(teacher, CaptureSettings.of(manifest)), None)
+    return manifest
+
+
+def write_codes(case: Case, folder: Path, teacher: VisionLanguageModel) -> None:
+    """Write the same with codes: CODES_TOP_K logits of a vision token, and as many of an answer as without."""
+    dataset = Dataset(str(folder / ROWS_NAME))
+    asked = _manifest(case, dataset, teacher, _tokenizer(teacher)).model_copy(
+        update={"top_k": min(CODES_TOP_K, teacher.n_tokens), "codes": CodesAsked(logit_error=CODES_ERROR)}
+    )
+    capturing = Teacher(teacher, CaptureSettings.of(asked))
+    chooser = BasisChooser(capturing, sample_states(capturing, dataset, asked.rows(0)), asked, 1 << 30)
+    basis = chooser.basis(chooser.cut(CODES_ERROR))
+    capturing.codes = Codes(basis, teacher.device)
+    data = basis.to_bytes()
+    _write(folder / CODES_NAME, dataset, asked.with_basis(basis.identity(data)), capturing, data)
+
+
+def _tokenizer(teacher: VisionLanguageModel) -> bytes:
+    found: bytes = teacher.processor.tokenizer.backend_tokenizer.to_str().encode()
+    return found
+
+
+def _write(path: Path, dataset: Dataset, manifest: Manifest, teacher: Teacher, basis: bytes | None) -> None:
+    files = create_cache(path, manifest, _tokenizer(teacher.vlm), basis)
+    rows = teacher.capture(dataset, manifest.rows(0))
     skipped = [f"row {row.hint.row}: {row.reason}: {row.detail}" for row in rows if row.record is None]
     if skipped:
         raise RuntimeError(f"{len(skipped)} of the batch's {len(rows)} rows are skipped, expected none: {skipped[0]}")
     commit_shard(files, write_shard(files, 0, "bench", rows, manifest))
     seal(files)
-    return manifest
 
 
 def _manifest(case: Case, dataset: Dataset, teacher: VisionLanguageModel, tokenizer: bytes) -> Manifest:

@@ -3,10 +3,11 @@
     python -m benchmarks.step.optimizer_step       # demo, cpu-larger, cpu-real, and gpu if there is one
     python -m benchmarks.step.optimizer_step --cases tiny --output step.json
 
-Four variants take steps in turn, on the same student and the same batch (cases.py):
+Five variants take steps in turn, on the same student and the same batch (cases.py):
 
     sft     Sup alone, the LM head on answer tokens alone
-    cache   EM-KD, the teacher's records read from a cache
+    cache   EM-KD, the teacher's records read from a cache of the top k logits alone
+    codes   EM-KD, the teacher's records read from a cache of 8 logits and codes
     dense   EM-KD with the teacher in memory, written directly from the paper (dense.py)
     live    EM-KD with the teacher in memory and emkd's losses; the step computes the teacher's top-k
 
@@ -34,12 +35,13 @@ import torch
 from benchmarks.common.devices import NOT_MEASURED, measure_cases
 from benchmarks.common.measuring import MIB, Figures, in_process, medians, peak, reset_peak
 from benchmarks.common.provenance import RESULTS, provenance, write_results
-from benchmarks.step.cases import CASES, ROWS_NAME, Case, write_cache
+from benchmarks.step.cases import CASES, ROWS_NAME, Case, write_cache, write_codes
 from benchmarks.step.variants import VARIANTS, Steps
 
 LOSSES = ("sup", "rld", "vsd", "vlad")
 RATIOS = {
     "cache/sft": ("cache", "sft"),
+    "codes/cache": ("codes", "cache"),
     "dense teacher/cache": ("dense", "cache"),
     "teacher with our losses/cache": ("live", "cache"),
 }
@@ -48,7 +50,10 @@ RATIOS = {
 def prepare(case: Case, folder: Path, device: str) -> None:
     """Write the case's rows and their cache into an empty folder."""
     case.write_rows(folder / ROWS_NAME)
-    write_cache(case, folder, case.teacher(device))
+    teacher = case.teacher(device)
+    write_cache(case, folder, teacher)
+    if "codes" in case.variants and case.top_k:
+        write_codes(case, folder, teacher)
 
 
 def agreement(case: Case, device: str = "cpu") -> dict[str, float]:
@@ -58,7 +63,7 @@ def agreement(case: Case, device: str = "cpu") -> dict[str, float]:
     """
     with tempfile.TemporaryDirectory(prefix="emkd-step-") as scratch:
         prepare(case.uncut(), Path(scratch), device)
-        steps = Steps(case.uncut(), Path(scratch), device, VARIANTS)
+        steps = Steps(case.uncut(), Path(scratch), device, ("cache", "dense", "live"))
         found = {variant: steps.step(variant, steps.load(variant)) for variant in ("cache", "dense", "live")}
     differences = {
         name: max(abs(found[variant][name] / found["dense"][name] - 1) for variant in ("cache", "live"))
@@ -166,7 +171,7 @@ def show(result: dict[str, Any]) -> str:
             lines.append(f"{name} | {NOT_MEASURED} | | | |")
             continue
         for variant, one in case["median"].items():
-            share = f"{one['assignment_share']:.1%}" if variant in ("cache", "live") else ""
+            share = f"{one['assignment_share']:.1%}" if variant in ("cache", "codes", "live") else ""
             lines.append(
                 f"{name} | {variant} | {one['step_s']:.3f} | {one['waiting_s']:.3f} | {share} | {one['peak_mib']:,.0f}"
             )

@@ -1,4 +1,4 @@
-"""The four variants of an optimizer step that optimizer_step.py measures, on one student."""
+"""The five variants of an optimizer step that optimizer_step.py measures, on one student."""
 
 import time
 from collections.abc import Collection
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.step.cases import CACHE_NAME, ROWS_NAME, Case
+from benchmarks.step.cases import CACHE_NAME, CODES_NAME, ROWS_NAME, Case
 from benchmarks.step.dense import DenseLosses, dense_losses, views
 from emkd.pipeline.capture import CaptureSettings, Teacher
 from emkd.pipeline.row_reader import EncodedRow
@@ -16,11 +16,14 @@ from emkd.samples.encode import Encoded, Encoder
 from emkd.storage.cache import Cache
 from emkd.storage.record import RowHint
 from emkd.trainer.data.samples import Collator, StudentSample, StudentSamples, TeacherLimits
+from emkd.trainer.losses.divergence import Divergence
 from emkd.trainer.losses.weights import Weights
 from emkd.trainer.objective.objective import Losses, Objective
+from emkd.vlm.codes import Codes
 from emkd.vlm.forward import collate, to_model
 
-VARIANTS = ("sft", "cache", "dense", "live")
+VARIANTS = ("sft", "cache", "codes", "dense", "live")
+CACHES = {"cache": CACHE_NAME, "codes": CODES_NAME}
 IN_MEMORY = ("dense", "live")  # variants that hold the teacher
 
 SFT = Weights(alpha=1.0, beta=0.0, gamma=0.0)
@@ -59,6 +62,9 @@ class Steps:
         n_tokens = self.student.n_tokens
         self.limits = TeacherLimits(vocabulary=n_tokens, n_student_tokens=n_tokens)
         self.objectives = {name: Objective(SFT if name == "sft" else EMKD, n_tokens) for name in VARIANTS}
+        if "codes" in variants and (basis := Cache.open(folder / CODES_NAME).basis) is not None:
+            codes = Codes(basis, device)
+            self.objectives["codes"] = Objective(EMKD, n_tokens, Divergence(tail="codes"), codes=codes)
 
     def load(self, variant: str) -> Batch:
         """Read the batch from files. A cache is opened again each time, so nothing is decoded beforehand."""
@@ -95,7 +101,7 @@ class Steps:
         return time.perf_counter()
 
     def _opened(self, variant: str) -> Cache | None:
-        return Cache.open(self.folder / CACHE_NAME) if variant == "cache" else None
+        return Cache.open(self.folder / CACHES[variant]) if variant in CACHES else None
 
     def _load(self, variant: str, cache: Cache | None) -> Batch:
         rows = range(self.dataset.n_rows)

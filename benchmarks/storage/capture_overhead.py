@@ -45,6 +45,7 @@ from benchmarks.storage.encode_time import encode_ms
 from emkd.demo.scenes import write_scenes
 from emkd.pipeline.batching import batches
 from emkd.pipeline.job_manifest import job_manifest
+from emkd.pipeline.preflight import PREFLIGHT_ROWS
 from emkd.pipeline.settings import JobSettings
 from emkd.pipeline.worker import CaptureWorker
 from emkd.samples.dataset import Dataset
@@ -68,7 +69,7 @@ class Case:
     teacher: Callable[[str], VisionLanguageModel]
     write_rows: Callable[[Path, int], object]
     rows: int
-    top_k: int = 64
+    top_k: int = 8
     rounds: int = 3
 
 
@@ -124,10 +125,13 @@ class Ways:
             gpus_per_worker=float(device == "cuda"),
         )
         self.dataset = Dataset(settings.data)
-        self.manifest, tokenizer = job_manifest(settings, self.dataset)
-        create_cache(settings.cache, self.manifest, tokenizer)
-        self.captor = CaptureWorker(settings, self.manifest)
-        self.captor.preflight([0])  # loads the teacher
+        asked, tokenizer = job_manifest(settings, self.dataset)
+        self.captor = CaptureWorker(settings, asked)
+        basis = self.captor.choose_basis(range(min(PREFLIGHT_ROWS, self.dataset.n_rows))).basis
+        data = basis.to_bytes()
+        self.manifest = self.captor.manifest = asked.with_basis(basis.identity(data))
+        create_cache(settings.cache, self.manifest, tokenizer, data)
+        self.captor.preflight([0])
         self.teacher = self.captor._loaded()[0]
 
     def worker(self, shard: int) -> Figures:

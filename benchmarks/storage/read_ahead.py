@@ -68,6 +68,7 @@ class Job:
             teacher=str(folder / "teacher"),
             data=str(folder / "rows.parquet"),
             cache=str(folder / "cache"),
+            logit_error="none",
             rows_per_shard=ROWS,
             gpus_per_worker=0,
         )

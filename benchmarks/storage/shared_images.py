@@ -57,7 +57,12 @@ class Rows:
         )
         self.dataset, self.cache = Dataset(str(path)), str(folder / f"cache-{shared}")
         settings = JobSettings(
-            teacher=str(teacher), data=str(path), cache=self.cache, rows_per_shard=ROWS, gpus_per_worker=0
+            teacher=str(teacher),
+            data=str(path),
+            cache=self.cache,
+            logit_error="none",
+            rows_per_shard=ROWS,
+            gpus_per_worker=0,
         )
         self.manifest, tokenizer = job_manifest(settings, self.dataset)
         self.files = create_cache(self.cache, self.manifest, tokenizer)

@@ -113,9 +113,19 @@ def _measured(
 ) -> dict[str, Any]:
     named = {"name": setting.name, "flags": setting.flags}
     try:
-        cut = None if setting.error is None else chooser.cut(setting.error)
-    except UsageError as error:
+        return {**named, **_figures_of(setting, chooser, teacher, samples, prepared)}
+    except (UsageError, SampleError) as error:  # too many columns, or codes that do not fit into 16 bits
         return {**named, "missing": str(error)}
+
+
+def _figures_of(
+    setting: Setting,
+    chooser: BasisChooser,
+    teacher: Teacher,
+    samples: Sequence[States],
+    prepared: Sequence[dict[Distance, Dense]],
+) -> dict[str, Any]:
+    cut = None if setting.error is None else chooser.cut(setting.error)
     codes = None if cut is None else Codes(chooser.basis(cut), teacher.vlm.device)
     logits, squared, n = 0, 0.0, 0
     fidelity: dict[Distance, Fidelity] = {}
@@ -130,7 +140,6 @@ def _measured(
             fidelity[distance] = fidelity[distance] + one if distance in fidelity else one
     of_codes = 0.0 if cut is None else chooser.code_bytes(cut)
     return {
-        **named,
         "bytes": {"logits": logits / n, "codes": of_codes, "total": logits / n + of_codes},
         "logit_error": (squared / n) ** 0.5,
         "columns": 0 if cut is None else cut.n_columns,

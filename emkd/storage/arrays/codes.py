@@ -47,14 +47,14 @@ class CodeFrames(ArrayKind):
 
     def decode(self, arrays: Mapping[str, NDArray[Any]], shape: tuple[int, ...]) -> NDArray[Any]:
         """Return the codes [n, r] of the frames in the arrays, as a transpose of [r, n]."""
-        frames = np.split(arrays[self.codes.name], np.cumsum(arrays[self.n_bytes.name])[:-1])
-        lengths = arrays[self.n_tokens.name].tolist()
-        parts = [np.empty((shape[1], n), np.int16) for n in lengths]
-        for data, part in zip(frames, parts, strict=False):  # without a frame, split still makes one part
-            decode_frame(self.codes.name, data.tobytes(), self.groups, part)
-        if len(parts) == 1:
-            return parts[0].T
-        return np.concatenate([np.empty((shape[1], 0), np.int16), *parts], axis=1).T
+        out = np.empty((shape[1], shape[0]), np.int16)
+        data, byte, token = np.ascontiguousarray(arrays[self.codes.name]).data, 0, 0
+        frames = zip(arrays[self.n_bytes.name].tolist(), arrays[self.n_tokens.name].tolist(), strict=True)
+        for n_bytes, n_tokens in frames:
+            part = out[:, token : token + n_tokens]
+            decode_frame(self.codes.name, data[byte : byte + n_bytes], self.groups, part)
+            byte, token = byte + n_bytes, token + n_tokens
+        return out.T
 
 
 def codes(axis: TokenAxis, basis: BasisIdentity) -> CodeFrames:

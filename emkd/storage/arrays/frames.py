@@ -1,32 +1,39 @@
 """Codes of the tokens of one image, or of one sample's text or answers, as bytes: a frame.
 
-Columns of similar spread make a group, which is compressed by itself: numbers of one distribution share one Huffman
-table of zstd. Within a group the columns follow each other, each with all its tokens. A frame is, for each group,
+    forms     1 byte for each group of columns: how many bits a number of the group takes
+    payload   one zstd frame of all numbers, packed, in the order of the columns; each column has all its tokens
 
-    form      1 byte: 0 all numbers are 0;  2, 4, 8 or 16 bits a number, two's complement
-    size      4 bytes, little endian: of each part of the payload that follows (one part; two for 16 bits)
-    payload   zstd of the numbers, packed into bytes
+Columns of similar spread make a group. Zstd gets a block of its own for each group, so that numbers of one distribution
+share one Huffman table; any zstd decoder reads it. Neighbouring groups of one form are packed together:
 
-2 bits put four numbers into a byte and 4 bits two, a quarter or half of the group apart, so that unpacking writes
-contiguous parts. That saves the Huffman code's rounding to whole bits for numbers of little entropy, and time. 16 bits
-are stored as the lower bytes, then the upper ones: q = 256 upper + lower, both signed, so that the upper ones are
-mostly 0.
+    0    all numbers are 0; nothing is stored
+    2, 4 four or two numbers in a byte, each plus 2 or 8: those that lie a quarter or half of the numbers apart, so that
+         unpacking writes contiguous parts. It saves the Huffman code's rounding to whole bits for numbers of little
+         entropy, and time
+    8    one byte, two's complement
+    16   the lower bytes of all numbers, then the upper ones: q = 256 upper + lower, both signed, so that the upper
+         ones are mostly 0
 
-Shape legend: n tokens, r columns (codes of a token), g columns of a group
+Shape legend: n tokens, r columns (codes of a token), N numbers that are packed together
 """
 
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
+from itertools import groupby
 
 import numcodecs.zstd
 import numpy as np
+import zstandard
 from numpy.typing import NDArray
 
 from emkd.errors import DamagedCacheError
 from emkd.storage.objects.digest import NEXT_STEP
 
 _LEVEL = 1
-# The largest absolute value, except for the most negative one, that fits into so many bits.
-_FORMS = {0: 0, 2: 1, 4: 7, 8: 127, 16: 32767}
+# The largest number that fits into so many bits; the most negative one is one further from 0.
+_MOST = {0: 0, 2: 1, 4: 7, 8: 127, 16: 32767}
+# A block of fewer bytes is not worth a Huffman table.
+_LEAST_BLOCK = 2048
 
 
 def encode_frame(codes: NDArray[np.int16], groups: Sequence[int]) -> bytes:
@@ -37,98 +44,119 @@ def encode_frame(codes: NDArray[np.int16], groups: Sequence[int]) -> bytes:
     if sum(groups) != codes.shape[1]:
         raise ValueError(f"groups of {sum(groups)} columns, codes have {codes.shape[1]}")
     by_column = np.ascontiguousarray(codes.T)
-    parts = []
+    bounds = np.cumsum([0, *groups]).tolist()
+    highest, lowest = by_column.max(axis=1, initial=0), by_column.min(axis=1, initial=0)
+    largest = np.maximum(highest, ~lowest)  # ~-8 is 7: both fit into 4 bits
+    used = (highest > 0) | (lowest < 0)
+    forms = [
+        _form(int(largest[first:last].max(initial=0)), bool(used[first:last].any()))
+        for first, last in zip(bounds, bounds[1:], strict=False)
+    ]
+    parts = [part for segment in _segments(forms, groups) for part in _packed(by_column, *segment)]
+    return bytes(forms) + _compressed(parts)
+
+
+def _form(largest: int, used: bool) -> int:
+    return next(bits for bits, most in _MOST.items() if bits >= 2 * used and largest <= most)
+
+
+def _segments(forms: Sequence[int], groups: Sequence[int]) -> Iterator[tuple[int, slice, int]]:
+    """Yield (form, columns, number of groups) of each run of groups of one form."""
     first = 0
-    for size in groups:
-        parts += _encode_group(by_column[first : first + size].reshape(-1))
-        first += size
-    return b"".join(parts)
+    for form, run in groupby(zip(forms, groups, strict=True), key=lambda pair: pair[0]):
+        sizes = [size for _, size in run]
+        yield form, slice(first, first + sum(sizes)), len(sizes)
+        first += sum(sizes)
 
 
-def _encode_group(numbers: NDArray[np.int16]) -> list[bytes]:
-    """Return the parts of the frame that hold a group's numbers, [g * n]."""
-    largest = int(np.maximum(numbers.max(initial=0), ~numbers.min(initial=0)))  # ~-8 is 7: both fit into 4 bits
-    form = next(bits for bits, most in _FORMS.items() if largest <= most and (bits or not numbers.any()))
+def _packed(by_column: NDArray[np.int16], form: int, columns: slice, n_groups: int) -> Iterator[NDArray[np.uint8]]:
+    """Yield the bytes of a segment, in as many parts as may become blocks."""
+    numbers = by_column[columns].reshape(-1)
     if form == 0:
-        return [b"\0"]
-    packed = [numcodecs.zstd.compress(part, _LEVEL) for part in _pack(numbers, form)]
-    return [bytes([form]), *(len(part).to_bytes(4, "little") for part in packed), *packed]
-
-
-def _pack(numbers: NDArray[np.int16], form: int) -> list[NDArray[np.uint8]]:
+        return
+    lower = numbers.astype(np.int8)
     if form == 16:
-        lower = numbers.astype(np.int8)
-        return [lower.view(np.uint8), ((numbers - lower) >> 8).astype(np.int8).view(np.uint8)]
-    small = numbers.astype(np.int8).view(np.uint8)
+        yield lower.view(np.uint8)
+        packed = ((numbers - lower) >> 8).astype(np.int8).view(np.uint8)
+    else:
+        packed = _several_in_a_byte(lower.view(np.uint8), form)
+    yield from np.array_split(packed, n_groups)
+
+
+def _several_in_a_byte(small: NDArray[np.uint8], form: int) -> NDArray[np.uint8]:
     if form == 8:
-        return [small]
-    each = 8 // form
-    size = -(-len(small) // each)
+        return small
+    size = -(-len(small) * form // 8)
     packed = np.zeros(size, np.uint8)
-    for part in range(each):
-        some = small[part * size : (part + 1) * size] & ((1 << form) - 1)
+    for part in range(8 // form):
+        some = small[part * size : (part + 1) * size] + np.uint8(1 << (form - 1))
         packed[: len(some)] |= some << (form * part)
-    return [packed]
+    return packed
 
 
-def decode_frame(where: str, data: bytes, groups: Sequence[int], out: NDArray[np.int16]) -> None:
+def _compressed(parts: Sequence[NDArray[np.uint8]]) -> bytes:
+    """Return one zstd frame of all parts, with a block for each; small ones share a block."""
+    total = sum(map(len, parts))
+    compressor = zstandard.ZstdCompressor(level=_LEVEL, write_content_size=True).compressobj(size=total)
+    found, since = [], 0
+    for part in parts:
+        found.append(compressor.compress(part.data))
+        since += len(part)
+        if since >= _LEAST_BLOCK:
+            found.append(compressor.flush(zstandard.COMPRESSOBJ_FLUSH_BLOCK))
+            since = 0
+    return b"".join([*found, compressor.flush()])
+
+
+def decode_frame(where: str, data: bytes | memoryview, groups: Sequence[int], out: NDArray[np.int16]) -> None:
     """Decode a frame into `out`, [r, n]: the transpose of what was encoded.
 
     where: of the data, for messages
 
-    Raises DamagedCacheError if the bytes are not the frame of r groups' columns and n tokens.
+    Raises DamagedCacheError if the bytes are not the frame of r columns in these groups and n tokens.
     """
-    view, at = memoryview(data), 0
-    first = 0
+    n_tokens = out.shape[1]
     try:
-        for size in groups:
-            numbers = out[first : first + size].reshape(-1)
-            at = _decode_group(view, at, numbers)
-            first += size
-    except (ValueError, RuntimeError, IndexError) as error:
-        raise DamagedCacheError(f"{where}: not the codes of {out.shape[1]} tokens ({error}). {NEXT_STEP}") from error
-    if at != len(data):
-        raise DamagedCacheError(f"{where}: {len(data) - at} bytes after the codes. {NEXT_STEP}")
+        segments = _stored_segments(bytes(data[: len(groups)]), tuple(groups))
+        sizes = [-(-n_columns * n_tokens * form // 8) for form, _, n_columns in segments]
+        payload = np.frombuffer(numcodecs.zstd.decompress(data[len(groups) :]) if any(sizes) else b"", np.uint8)
+        if len(payload) != sum(sizes):
+            raise ValueError(f"{len(payload)} bytes, expected {sum(sizes)}")
+    except (ValueError, RuntimeError) as error:
+        raise DamagedCacheError(f"{where}: not the codes of {n_tokens} tokens ({error}). {NEXT_STEP}") from error
+    first = 0
+    for (form, columns, _), size in zip(segments, sizes, strict=True):
+        _unpack(payload[first : first + size], form, out[columns])
+        first += size
 
 
-def _decode_group(view: memoryview, at: int, numbers: NDArray[np.int16]) -> int:
-    """Fill a group's numbers from the bytes at `at`, and return where the next group is."""
-    form = view[at]
-    if form not in _FORMS:
-        raise ValueError(f"form {form}")
-    at += 1
+@lru_cache(maxsize=1024)
+def _stored_segments(forms: bytes, groups: tuple[int, ...]) -> tuple[tuple[int, slice, int], ...]:
+    """Return (form, columns, number of columns) of each segment. Raises ValueError for a form that does not exist.
+
+    Most frames of a cache have one of few combinations of forms, and small frames are read often.
+    """
+    wrong = set(forms) - _MOST.keys()
+    if wrong or len(forms) != len(groups):
+        raise ValueError(f"forms {sorted(wrong)} of {len(forms)} groups")
+    return tuple((form, columns, columns.stop - columns.start) for form, columns, _ in _segments(list(forms), groups))
+
+
+def _unpack(packed: NDArray[np.uint8], form: int, out: NDArray[np.int16]) -> None:
+    """Unpack the numbers of a segment into `out`, some of the rows of [r, n]."""
     if form == 0:
-        numbers[...] = 0
-        return at
-    n_parts = 2 if form == 16 else 1
-    ends = [int.from_bytes(view[at + 4 * i : at + 4 * i + 4], "little") for i in range(n_parts)]
-    at += 4 * n_parts
-    n_bytes = len(numbers) if form >= 8 else -(-len(numbers) * form // 8)
-    parts = []
-    for size in ends:
-        part = np.frombuffer(numcodecs.zstd.decompress(bytes(view[at : at + size])), np.uint8)
-        if len(part) != n_bytes:
-            raise ValueError(f"{len(part)} bytes, expected {n_bytes}")
-        parts.append(part)
-        at += size
-    _unpack(parts, form, numbers)
-    return at
-
-
-def _unpack(parts: Sequence[NDArray[np.uint8]], form: int, numbers: NDArray[np.int16]) -> None:
-    if form == 16:
-        np.left_shift(parts[1].view(np.int8), 8, out=numbers, dtype=np.int16)
-        numbers += parts[0].view(np.int8)
-        return
-    if form == 8:
-        numbers[...] = parts[0].view(np.int8)
-        return
-    for part, some in enumerate(_split(numbers, len(parts[0]))):
-        # Up to the top of the byte, and down again with the sign.
-        shifted = np.left_shift(parts[0][: len(some)], 8 - form * (part + 1)).view(np.int8)
-        some[...] = np.right_shift(shifted, 8 - form, out=shifted)
-
-
-def _split(numbers: NDArray[np.int16], size: int) -> Iterator[NDArray[np.int16]]:
-    for start in range(0, len(numbers), size):
-        yield numbers[start : start + size]
+        out[...] = 0
+    elif form == 8:
+        out[...] = packed.view(np.int8).reshape(out.shape)
+    elif form == 16:
+        lower, upper = packed.view(np.int8).reshape(2, *out.shape)
+        out[...] = upper
+        out *= 256
+        out += lower
+    else:
+        numbers = np.empty(len(packed) * 8 // form, np.uint8)
+        for part, some in enumerate(numbers.reshape(8 // form, -1)):
+            np.right_shift(packed, form * part, out=some)
+        numbers &= (1 << form) - 1
+        numbers -= np.uint8(1 << (form - 1))
+        out[...] = numbers[: out.size].view(np.int8).reshape(out.shape)

@@ -28,7 +28,7 @@ def found(teacher_path, tmp_path_factory):
     worker = CaptureWorker(chosen, job_manifest(chosen, Dataset(str(data)))[0])
     settings = (
         Setting(top_k=26), Setting(top_k=4), *(Setting(top_k=4, error=error) for error in (1.0, 0.3, 0.1)),
-        Setting(top_k=4, error=1e-9),
+        Setting(top_k=4, error=1e-3), Setting(top_k=4, error=1e-9),
     )  # fmt: skip
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(choices, "SETTINGS", settings)
@@ -39,15 +39,17 @@ def test_all_figures_of_all_settings(found):
     _, compared = found
     assert compared["images"] == 2  # row 8 has text alone
     assert [each["name"] for each in compared["settings"]] == [
-        "top 26 alone", "top 4 alone", "error 1", "error 0.3", "error 0.1", "error 1e-09",
+        "top 26 alone", "top 4 alone", "error 1", "error 0.3", "error 0.1", "error 0.001", "error 1e-09",
     ]  # fmt: skip
-    for each in compared["settings"]:
+    *possible, last = compared["settings"]
+    assert "at most 32767 fits" in last["missing"]
+    for each in possible:
         assert each["near"].keys() == each["far"].keys() == FIGURES
         assert each["bytes"]["total"] == each["bytes"]["logits"] + each["bytes"]["codes"]
 
 
 def test_nothing_cut_loses_nothing_and_codes_lose_less_than_the_top_alone(found):
-    whole, alone, coarse, middle, fine, exact = found[1]["settings"]
+    whole, alone, coarse, middle, fine, exact, _ = found[1]["settings"]
     for distance in ("near", "far"):
         assert whole[distance]["regret"] == 0
         assert whole[distance]["joint_cosine"] == pytest.approx(1, abs=1e-3)
@@ -60,12 +62,13 @@ def test_nothing_cut_loses_nothing_and_codes_lose_less_than_the_top_alone(found)
 
 
 def test_the_logit_error_is_measured_on_unseen_rows(found):
-    _, alone, *coded = found[1]["settings"]
+    _, alone, *coded, _, _ = found[1]["settings"]
     for each, predicted in zip(coded, (1.0, 0.3, 0.1), strict=False):
         assert each["logit_error"] <= 1.25 * predicted
     assert alone["logit_error"] > coded[1]["logit_error"]
 
 
+@torch.inference_mode()
 def test_the_error_without_codes_is_that_of_the_mean_of_the_tail(found):
     """Against logits written out."""
     worker, compared = found
@@ -91,7 +94,7 @@ def estimate(study):
 
 def test_bytes_of_the_whole_job_differ_by_what_a_vision_token_takes(found):
     compared = with_job(estimate(found[1]))
-    for each in compared["settings"]:
+    for each in compared["settings"][:-1]:
         assert each["job_bytes"] == round(100_000 + 1000 * (each["bytes"]["total"] - 60))
     shown = Console(width=60, record=True, force_terminal=False)
     with shown.capture() as text:
@@ -99,7 +102,7 @@ def test_bytes_of_the_whole_job_differ_by_what_a_vision_token_takes(found):
     assert "near student" in text.get()
     for each in compared["settings"]:
         assert text.get().count(each["name"]) >= 2
-        assert f"{each['bytes']['total']:.0f}" in text.get()
+    assert text.get().count("not possible") == 2
     assert compared["advice"] in text.get().replace("\n", " ") or compared["advice"] in text.get()
 
 
