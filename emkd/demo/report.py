@@ -74,7 +74,7 @@ def commands(out: Path) -> list[str]:
     return [
         "To repeat these steps yourself:",
         f"  emkd cache-teacher --teacher {out}/teacher --data {out}/data/train.parquet --cache {out}/my-cache "
-        "--top-k 8 --answer-top-k 8 --gpus-per-worker 0",
+        "--top-k 8 --answer-top-k 8 --logit-error none --gpus-per-worker 0",
         f"  emkd train-student --student {out}/student-init --data {out}/data/train.parquet --cache {out}/my-cache "
         f"--output {out}/my-student --recipe {out}/recipe.yaml --eval-data {out}/data/test.parquet",
         f"  emkd inspect {out}/my-cache",

@@ -88,6 +88,7 @@ def cache_settings(out: Path, address: str | None = None) -> JobSettings:
         cache=str(out / "cache"),
         top_k=TOP_K,
         answer_top_k=TOP_K,
+        logit_error="none",
         gpus_per_worker=0,
         address=address,
         rows_per_shard=25,

@@ -14,6 +14,8 @@ The modules, in reading order:
     worker         one shard after the other: read, capture, write, commit
     actors         the workers as Ray actors
     shard_pool     which worker captures which shard
+    basis          columns of hidden states, and the error of logits that are read from them
+    basis_choice   which basis a job gets, from what was asked for and a few rows
     cache_size     how large a cache will be, from a few rows
     preflight      size and time of the job before it starts
     for_student    whether a student will be able to use the cache

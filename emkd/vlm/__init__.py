@@ -8,6 +8,7 @@ The modules, in reading order:
     states         hidden states of one sample by what they are for
     head           the LM head alone: logits of chosen ids
     truncated      a distribution of which the top-k and the tail are known
+    codes          hidden states as integers, and logits read from them
     affinity       cosine similarity of text and vision tokens
     checks         the conditions that a family must meet, checked on the first batch
     tolerance      how much a live teacher may differ from its cache
