@@ -16,6 +16,7 @@ from emkd.samples import Dataset
 from emkd.samples.encode import Encoder
 from emkd.storage.cache import Cache, verify
 from emkd.storage.index.commit import LogitError, read_index
+from emkd.storage.lifecycle.create import refuse
 from emkd.storage.manifest.conflicts import conflicts
 from emkd.storage.objects.open import open_files
 from emkd.vlm import load
@@ -277,8 +278,6 @@ def test_other_codes_conflict_and_another_basis_does_not(teacher_path, data_path
     other = manifest_of(settings(teacher_path, data_path, logit_error=0.2))
     assert conflicts(one, other) == ["codes.logit_error: cache has 0.4, this run 0.2"]
     with pytest.raises(CacheConflictError):
-        from emkd.storage.lifecycle.create import refuse
-
         refuse(open_files("."), conflicts(one, other))
 
 

@@ -171,9 +171,10 @@ def test_of_two_jobs_that_start_at_once_the_first_basis_counts(tmp_path):
     late = make_basis(seed=1)
     files = create_cache(tmp_path, coded_manifest(basis=late), TOKENIZER_JSON, late.to_bytes())
     assert [name for name in files.names() if name.startswith("basis")] == [NAME]
+    asked = coded_manifest().codes.model_copy(update={"logit_error": 0.25})
+    other = coded_manifest().model_copy(update={"codes": asked})
     with pytest.raises(CacheConflictError, match=r"codes\.logit_error: cache has 0\.5, this run 0\.25"):
-        asked = coded_manifest().codes.model_copy(update={"logit_error": 0.25})
-        create_cache(tmp_path, coded_manifest().model_copy(update={"codes": asked}), TOKENIZER_JSON)
+        create_cache(tmp_path, other, TOKENIZER_JSON)
 
 
 def test_a_manifest_without_its_basis_is_not_written():

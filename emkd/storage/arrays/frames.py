@@ -19,7 +19,7 @@ Shape legend: n tokens, r columns (codes of a token), N numbers that are packed 
 
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
-from itertools import groupby
+from itertools import groupby, pairwise
 
 import numcodecs.zstd
 import numpy as np
@@ -49,8 +49,7 @@ def encode_frame(codes: NDArray[np.int16], groups: Sequence[int]) -> bytes:
     largest = np.maximum(highest, ~lowest)  # ~-8 is 7: both fit into 4 bits
     used = (highest > 0) | (lowest < 0)
     forms = [
-        _form(int(largest[first:last].max(initial=0)), bool(used[first:last].any()))
-        for first, last in zip(bounds, bounds[1:], strict=False)
+        _form(int(largest[first:last].max(initial=0)), bool(used[first:last].any())) for first, last in pairwise(bounds)
     ]
     parts = [part for segment in _segments(forms, groups) for part in _packed(by_column, *segment)]
     return bytes(forms) + _compressed(parts)

@@ -143,7 +143,7 @@ def test_micro_batches_add_up_to_the_step(student_batch, split):
 
 
 def test_a_cache_without_affinities_needs_its_basis(student_batch):
-    student, batch, basis = student_batch
+    student, batch, _ = student_batch
     if batch["samples"][0].teacher.affinity is not None:
         pytest.skip("affinities are stored")
     objective = Objective(Weights(), V)
