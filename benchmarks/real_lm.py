@@ -33,16 +33,17 @@ WORK = BUILD / "real-lm"
 KINDS = ("A", "B", "C")
 
 
-def run_kind(kind: str, n_fit: int, n_held_out: int, seeds: int) -> dict[str, Any]:
+def run_kind(kind: str, n_fit: int, n_held_out: int, seeds: int, reuse: bool) -> dict[str, Any]:
     """Return all figures of one kind."""
     from benchmarks.lm.kind import figures_of_kind
 
-    return figures_of_kind(WORK / kind, kind, n_fit, n_held_out, seeds)
+    return figures_of_kind(WORK / kind, kind, n_fit, n_held_out, seeds, reuse)
 
 
 def start(kind: str, arguments: argparse.Namespace) -> subprocess.Popen[bytes]:
     command = [str(lm_environment()), "-m", "benchmarks.real_lm", "--one", kind]
     command += ["--fit", str(arguments.fit), "--held-out", str(arguments.held_out), "--seeds", str(arguments.seeds)]
+    command += ["--reuse"] if arguments.reuse else []
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "RAY_USAGE_STATS_ENABLED": "0"}
     return subprocess.Popen(command, cwd=ROOT, env=environment)
 
@@ -121,11 +122,12 @@ def main() -> None:
     parser.add_argument("--held-out", type=int, default=4)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--output", type=Path, default=RESULTS / "real_lm.json")
+    parser.add_argument("--reuse", action="store_true", help="keep teachers and caches of an earlier run")
     parser.add_argument("--one", choices=KINDS, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     WORK.mkdir(parents=True, exist_ok=True)
     if arguments.one:
-        found = run_kind(arguments.one, arguments.fit, arguments.held_out, arguments.seeds)
+        found = run_kind(arguments.one, arguments.fit, arguments.held_out, arguments.seeds, arguments.reuse)
         (WORK / f"{arguments.one}.json").write_text(json.dumps(found))
         return
     origin = provenance()

@@ -29,6 +29,7 @@ class Codes:
         self.mean, self.projection = tensor(basis.mean), tensor(basis.projection)
         self.reconstruction, self.offset = tensor(basis.reconstruction), tensor(basis.offset)
         self.head = tensor(basis.head)
+        self._over: tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor, torch.Tensor]] | None = None
         if self.head.device.type == "cpu":
             self.head = self.head.float()
 
@@ -62,6 +63,19 @@ class Codes:
         head, offset = (self.head, self.offset) if ids is None else (self.head[ids], self.offset[ids])
         with torch.autocast(codes.device.type, enabled=False):
             return torch.addmm(offset, codes.float() * self.step, head.float().T)
+
+    def over(self, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Return (mean [r + 1], centred [u, r + 1], covariance [r + 1, r + 1]) of logits over chosen ids [u].
+
+        They are those of one step of each column, with the offset as the last column: the logits of a token are the
+        columns times its codes and 1. Kept for the next call with the same ids.
+        """
+        if self._over is None or self._over[0] is not ids:
+            columns = torch.cat([self.head[ids].float() * self.step, self.offset[ids][:, None]], dim=1)
+            mean = columns.mean(dim=0)
+            centred = columns - mean
+            self._over = ids, (mean, centred, centred.T @ centred / len(ids))
+        return self._over[1]
 
     def hidden(self, codes: torch.Tensor) -> torch.Tensor:
         """Return float32 hidden states [n, d] of codes [n, r]."""

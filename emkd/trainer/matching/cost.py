@@ -10,10 +10,14 @@ is the exact distance to t̂. There is one c per image and not one per token, be
 would hide what distinguishes the tokens. If every student token is matched (Ns <= Nt), F does not change the
 assignment, and the rest needs only the logits of ids that are stored for some teacher token of the image: U of V.
 
-With codes (see `emkd.vlm.codes`) t̂ has a value for every id. Its distance is then estimated from a fixed random sample
-of ids, scaled to V; if there are no more ids than that, it is exact:
+With codes (see `emkd.vlm.codes`) t̂ has a value for every id. Up to EXACT ids, the distance is summed over them. Beyond,
+it follows from moments over a fixed random sample of ids, as if the differences s - t̂ of a pair were normally
+distributed over the ids, with mean δ and variance σ² = var s + var t̂ - 2 cov(s, t̂):
 
-    cost[i, j] = V / n Σ_sampled v |s[i, v] - t̂[j, v]|
+    cost[i, j] = V (δ erf(δ / √2σ) + σ √(2/π) exp(-δ² / 2σ²))
+
+That takes matrix products alone. On a real language model (benchmarks/real_lm.py) its pairs are those of a sum over
+all ids, nearly, where a sum over a sample that takes as long finds others.
 
 In the space of log-probabilities, the logsumexp over all ids is subtracted from each token's logits before.
 
@@ -23,6 +27,7 @@ cache. The sum over |s - c| is an embedding bag, which copies nothing.
 Shape legend: Ns, Nt vision tokens of one image in student and teacher, V ids, k stored logits, U different stored ids
 """
 
+import math
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal, get_args
@@ -40,8 +45,10 @@ COPIED = {"cpu": 1 << 18, "other": 1 << 24}
 LOGITS = 1 << 25
 
 
-# Ids that distances to t̂ from codes are estimated from.
-SAMPLED = 4096
+# Distances to t̂ from codes are sums over so many ids at most,
+EXACT = 4096
+# and follow from the moments over so many ids beyond.
+SAMPLED = 1 << 15
 
 Space = Literal["logits", "log_probabilities"]
 SPACES: tuple[str, ...] = get_args(Space)
@@ -109,12 +116,43 @@ Shift = tuple[torch.Tensor, torch.Tensor] | None  # what is subtracted from each
 
 
 def _to_codes(hidden: torch.Tensor, head: LMHead, teacher: TruncatedLogits, codes: Codes, shift: Shift) -> torch.Tensor:
-    """Return the distances to t̂ as codes give it, over sampled ids."""
-    ids = _sample(head.n_tokens, hidden.device)
-    own, theirs = head.columns(hidden, ids).T, codes.logits(_codes_of(teacher), ids)
-    if shift is not None:
-        own, theirs = own - shift[0][:, None], theirs - shift[1][:, None]
-    return torch.cdist(own.contiguous(), theirs.contiguous(), p=1) * (head.n_tokens / len(ids))
+    """Return the distances to t̂ as codes give it."""
+    n_tokens, read = head.n_tokens, _codes_of(teacher)
+    own_shift, their_shift = (0.0, 0.0) if shift is None else (shift[0][:, None], shift[1][:, None])
+    if n_tokens <= EXACT:
+        ids = torch.arange(n_tokens, device=hidden.device)
+        own, theirs = head.columns(hidden, ids).T - own_shift, codes.logits(read, ids) - their_shift
+        return torch.cdist(own.contiguous(), theirs.contiguous(), p=1)
+    ids = _sample(n_tokens, hidden.device)
+    size = max(1, LOGITS // len(ids))
+    parts = [moments(head.columns(some, ids).T, read, codes, ids) for some in hidden.split(size)]
+    mean, variance = (torch.cat(list(each)) for each in zip(*parts, strict=True))
+    return n_tokens * mean_absolute(mean - own_shift + (0.0 if shift is None else shift[1]), variance)
+
+
+def moments(
+    own: torch.Tensor, read: torch.Tensor, codes: Codes, ids: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return mean and variance [Ns, Nt], over ids, of the differences of logits [Ns, u] from those read from codes.
+
+    read: codes [Nt, r];  ids: [u]
+    """
+    levels, centred, spread = codes.over(ids)
+    coefficients = torch.cat([read.float(), read.new_ones(len(read), 1, dtype=torch.float32)], dim=1)
+    mean = own.mean(dim=1)
+    off = own - mean[:, None]
+    covariance = (off @ centred / len(ids)) @ coefficients.T
+    theirs = ((coefficients @ spread) * coefficients).sum(dim=1)
+    variance = off.square().mean(dim=1)[:, None] + theirs - 2 * covariance
+    return mean[:, None] - coefficients @ levels, variance.clamp(min=0)
+
+
+def mean_absolute(mean: torch.Tensor, variance: torch.Tensor) -> torch.Tensor:
+    """Return E|x| of normal x with these means and variances, of any shape."""
+    deviation = variance.sqrt().clamp(min=torch.finfo(variance.dtype).tiny)
+    ratio = mean / deviation
+    tail = deviation * math.sqrt(2 / math.pi) * torch.exp(-ratio.square() / 2)
+    return mean * torch.erf(ratio / math.sqrt(2)) + tail
 
 
 def _codes_of(teacher: TruncatedLogits) -> torch.Tensor:
@@ -126,8 +164,6 @@ def _codes_of(teacher: TruncatedLogits) -> torch.Tensor:
 @lru_cache(maxsize=4)
 def _sample(n_tokens: int, device: torch.device) -> torch.Tensor:
     """Return the sampled ids, ascending: the same in every run."""
-    if n_tokens <= SAMPLED:
-        return torch.arange(n_tokens, device=device)
     chosen = torch.randperm(n_tokens, generator=torch.Generator().manual_seed(0))[:SAMPLED]
     return chosen.sort().values.to(device)
 

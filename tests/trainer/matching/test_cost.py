@@ -86,20 +86,40 @@ def test_from_hidden_states(space, top_k):
     )
 
 
-def test_a_sample_of_ids_estimates_the_distance(monkeypatch):
-    """Large vocabularies: the estimate of each distance from a quarter of the ids is near it, and the same again."""
-    v = 4000
+@pytest.mark.parametrize("space", SPACES)
+@pytest.mark.parametrize(("n_student", "n_teacher"), [(4, 9), (9, 4)])
+def test_a_large_vocabulary_takes_moments_over_a_sample(monkeypatch, space, n_student, n_teacher):
+    """The formula in float64 over the same ids, and near the distance over all ids."""
+    v = 6000
     generator = torch.Generator().manual_seed(0)
-    basis = naive.basis(1, v)
-    teacher = naive.with_codes(naive.cut(torch.randn(9, v, generator=generator), 8), 3)
-    student = 2 * torch.randn(4, v, generator=generator)
-    exact = manhattan(student.double(), naive.read(teacher, basis))
-    monkeypatch.setattr(module, "SAMPLED", 1000)
+    basis, dense = naive.basis(1, v), torch.randn(n_teacher, v, generator=generator)
+    teacher = naive.with_codes(naive.cut(dense, 8), 3)
+    student = 2 * torch.randn(n_student, v, generator=generator) + torch.randn(n_student, 1, generator=generator)
+    monkeypatch.setattr(module, "SAMPLED", 3000)
     module._sample.cache_clear()
-    found = matching_cost(student, teacher, Cost(), Codes(basis, "cpu"))
+    ids = module._sample(v, torch.device("cpu"))
+    assert len(ids.unique()) == 3000
+    codes = Codes(basis, "cpu")
+    found = matching_cost(student, teacher, Cost(space=space), codes)
+    ours, theirs = student.double(), naive.read(teacher, basis)
+    if space == "log_probabilities":
+        ours, theirs = ours.log_softmax(1), theirs - log_z(teacher)
+    difference = ours[:, None, ids] - theirs[None, :, ids]
+    mean, deviation = difference.mean(2), difference.std(2, correction=0)
+    normal = torch.distributions.Normal(0, 1)
+    ratio = mean / deviation
+    expected = v * (mean * (2 * normal.cdf(ratio) - 1) + 2 * deviation * normal.log_prob(ratio).exp())
+    torch.testing.assert_close(found.double(), expected, rtol=2e-4, atol=0)
+    exact = manhattan(ours, theirs)
     assert float(((found - exact) / exact).abs().max()) < 0.1
-    torch.testing.assert_close(matching_cost(student, teacher, Cost(), Codes(basis, "cpu")), found, rtol=0, atol=0)
+    torch.testing.assert_close(matching_cost(student, teacher, Cost(space=space), codes), found, rtol=0, atol=0)
     module._sample.cache_clear()
+
+
+def test_equal_logits_have_no_distance_and_no_nan():
+    zeros = torch.zeros(2, 2)
+    torch.testing.assert_close(module.mean_absolute(zeros, zeros), zeros)
+    torch.testing.assert_close(module.mean_absolute(zeros - 3, zeros), zeros + 3)
 
 
 def test_nothing_cut_is_exact_with_or_without_codes():
