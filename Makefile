@@ -58,11 +58,13 @@ rooms: setup
 families: setup
 	$(RUN) $(BIN)/python -m tests.families.table
 
-# About an hour on an idle machine. Runs the demonstration first if its folder does not exist.
+# About two hours on an idle machine. Runs the demonstration first if its folder does not exist.
 bench: setup $(OUT)/results.json
 	$(RUN) $(BIN)/python -m benchmarks.matching.all $(OUT)
 	$(RUN) $(BIN)/python -m benchmarks.step.optimizer_step
 	$(RUN) $(BIN)/python -m benchmarks.storage.all
+	$(RUN) $(BIN)/python -m benchmarks.storage.codes
+	$(RUN) $(BIN)/python -m benchmarks.real_lm
 
 $(OUT)/results.json:
 	$(MAKE) demo

@@ -124,8 +124,10 @@ def _to_codes(hidden: torch.Tensor, head: LMHead, teacher: TruncatedLogits, code
         own, theirs = head.columns(hidden, ids).T - own_shift, codes.logits(read, ids) - their_shift
         return torch.cdist(own.contiguous(), theirs.contiguous(), p=1)
     ids = _sample(n_tokens, hidden.device)
-    size = max(1, LOGITS // len(ids))
-    parts = [moments(head.columns(some, ids).T, read, codes, ids) for some in hidden.split(size)]
+    logits = [head.columns(some, ids).T for some in hidden.split(max(1, LOGITS // len(ids)))]
+    # Logits have autocast's dtype; differences of nearly equal moments need float32.
+    with torch.autocast(hidden.device.type, enabled=False):
+        parts = [moments(own, read, codes, ids) for own in logits]
     mean, variance = (torch.cat(list(each)) for each in zip(*parts, strict=True))
     return n_tokens * mean_absolute(mean - own_shift + (0.0 if shift is None else shift[1]), variance)
 

@@ -116,6 +116,23 @@ def test_a_large_vocabulary_takes_moments_over_a_sample(monkeypatch, space, n_st
     module._sample.cache_clear()
 
 
+def test_moments_are_float32_under_autocast(monkeypatch):
+    """Only the student's logits are rounded; the variance of differences would be lost in bfloat16."""
+    v = 6000
+    generator = torch.Generator().manual_seed(0)
+    codes = Codes(naive.basis(1, v), "cpu")
+    teacher = naive.with_codes(naive.cut(torch.randn(9, v, generator=generator), 8), 3)
+    weight = torch.randn(v, 16, generator=generator).bfloat16()
+    head = LMHead(weight=weight, bias=None, n_tokens=v)
+    hidden = torch.randn(4, 16, generator=generator).bfloat16()
+    monkeypatch.setattr(module, "SAMPLED", 3000)
+    module._sample.cache_clear()
+    with torch.autocast("cpu", torch.bfloat16):
+        found = assignment_cost(hidden, head, teacher, Cost(), codes)
+    torch.testing.assert_close(found, assignment_cost(hidden, head, teacher, Cost(), codes), rtol=1e-6, atol=0)
+    module._sample.cache_clear()
+
+
 def test_equal_logits_have_no_distance_and_no_nan():
     zeros = torch.zeros(2, 2)
     torch.testing.assert_close(module.mean_absolute(zeros, zeros), zeros)
