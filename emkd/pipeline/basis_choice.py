@@ -39,10 +39,12 @@ class StateSample:
 
     halves: their moments, of every other row; one if there is only one row
     images: [Nt, d] of the vision tokens of some rows, on the CPU
+    unusable: a line for each row that cannot be used, with the reason
     """
 
     halves: list[Moments] = field(default_factory=list)
     images: list[torch.Tensor] = field(default_factory=list)
+    unusable: list[str] = field(default_factory=list)
     _rows: int = 0
 
     def add(self, states: States) -> None:
@@ -65,11 +67,15 @@ def sample_states(teacher: Teacher, dataset: Dataset, rows: Iterable[int]) -> St
         try:
             with rows_that_fit():
                 encoded = teacher.encoder(dataset.sample(row))
-        except SampleError:
+        except SampleError as error:
+            sample.unusable.append(f"row {row}: {error.reason}: {error.detail}")
             continue
         states = unless_out_of_memory(lambda encoded=encoded: teacher.states(encoded))  # type: ignore[misc]
         if states is not None and bool(states.vision.isfinite().all() & states.text.isfinite().all()):
             sample.add(states)
+        else:
+            why = "its states are not finite" if states is not None else "it does not fit the device's memory"
+            sample.unusable.append(f"row {row}: {why}")
     return sample
 
 

@@ -113,8 +113,14 @@ class CaptureWorker:
         fitted: Sequence[int],
         measured: Sequence[int],
     ) -> Any:
-        """Return what `measure` finds about possible bases. They are fitted to some rows and measured on others."""
-        chooser = self._chooser(fitted)
+        """Return what `measure` finds about possible bases, or {missing: reason} if this teacher can have none.
+
+        They are fitted to some rows and measured on others.
+        """
+        try:
+            chooser = self._chooser(fitted)
+        except (ModelError, JobFailedError) as error:
+            return {"missing": str(error)}
         teacher, dataset = self._loaded()
         return measure(chooser, teacher, dataset, measured)
 
@@ -122,7 +128,7 @@ class CaptureWorker:
         teacher, dataset = self._loaded()
         sample = sample_states(teacher, dataset, rows)
         if not sample.halves:
-            raise JobFailedError(f"none of the {len(rows)} rows checked can be used, so codes have no basis")
+            raise JobFailedError(f"none of the {len(rows)} rows checked can be used; the first is {sample.unusable[0]}")
         return BasisChooser(teacher, sample, self.manifest, self.settings.head_memory << 20)
 
     def preflight(self, rows: Sequence[int], choice: Choice | None = None) -> Preflight:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from emkd.errors import CacheConflictError, ModelError, UsageError
+from emkd.errors import CacheConflictError, JobFailedError, ModelError, UsageError
 from emkd.pipeline.job_manifest import job_manifest
 from emkd.pipeline.preflight import Estimate
 from emkd.pipeline.progress import too_large_error
@@ -243,6 +243,16 @@ def test_a_head_that_is_not_linear_is_refused(teacher_path, data_path):
     teacher.vlm.model.lm_head = Head(teacher.vlm.model.lm_head)
     with pytest.raises(ModelError, match="not a linear layer"):
         worker.choose_basis([0, 1])
+    assert "not a linear layer" in worker.study(None, [0, 1], [2])["missing"]
+
+
+def test_rows_that_cannot_be_used_make_no_basis(teacher_path, tmp_path):
+    row = {**tiny.rows()[0], "images": [b"not an image"]}
+    chosen = settings(teacher_path, tiny.write_data(tmp_path / "rows.parquet", [row] * 2))
+    with pytest.raises(
+        JobFailedError, match="none of the 2 rows checked can be used; the first is row 0: image-broken"
+    ):
+        CaptureWorker(chosen, manifest_of(chosen)).choose_basis([0, 1])
 
 
 def test_the_preflight_runs_with_the_basis_it_made_and_counts_its_bytes(teacher_path, data_path, tmp_path):
