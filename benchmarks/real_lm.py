@@ -1,6 +1,6 @@
 """What a cache keeps of a real language model: pairs, gradients, and what a student learns.
 
-    python -m benchmarks.real_lm [--kinds A B C] [--fit 16] [--held-out 4] [--seeds 3] [--output FILE]
+    python -m benchmarks.real_lm [--kinds A B C] [--fit 16] [--held-out 3] [--seeds 3] [--output FILE]
 
 A LLaVA around SmolLM2-135M-Instruct (V = 49,152, d = 576) is the teacher; its vision tokens are of three kinds
 (lm/kinds.py), and three students have a quarter of them (lm/students.py). For each kind, emkd's own job caches the
@@ -119,7 +119,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS)
     parser.add_argument("--fit", type=int, default=16, help="rows that the basis is made from")
-    parser.add_argument("--held-out", type=int, default=4)
+    parser.add_argument("--held-out", type=int, default=3)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--output", type=Path, default=RESULTS / "real_lm.json")
     parser.add_argument("--reuse", action="store_true", help="keep teachers and caches of an earlier run")
