@@ -67,8 +67,10 @@ class Moments:
 
 def head_metric(weight: torch.Tensor) -> torch.Tensor:
     """Return G = W^T W / V in float64 from the head's rows W [V, d]."""
-    parts = [rows.float().T @ rows.float() for rows in weight.split(ROWS)]
-    return torch.stack([part.double() for part in parts]).sum(dim=0) / len(weight)
+    total = torch.zeros(weight.shape[1], weight.shape[1], dtype=torch.float64, device=weight.device)
+    for rows in weight.split(ROWS):
+        total += rows.float().T @ rows.float()
+    return total / len(weight)
 
 
 @dataclass(frozen=True)
@@ -91,8 +93,8 @@ class Spectrum:
     def of(cls, halves: Sequence[Moments], metric: torch.Tensor) -> "Spectrum":
         """Return the spectrum of all hidden states.
 
-        halves: of different rows (or one part, which then judges itself): what columns fitted to each half lose on the
-                other is what dropping is taken to cost
+        halves: of different rows: what columns fitted to each half lose on the other is what dropping is taken to cost.
+                One part alone says nothing about other rows, so that no column may be dropped
         """
         ridge = RIDGE * metric.trace() / len(metric)
         factor = torch.linalg.cholesky(
@@ -102,8 +104,11 @@ class Spectrum:
         for half in halves[1:]:
             whole = whole + half
         projection, reconstruction, variance = _components(whole, factor)
-        others = reversed(halves) if len(halves) == 2 else halves
-        losses = [_lost(half, other, factor, metric) for half, other in zip(halves, others, strict=True)]
+        losses = [torch.full((len(metric) + 1,), torch.inf, dtype=metric.dtype, device=metric.device)]
+        losses[0][-1] = 0
+        if len(halves) == 2:
+            first, second = halves
+            losses = [_lost(first, second, factor, metric), _lost(second, first, factor, metric)]
         return cls(
             mean=whole.mean,
             projection=projection,

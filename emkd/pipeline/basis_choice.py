@@ -83,7 +83,7 @@ def sample_states(teacher: Teacher, dataset: Dataset, rows: Iterable[int]) -> St
 class Choice:
     """A basis, and what it costs.
 
-    top_bytes, code_bytes: of a vision token; 0 if none of the rows has an image
+    top_bytes, code_bytes: of a vision token; 0 if none of the rows has an image, or if all its logits are stored
     asked:                 what was asked for
     """
 
@@ -128,7 +128,7 @@ class BasisChooser:
         self.top_bytes = self._top_bytes(teacher, sample.images, manifest)
 
     def _top_bytes(self, teacher: Teacher, images: Sequence[torch.Tensor], manifest: Manifest) -> float:
-        if not images:
+        if not images or manifest.top_k >= manifest.vocabulary_size:
             return 0.0
         kind = torch.cat(list(images)).to(teacher.vlm.device, teacher.vlm.model.dtype)
         top = teacher.top_k(kind, manifest.top_k).top_logits()
@@ -141,6 +141,8 @@ class BasisChooser:
     def code_bytes(self, cut: Cut) -> float:
         """Return the bytes of a vision token's codes; 0 without images."""
         groups = self.spectrum.groups(cut)
+        if not self.manifest.has_codes("vision"):
+            return 0.0
         frames = [encode_frame(self._codes(image, cut), groups) for image in self._coefficients]
         return sum(map(len, frames)) / max(1, self.n_tokens)
 
@@ -158,10 +160,10 @@ class BasisChooser:
         return Choice(basis=self.basis(cut), top_bytes=self.top_bytes, code_bytes=self.code_bytes(cut), asked=asked)
 
     def _choose(self, asked: CodesAsked) -> Cut:
-        limit, least = asked.token_bytes, self.spectrum.least_error(self.most_columns)
+        limit = asked.token_bytes
+        first = asked.logit_error or max(LEAST, 1.001 * self.spectrum.least_error(self.most_columns))
         if limit is None:
-            return self.cut(asked.logit_error or LEAST)  # without a limit there is an error
-        first = max(asked.logit_error or LEAST, 1.001 * least)
+            return self.cut(first)
         if self._fits(self.cut(first), limit):
             return self.cut(first)
         last = max(MOST, 2 * first)

@@ -29,7 +29,7 @@ from emkd.storage.cache import Cache
 from emkd.storage.index.columns import Rows
 from emkd.storage.index.commit import delete_lost_attempts, missing_shards
 from emkd.storage.index.committed import read_committed, read_indexes
-from emkd.storage.lifecycle.create import check_folder, create_cache, refuse
+from emkd.storage.lifecycle.create import check_folder, create_cache, delete_unread_bases, refuse
 from emkd.storage.lifecycle.extend import begin_extension, planned_extension
 from emkd.storage.lifecycle.repair import withdraw
 from emkd.storage.lifecycle.seal import read_seal, seal
@@ -61,6 +61,7 @@ def cache_teacher(settings: JobSettings, *, extend: bool = False, repair: bool =
     files = open_files(settings.cache)
     if repair:
         _withdraw_damaged(settings, files, dataset, run, tokenizer)
+        settings, dataset, run, tokenizer = _prepared(settings)  # of the format of a manifest that was written again
     plan = _planned(files, run, tokenizer, dataset, extend)
     missing = _missing(files, plan, run)
     if missing:
@@ -75,7 +76,7 @@ def cache_teacher(settings: JobSettings, *, extend: bool = False, repair: bool =
         create_cache(settings.cache, run, tokenizer)  # a killed run may have left it without its tokenizer
     _seal(settings, files)
     if clean:
-        for name in delete_lost_attempts(files):
+        for name in [*delete_lost_attempts(files), *delete_unread_bases(files)]:
             log(f"removed {name}: nothing reads it")
     return Cache.open(settings.cache)
 

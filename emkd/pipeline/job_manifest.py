@@ -107,11 +107,17 @@ def _codes_asked(settings: JobSettings, n_tokens: int, format_version: int) -> C
     if error == "none" or whole:
         if whole and named:
             raise UsageError(
-                "all logits of every token are stored, so codes would add nothing: leave out --logit-error"
+                "all logits of every token are stored, so codes would add nothing: leave out --logit-error and "
+                "--token-bytes"
             )
         return None
+    if limit is not None and top_k in (0, n_tokens):
+        raise UsageError(
+            f"--token-bytes {limit} limits what a vision token takes, and --top-k {top_k} stores all logits"
+        )
     if error is None and limit is None:
-        return CodesAsked(logit_error=LOGIT_ERROR, token_bytes=TOKEN_BYTES)
+        # Whoever chooses k has chosen what the logits take.
+        return CodesAsked(logit_error=LOGIT_ERROR, token_bytes=TOKEN_BYTES if settings.top_k is None else None)
     return CodesAsked(logit_error=error, token_bytes=limit)
 
 

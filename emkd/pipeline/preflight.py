@@ -10,14 +10,15 @@ from emkd.errors import JobFailedError
 from emkd.pipeline.actors import result_of
 from emkd.pipeline.basis_choice import Choice
 from emkd.pipeline.cache_size import Sizes
-from emkd.pipeline.progress import log, size_text, time_text
+from emkd.pipeline.progress import EXCESS, log, size_text, time_text
 from emkd.pipeline.settings import JobSettings
 from emkd.pipeline.worker import Preflight
 from emkd.storage.manifest.manifest import Manifest
 from emkd.storage.objects.open import open_files
 
 PREFLIGHT_ROWS = 32
-STUDIED = 8  # of these, on which other settings are measured
+STUDIED = 8  # of these, and at most a quarter of them, on which other settings are measured
+UNRELATED = 3  # times the predicted error
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +27,7 @@ class Estimate:
 
     codes: the basis that was chosen, in words; empty if the cache has one already, or no codes
     vision_tokens, logits_and_codes: of the whole job, and the bytes of one of them for logits, tails and codes
+    basis_bytes: of the basis that was chosen, once
     study: what was found about other settings, None if nothing was asked for
     """
 
@@ -38,6 +40,7 @@ class Estimate:
     codes: str = ""
     vision_tokens: float = 0.0
     logits_and_codes: float = 0.0
+    basis_bytes: int = 0
     study: Any = None
 
     @property
@@ -54,7 +57,7 @@ class Estimate:
         if self.n_bytes > self.free_bytes:
             raise JobFailedError(
                 f"{cache}: the job needs about {size_text(self.n_bytes)} and {size_text(self.free_bytes)} are free; "
-                "make room, or store less with a smaller --top-k"
+                "make room, or store less (--affinity codes, fewer --token-bytes; without codes a smaller --top-k)"
             )
 
     def as_dict(self) -> dict[str, Any]:
@@ -88,7 +91,8 @@ def choose_basis(worker: Any, manifest: Manifest, shards: Sequence[int]) -> Choi
 def study(worker: Any, measure: Any, manifest: Manifest, shards: Sequence[int]) -> Any:
     """Return what `measure` finds about other settings (see `CaptureWorker.study`), on a few rows of the job."""
     rows = spread(manifest, shards)[1]
-    measured = rows[:: max(1, len(rows) // STUDIED)][:STUDIED] if len(rows) > STUDIED else rows[-1:]
+    n = max(1, min(STUDIED, len(rows) // 4))
+    measured = [rows[(2 * i + 1) * len(rows) // (2 * n)] for i in range(n)]
     fitted = [row for row in rows if row not in measured] or rows
     return result_of(worker.study.remote(measure, fitted, measured))
 
@@ -114,6 +118,7 @@ def preflight(
         raise JobFailedError(f"none of the {seen.n_rows} rows checked can be used; the first is {seen.skipped[0]}")
     if not seen.end_token:
         log("the chat template writes no end token after answers: students will not learn where to stop")
+    _check_error(seen)
     for line in seen.skipped:
         log(f"preflight would skip {line}")
     n_bytes = n_rows * seen.sizes.per_row + len(shards) * seen.sizes.per_shard
@@ -128,7 +133,25 @@ def preflight(
         codes="" if choice is None else choice.describe(),
         vision_tokens=vision_tokens,
         logits_and_codes=0.0 if choice is None else choice.top_bytes + choice.code_bytes,
+        basis_bytes=0 if choice is None else choice.basis.n_bytes,
     )
+
+
+def _check_error(seen: Preflight) -> None:
+    """Compare the error of logits read from codes with the prediction, before the basis is frozen.
+
+    Raises JobFailedError if the two have little to do with each other.
+    """
+    if seen.logit_error is None or seen.predicted is None:
+        return
+    measured = seen.logit_error.root
+    said = f"logits read from codes have an error of {measured:.3g} on the rows checked, predicted {seen.predicted:.3g}"
+    if measured > UNRELATED * seen.predicted:
+        raise JobFailedError(
+            f"{said}: the weight of this teacher's LM head is not what its logits are made of (quantised?), or its "
+            "rows have little in common; use --logit-error none"
+        )
+    log(said if measured <= EXCESS * seen.predicted else f"warning: {said}")
 
 
 def spread(manifest: Manifest, shards: Sequence[int]) -> tuple[int, list[int]]:

@@ -73,6 +73,7 @@ class Preflight:
     vision_tokens:  of all rows together
     skipped:        a line for each row that was skipped, with the reason
     end_token:      whether answers end in a special token
+    logit_error, predicted: measured and predicted error of logits that are read from codes; None without codes
     """
 
     n_rows: int
@@ -81,6 +82,8 @@ class Preflight:
     vision_tokens: int
     skipped: tuple[str, ...]
     end_token: bool
+    logit_error: LogitError | None = None
+    predicted: float | None = None
 
 
 class CaptureWorker:
@@ -129,7 +132,10 @@ class CaptureWorker:
         sample = sample_states(teacher, dataset, rows)
         if not sample.halves:
             raise JobFailedError(f"none of the {len(rows)} rows checked can be used; the first is {sample.unusable[0]}")
-        return BasisChooser(teacher, sample, self.manifest, self.settings.head_memory << 20)
+        try:
+            return BasisChooser(teacher, sample, self.manifest, self.settings.head_memory << 20)
+        except ModelError as error:
+            raise ModelError(f"{error}. A cache of this teacher has no codes: use --logit-error none") from error
 
     def preflight(self, rows: Sequence[int], choice: Choice | None = None) -> Preflight:
         """Run some rows through the whole job, into a temporary folder.
@@ -154,6 +160,8 @@ class CaptureWorker:
             vision_tokens=sum(len(row.record.vision) for row in captured if row.record is not None),
             skipped=tuple(f"row {r.hint.row}: {r.reason}: {r.detail}" for r in captured if r.record is None),
             end_token=end_token(teacher.vlm.processor) is not None,
+            logit_error=LogitError.of([error for row in captured for error in row.squared_error]),
+            predicted=None if basis is None else basis.logit_error,
         )
 
     def capture_shard(self, number: int, following: int | None = None) -> ShardReport:

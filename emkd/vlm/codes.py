@@ -5,6 +5,8 @@
 Shape legend: n tokens, d hidden size, r columns, V ids of the tokenizer, u chosen ids
 """
 
+import math
+
 import torch
 
 from emkd.errors import SampleError
@@ -12,13 +14,16 @@ from emkd.storage.basis import Basis
 from emkd.vlm.truncated import TruncatedLogits
 
 OUT_OF_RANGE = "codes-out-of-range"
+NOT_FINITE = "not-finite"
 MOST = 32767
+# Rows of the head that are multiplied at a time.
+IDS = 1 << 15
 
 
 class Codes:
     """A basis on one device.
 
-    On a CPU the head is kept in float32, which takes twice the memory of the file and saves a conversion at each use.
+    On a CPU the head is kept in float32, which takes twice its memory in the file and saves a conversion at each use.
     """
 
     def __init__(self, basis: Basis, device: torch.device | str) -> None:
@@ -46,11 +51,14 @@ class Codes:
     def encode(self, hidden: torch.Tensor) -> torch.Tensor:
         """Return codes [n, r] int16 of hidden states [n, d].
 
-        Raises SampleError if a number does not fit: the state lies far outside of those that the basis was made from.
+        Raises SampleError if a state is not finite, or if a number does not fit: the state lies far outside of those
+        that the basis was made from.
         """
         numbers = (self.coefficients(hidden) / self.step).round_()
         largest = float(numbers.abs().amax()) if numbers.numel() else 0.0
-        if not largest <= MOST:  # NaN fails, too
+        if not math.isfinite(largest):
+            raise SampleError(NOT_FINITE, "hidden states are not finite, so they have no codes")
+        if largest > MOST:
             raise SampleError(
                 OUT_OF_RANGE,
                 f"a hidden state needs a code of {largest:.3g}, at most {MOST} fits; use a larger --logit-error, or "
@@ -61,8 +69,13 @@ class Codes:
     def logits(self, codes: torch.Tensor, ids: torch.Tensor | slice | None = None) -> torch.Tensor:
         """Return float32 logits [n, V] of codes [n, r], or [n, u] of chosen ids."""
         head, offset = (self.head, self.offset) if ids is None else (self.head[ids], self.offset[ids])
+        numbers = codes.float() * self.step
+        out = numbers.new_empty(len(codes), len(offset))
         with torch.autocast(codes.device.type, enabled=False):
-            return torch.addmm(offset, codes.float() * self.step, head.float().T)
+            for start in range(0, len(offset), IDS):  # a whole head in float32 would take twice its memory again
+                some = slice(start, start + IDS)
+                out[:, some] = torch.addmm(offset[some], numbers, head[some].float().T)
+        return out
 
     def over(self, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Return (mean [r + 1], centred [u, r + 1], covariance [r + 1, r + 1]) of logits over chosen ids [u].

@@ -99,6 +99,16 @@ def test_few_rows_do_not_make_the_prediction_too_good():
     assert measured <= 1.1 * 0.5
 
 
+def test_one_row_alone_drops_no_column():
+    """It says nothing about other rows, so all columns stay, and the error holds for any."""
+    weight, _ = head()
+    found = Spectrum.of([Moments.of(states(12))], head_metric(weight))
+    cut = found.at_error(0.5, D)
+    assert cut.n_columns == D
+    codes, unseen = Codes(found.basis(cut, weight, None), "cpu"), states(2000, 7)
+    assert float((codes.logits(codes.encode(unseen)) - unseen @ weight.T).pow(2).mean().sqrt()) <= 1.1 * 0.5
+
+
 def test_memory_that_allows_too_few_columns_is_refused():
     weight, _ = head()
     found = spectrum(weight)
@@ -127,7 +137,7 @@ def test_a_state_far_outside_is_an_error_of_its_row():
     codes = Codes(found.basis(found.at_error(0.1, D), weight, None), "cpu")
     with pytest.raises(SampleError, match="needs a code of .* at most 32767 fits; use a larger --logit-error"):
         codes.encode(1e6 * states(3))
-    with pytest.raises(SampleError):
+    with pytest.raises(SampleError, match="not-finite"):
         codes.encode(states(3) * float("nan"))
 
 

@@ -7,11 +7,12 @@ import pytest
 import torch
 
 from emkd.errors import CacheConflictError, JobFailedError, ModelError, UsageError
+from emkd.pipeline.cache_size import Sizes
 from emkd.pipeline.job_manifest import job_manifest
-from emkd.pipeline.preflight import Estimate
+from emkd.pipeline.preflight import Estimate, _check_error
 from emkd.pipeline.progress import too_large_error
 from emkd.pipeline.settings import JobSettings
-from emkd.pipeline.worker import CaptureWorker, ShardReport
+from emkd.pipeline.worker import CaptureWorker, Preflight, ShardReport
 from emkd.samples import Dataset
 from emkd.samples.encode import Encoder
 from emkd.storage.cache import Cache, verify
@@ -140,10 +141,10 @@ def test_an_extension_has_the_basis_of_its_cache(teacher_path, data_path, tmp_pa
         ({"token_bytes": 90}, (None, 90), 8),
         ({"logit_error": 0.4, "token_bytes": 90}, (0.4, 90), 8),
         ({"logit_error": "none"}, None, 26),
-        ({"top_k": 12}, (0.8, 160), 12),
-        ({"top_k": 0}, (0.8, 160), 26),
+        ({"top_k": 12}, (0.8, None), 12),
+        ({"top_k": 0}, (0.8, None), 26),
         ({"top_k": 0, "answer_top_k": 0}, None, 26),
-        ({"top_k": 0, "answer_top_k": 0, "affinity": "codes"}, (0.8, 160), 26),
+        ({"top_k": 0, "answer_top_k": 0, "affinity": "codes"}, (0.8, None), 26),
     ],
 )
 def test_what_is_asked_for_is_in_the_manifest(teacher_path, data_path, chosen, codes, top_k):
@@ -267,6 +268,34 @@ def test_the_preflight_runs_with_the_basis_it_made_and_counts_its_bytes(teacher_
     assert not (tmp_path / "cache").exists()
 
 
+def seen(measured, predicted):
+    error = None if measured is None else LogitError(mean_square=measured**2, n_tokens=9)
+    return Preflight(
+        n_rows=3, sizes=Sizes(per_row=1, per_shard=1, once=1), seconds=1.0, vision_tokens=9, skipped=(), end_token=True,
+        logit_error=error, predicted=predicted,
+    )  # fmt: skip
+
+
+def test_the_preflight_compares_the_error_with_the_prediction(capsys):
+    _check_error(seen(None, None))
+    assert capsys.readouterr().err == ""
+    _check_error(seen(0.7, 0.8))
+    assert capsys.readouterr().err.startswith("logits read from codes have an error of 0.7 on the rows checked")
+    _check_error(seen(0.9, 0.8))
+    assert capsys.readouterr().err.startswith("warning: logits")
+    with pytest.raises(JobFailedError, match="an error of 30 on the rows checked, predicted 0.8: .*--logit-error none"):
+        _check_error(seen(30.0, 0.8))
+
+
+@pytest.mark.parametrize("chosen", [{"top_k": 0}, {"top_k": 0, "answer_top_k": 0, "affinity": "codes"}, {"top_k": 20}])
+def test_whoever_chooses_k_is_not_limited_by_the_default_budget(teacher_path, data_path, chosen):
+    chosen = settings(teacher_path, data_path, **chosen)
+    choice = CaptureWorker(chosen, manifest_of(chosen)).choose_basis(range(6))
+    assert choice.basis.logit_error == 0.8
+    with pytest.raises(UsageError, match="--token-bytes 90 limits|would add nothing"):
+        manifest_of(replace(chosen, top_k=0, token_bytes=90))
+
+
 def report(error):
     return ShardReport(
         number=7, committed=True, n_samples=1, n_skipped=0, n_halved=0, n_shared=0, n_different=0, n_bytes=1, seconds=1.0,
@@ -292,8 +321,6 @@ def test_other_codes_conflict_and_another_basis_does_not(teacher_path, data_path
 
 
 def test_an_estimate_says_which_codes_were_chosen():
-    from emkd.pipeline.cache_size import Sizes
-
     estimate = Estimate(
         n_rows=1, n_shards=1, sizes=Sizes(per_row=1, per_shard=1, once=1), bytes_per_vision_token=1, seconds=1,
         free_bytes=10, codes="codes with an error",

@@ -9,9 +9,11 @@ from emkd.errors import CacheConflictError, DamagedCacheError, OutputExistsError
 from emkd.storage.basis import Basis, identify, read_basis
 from emkd.storage.cache import Cache, create_cache, verify
 from emkd.storage.index.commit import LogitError, commit_shard, read_index
+from emkd.storage.lifecycle.create import delete_unread_bases
 from emkd.storage.lifecycle.repair import withdraw
 from emkd.storage.lifecycle.seal import seal
 from emkd.storage.manifest.manifest import Manifest
+from emkd.storage.objects.local import LocalFiles
 from emkd.storage.objects.names import MANIFEST_NAME, basis_name
 from emkd.storage.shards.writer import write_shard
 from tests.storage.builders import (
@@ -152,6 +154,30 @@ def test_a_damaged_manifest_is_written_again_with_the_basis_of_the_folder(tmp_pa
     assert withdraw(files, verify(tmp_path), coded_manifest().with_basis(None), TOKENIZER_JSON) == []
     assert (tmp_path / MANIFEST_NAME).read_bytes() == before
     seal(files)
+    assert verify(tmp_path) == []
+
+
+def test_a_damaged_manifest_without_any_basis_is_refused(tmp_path):
+    make_cache(tmp_path, coded_manifest(), sealed=False)
+    (tmp_path / MANIFEST_NAME).write_bytes(b"{}")
+    (tmp_path / NAME).unlink()
+    with pytest.raises(DamagedCacheError, match="is damaged, and the basis of its codes is missing"):
+        withdraw(
+            LocalFiles(tmp_path),
+            verify(tmp_path),
+            coded_manifest().with_basis(None),
+            TOKENIZER_JSON,
+            [make_manifest().in_format(3)],
+        )
+
+
+def test_bases_that_nothing_reads_can_be_deleted(tmp_path):
+    files = make_cache(tmp_path, coded_manifest())
+    other = make_basis(seed=1).to_bytes()
+    stray = basis_name(identify(other).sha256)
+    (tmp_path / stray).write_bytes(other)
+    assert delete_unread_bases(files) == [stray]
+    assert [path.name for path in tmp_path.glob("basis-*")] == [NAME]
     assert verify(tmp_path) == []
 
 

@@ -7,19 +7,22 @@ The bases are fitted to other rows than those that are measured. The students ar
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
 
 from emkd.errors import SampleError, UsageError
-from emkd.inspection.fidelity.dense import Dense, Fidelity
+from emkd.inspection.fidelity.dense import Dense, Fidelity, View
 from emkd.inspection.fidelity.of_cache import IMAGES, MOST_ANSWERS, affordable, n_student, view, without_nan
 from emkd.inspection.fidelity.synthetic_student import DISTANCES, Distance, synthetic_student
 from emkd.pipeline.basis_choice import BasisChooser, bytes_of
 from emkd.pipeline.capture import Teacher
+from emkd.pipeline.out_of_memory import unless_out_of_memory
 from emkd.pipeline.preflight import Estimate
 from emkd.samples.dataset import Dataset
+from emkd.storage.manifest.manifest import Manifest
 from emkd.vlm.codes import Codes
 from emkd.vlm.head import LMHead
 from emkd.vlm.states import States
@@ -56,95 +59,124 @@ SETTINGS = (
 
 @torch.no_grad()
 def measure(chooser: BasisChooser, teacher: Teacher, dataset: Dataset, rows: Sequence[int]) -> dict[str, Any]:
-    """Return {settings: [...], images: number} or {missing: reason}. Each setting is
+    """Return {settings: [...], images: number, asked_bytes} or {missing: reason}. Each setting is
 
-        {name, flags, bytes: {logits, codes, total} of a vision token, logit_error, columns, near, far}
+        {name, flags, bytes: {logits, codes, total} of a vision token, basis_bytes, logit_error, columns, near, far}
 
     logit_error is the root mean square error of t^ over all V. near and far are {regret, vsd_error, rld_error,
     vlad_cosine, hidden_cosine, joint_cosine}; the last two are cosines of VSD's gradient through the LM head, with the
-    best pairs and with those found. A setting that cannot be had is {name, flags, missing}.
+    best pairs and with those found. A setting that cannot be had is {name, flags, missing}. asked_bytes are those of
+    the logits and tails that were asked for.
     """
-    samples = _samples(teacher, dataset, rows)
-    if not samples:
-        return {"missing": "none of the rows that were measured has an image"}
-    most = min(MOST_TOKENS, affordable(teacher, len(samples)))
-    samples = [replace(states, vision=states.vision[:most]) for states in samples]
-    prepared = [
-        {distance: _dense(teacher, states, distance, number) for distance in DISTANCES}
-        for number, states in enumerate(samples)
-    ]
-    found = [_measured(setting, chooser, teacher, samples, prepared) for setting in SETTINGS]
-    return {"images": len(samples), "settings": [without_nan(each) for each in found]}
-
-
-def _samples(teacher: Teacher, dataset: Dataset, rows: Sequence[int]) -> list[States]:
-    found: list[States] = []
+    found = {setting: Found.of(setting, chooser, teacher) for setting in SETTINGS}
+    n_images = 0
     for row in rows:
+        if n_images == IMAGES:
+            break
+        states = unless_out_of_memory(partial(_states, teacher, dataset, row))
+        if states is not None and len(states.vision):
+            done = unless_out_of_memory(partial(_add_image, list(found.values()), teacher, chooser, states, n_images))
+            n_images += done is not None
+    if not n_images:
+        return {"missing": "none of the rows that were measured has an image whose dense logits fit into memory"}
+    settings = [without_nan(each.as_dict()) for each in found.values()]
+    return {"images": n_images, "asked_bytes": chooser.top_bytes, "settings": settings}
+
+
+@dataclass
+class Found:
+    """What is known of a setting so far. missing: why it cannot be had, "" if it can"""
+
+    setting: Setting
+    codes: Codes | None = None
+    columns: int = 0
+    code_bytes: float = 0.0
+    basis_bytes: int = 0
+    missing: str = ""
+    logit_bytes: int = 0
+    squared: float = 0.0
+    n_tokens: int = 0
+    fidelity: dict[Distance, Fidelity] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, setting: Setting, chooser: BasisChooser, teacher: Teacher) -> "Found":
+        if setting.error is None:
+            return cls(setting)
         try:
-            encoded = teacher.encoder(dataset.sample(row))
-        except SampleError:
-            continue
-        if encoded.n_vision and len(found) < IMAGES:
-            states = teacher.states(encoded)
-            # Clones: autograd cannot save tensors that inference mode made.
-            found.append(
-                States(
-                    vision=states.vision.clone(),
-                    text=states.text.clone(),
-                    predicting=states.predicting[:MOST_ANSWERS].clone(),
-                )
-            )
-    return found
+            cut = chooser.cut(setting.error)
+        except UsageError as error:  # too many columns
+            return cls(setting, missing=str(error))
+        basis = chooser.basis(cut)
+        return cls(
+            setting,
+            codes=Codes(basis, teacher.vlm.device),
+            columns=cut.n_columns,
+            code_bytes=chooser.code_bytes(cut),
+            basis_bytes=basis.n_bytes,
+        )
+
+    def add(self, dense: dict[Distance, Dense], states: States, teacher: Teacher, manifest: Manifest) -> None:
+        """Add an image. A setting whose codes do not fit into 16 bits cannot be had."""
+        try:
+            vision = _cut(teacher, states.vision, self.setting.top_k, self.codes)
+            answer = _cut(teacher, states.predicting, teacher.settings.answer_top_k, self.codes)
+        except SampleError as error:
+            self.missing = str(error)
+            return
+        self.logit_bytes += bytes_of(vision.top_logits(), manifest)
+        self.squared += _squared_error(vision, dense["near"].teacher.vision_logits, self.codes)
+        self.n_tokens += len(states.vision)
+        for distance, exact in dense.items():
+            one = exact.against(vision, answer, codes=self.codes)
+            self.fidelity[distance] = self.fidelity[distance] + one if distance in self.fidelity else one
+
+    def as_dict(self) -> dict[str, Any]:
+        named = {"name": self.setting.name, "flags": self.setting.flags}
+        if self.missing:
+            return {**named, "missing": self.missing}
+        logits = self.logit_bytes / self.n_tokens
+        return {
+            **named,
+            "bytes": {"logits": logits, "codes": self.code_bytes, "total": logits + self.code_bytes},
+            "basis_bytes": self.basis_bytes,
+            "logit_error": (self.squared / self.n_tokens) ** 0.5,
+            "columns": self.columns,
+            **{distance: _figures(each, self.codes) for distance, each in self.fidelity.items()},
+        }
 
 
-def _dense(teacher: Teacher, states: States, distance: Distance, seed: int) -> Dense:
+def _states(teacher: Teacher, dataset: Dataset, row: int) -> States | None:
+    """The states of a row, None if the job would skip it."""
+    try:
+        states = teacher.states(teacher.encoder(dataset.sample(row)))
+        teacher.logits(torch.cat([states.vision[:1], states.predicting[:1]]))
+    except SampleError:
+        return None
+    if not all(bool(part.isfinite().all()) for part in (states.vision, states.text, states.predicting)):
+        return None
+    # Clones: autograd cannot save tensors that inference mode made.
+    return States(
+        vision=states.vision[: min(MOST_TOKENS, affordable(teacher, IMAGES))].clone(),
+        text=states.text.clone(),
+        predicting=states.predicting[:MOST_ANSWERS].clone(),
+    )
+
+
+def _add_image(found: Sequence[Found], teacher: Teacher, chooser: BasisChooser, states: States, seed: int) -> bool:
+    """Add an image to all settings that can be had. Its dense logits are in memory only meanwhile."""
+    theirs = view(teacher, states.text, states.vision, states.predicting)
+    dense = {distance: _dense(teacher, states, theirs, distance, seed) for distance in DISTANCES}
+    for each in found:
+        if not each.missing:
+            each.add(dense, states, teacher, chooser.manifest)
+    return True
+
+
+def _dense(teacher: Teacher, states: States, theirs: View, distance: Distance, seed: int) -> Dense:
     parts = ((states.text, None), (states.vision, n_student(len(states.vision))), (states.predicting, None))
     own = [synthetic_student(hidden, n or len(hidden), distance, seed=seed) for hidden, n in parts]
     weight = LMHead.of(teacher.vlm.model, teacher.vlm.n_tokens).weight[: teacher.vlm.n_tokens]
-    return Dense.of(view(teacher, *own), view(teacher, states.text, states.vision, states.predicting), weight)
-
-
-def _measured(
-    setting: Setting,
-    chooser: BasisChooser,
-    teacher: Teacher,
-    samples: Sequence[States],
-    prepared: Sequence[dict[Distance, Dense]],
-) -> dict[str, Any]:
-    named = {"name": setting.name, "flags": setting.flags}
-    try:
-        return {**named, **_figures_of(setting, chooser, teacher, samples, prepared)}
-    except (UsageError, SampleError) as error:  # too many columns, or codes that do not fit into 16 bits
-        return {**named, "missing": str(error)}
-
-
-def _figures_of(
-    setting: Setting,
-    chooser: BasisChooser,
-    teacher: Teacher,
-    samples: Sequence[States],
-    prepared: Sequence[dict[Distance, Dense]],
-) -> dict[str, Any]:
-    cut = None if setting.error is None else chooser.cut(setting.error)
-    codes = None if cut is None else Codes(chooser.basis(cut), teacher.vlm.device)
-    logits, squared, n = 0, 0.0, 0
-    fidelity: dict[Distance, Fidelity] = {}
-    for states, dense in zip(samples, prepared, strict=True):
-        vision = _cut(teacher, states.vision, setting.top_k, codes)
-        answer = _cut(teacher, states.predicting, teacher.settings.answer_top_k, codes)
-        logits += bytes_of(vision.top_logits(), chooser.manifest)
-        squared += _squared_error(vision, dense["near"].teacher.vision_logits, codes)
-        n += len(states.vision)
-        for distance in DISTANCES:
-            one = dense[distance].against(vision, answer, codes=codes)
-            fidelity[distance] = fidelity[distance] + one if distance in fidelity else one
-    of_codes = 0.0 if cut is None else chooser.code_bytes(cut)
-    return {
-        "bytes": {"logits": logits / n, "codes": of_codes, "total": logits / n + of_codes},
-        "logit_error": (squared / n) ** 0.5,
-        "columns": 0 if cut is None else cut.n_columns,
-        **{distance: _figures(each, codes) for distance, each in fidelity.items()},
-    }
+    return Dense.of(view(teacher, *own), theirs, weight)
 
 
 def _cut(teacher: Teacher, hidden: torch.Tensor, k: int, codes: Codes | None) -> TruncatedLogits:
@@ -175,17 +207,20 @@ def _figures(fidelity: Fidelity, codes: Codes | None) -> dict[str, float]:
 
 
 def with_job(estimate: Estimate) -> dict[str, Any]:
-    """Return what the estimate's study found, with the bytes of the whole job for each setting, and an advice."""
+    """Return what the estimate's study found, with the bytes of the whole job for each setting, and an advice.
+
+    Affinities, answers and text take what they take in the job that was asked for.
+    """
     found: dict[str, Any] = estimate.study
     if "missing" in found:
         return found
-    rest = estimate.n_bytes - estimate.vision_tokens * estimate.logits_and_codes
-    settings = [
-        {**each, "job_bytes": round(rest + estimate.vision_tokens * each["bytes"]["total"])}
-        if "bytes" in each
-        else each
-        for each in found["settings"]
-    ]
+    asked = estimate.logits_and_codes or found["asked_bytes"]
+    rest = estimate.n_bytes - estimate.basis_bytes - estimate.vision_tokens * asked
+
+    def job_bytes(each: dict[str, Any]) -> int:
+        return round(rest + each["basis_bytes"] + estimate.vision_tokens * each["bytes"]["total"])
+
+    settings = [{**each, "job_bytes": job_bytes(each)} if "bytes" in each else each for each in found["settings"]]
     return {**found, "settings": settings, "advice": advice(settings)}
 
 

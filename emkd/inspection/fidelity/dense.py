@@ -328,7 +328,7 @@ class Dense:
         codes: the basis of the cut teacher's codes
 
         VSD is compared at the best pairs on both sides, so that only the loss differs. The error of VLAD comes from
-        the pairs and from rounding alone.
+        the pairs, and from `stored_affinity` if it is given.
         """
         found = assign(matching_cost(self.student.vision_logits, vision, codes=codes))
         own, theirs = self.best

@@ -29,6 +29,9 @@ def render_choices(found: dict[str, Any], console: Console | None = None) -> Non
         console.print(_table(found["settings"], distance))
         console.print()
     console.width = width
+    for each in found["settings"]:
+        if "missing" in each:
+            console.print(escape(f"{each['name']}: {each['missing']}"), soft_wrap=True)
     console.print(
         f"Measured on {found['images']} of your images, with synthetic students: this teacher's states with noise, a "
         "quarter of its vision tokens. Errors are those of the losses; cosines are those of VSD's gradient with the "

@@ -11,7 +11,7 @@ from pathlib import Path
 from emkd.errors import CacheConflictError, OutputExistsError
 from emkd.storage.manifest.conflicts import ROWS, conflicts
 from emkd.storage.manifest.manifest import Manifest
-from emkd.storage.manifest.read import read_manifest
+from emkd.storage.manifest.read import basis_files, read_manifest
 from emkd.storage.objects.files import Files
 from emkd.storage.objects.names import MANIFEST_NAME, TOKENIZER_NAME, basis_name, is_basis
 from emkd.storage.objects.open import open_files
@@ -51,6 +51,18 @@ def check_folder(files: Files) -> None:
             f"{files.root}: {len(found)} files that are not a cache ({found[0]}, ...); name an empty or a new folder"
         )
     files.check_writable()
+
+
+def delete_unread_bases(files: Files) -> list[str]:
+    """Delete bases of codes that the manifest does not name: jobs that were killed, or that lost a race, left them.
+
+    Returns the names of what was deleted.
+    """
+    kept = basis_files(read_manifest(files, extensions=0))
+    unread = [name for name in files.names() if is_basis(name) and name not in kept]
+    for name in unread:
+        files.delete(name)
+    return unread
 
 
 def refuse(files: Files, differences: Sequence[str]) -> None:

@@ -111,13 +111,12 @@ def _same_run(files: Files, runs: Sequence[Manifest], damaged: set[str]) -> Mani
         if index_name(shard) not in damaged and (first is None or shard < first.first_shard):
             named[index_name(shard)] = read_index(files, shard).settings_sha256
     formats = [manifest for run in runs for manifest in _formats(files, run)]
-    if not formats:
-        raise DamagedCacheError(
-            f"{files.where(MANIFEST_NAME)} is damaged, and the basis of its codes missing. {RESTORE}"
-        )
     for manifest in (*formats, *(older.without_chat_template() for older in formats)):
         if named and set(named.values()) == {manifest.settings_sha256}:
             return manifest
+    if runs[0].codes is not None and not _formats(files, runs[0]):
+        where = files.where(MANIFEST_NAME)
+        raise DamagedCacheError(f"{where} is damaged, and the basis of its codes is missing. {RESTORE}")
     for name, settings_sha256 in named.items():
         if settings_sha256 not in {manifest.settings_sha256 for manifest in formats}:
             raise CacheConflictError(

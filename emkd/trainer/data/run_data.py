@@ -8,6 +8,7 @@ from emkd.agreement.agree import Agreement, Reader, TeacherSide, agree, agree_on
 from emkd.errors import UsageError
 from emkd.samples.dataset import Dataset
 from emkd.samples.encode import Encoder
+from emkd.storage.basis import read_basis
 from emkd.storage.cache import Cache
 from emkd.trainer.data.samples import EvaluationSamples, StudentSamples, TeacherLimits
 from emkd.trainer.data.selection import Selection, select
@@ -51,8 +52,10 @@ class RunData:
 
     def codes(self, device: torch.device) -> Codes | None:
         """Return the basis of the teacher's codes on a device, None if the cache has none."""
-        basis = None if self.cache is None else self.cache.basis
-        return None if basis is None else Codes(basis, device)
+        if self.cache is None or self.cache.manifest.basis is None:
+            return None
+        # Not `cache.basis`, which would keep the file's arrays in memory beside these.
+        return Codes(read_basis(self.cache.files, self.cache.manifest.basis), device)
 
     def agree(self, student: VisionLanguageModel, *, distils: bool) -> Agreement:
         """Give the student the teacher's chat template, and log what differs without being an obstacle (see `agree`).
@@ -113,6 +116,12 @@ def open_cache(settings: TrainSettings) -> Cache | None:
         raise UsageError(
             f"losses.cost_top_k {losses.cost_top_k}: only {losses.top_k or stored} logits of a vision token are used; "
             "take at most that many, or null for all"
+        )
+    cut = losses.top_k is not None and losses.top_k < stored
+    if cut and cache.manifest.codes is not None and not cache.manifest.has_codes("vision"):
+        raise UsageError(
+            f"losses.top_k {losses.top_k}: the cache stores all logits of vision tokens and no codes of them, so that "
+            "fewer would leave their tail unknown; leave top_k out"
         )
     if losses.tail == "codes" and cache.manifest.codes is None:
         raise UsageError(

@@ -14,7 +14,7 @@ from emkd.samples.dataset import Dataset
 from emkd.storage.cache import Cache
 from emkd.trainer.data.selection import Selection
 from emkd.trainer.recipe.arguments import same_in_effect
-from emkd.trainer.recipe.recipe import make_recipe
+from emkd.trainer.recipe.recipe import Recipe, make_recipe
 from emkd.trainer.recipe.settings import TrainSettings
 from emkd.trainer.report import rank
 
@@ -39,8 +39,9 @@ def agree_with_first_run(
 
     Raises UsageError that lists what differs, DamagedCheckpointError if run.json is not valid.
     """
+    has_codes = cache is not None and cache.manifest.codes is not None
     now = {
-        "recipe": _deciding(settings.recipe.model_dump(mode="json")),
+        "recipe": _deciding(settings.recipe, has_codes),
         "student": settings.student,
         "revision": settings.revision,
         "cache": None if cache is None else cache.manifest.settings_sha256,
@@ -51,7 +52,7 @@ def agree_with_first_run(
     }
     path = settings.output / RUN_NAME
     if settings.resume and path.is_file():
-        before = _read(path)
+        before = _read(path, has_codes)
         differing = list(_differences(before, now))
         if differing:
             raise UsageError(
@@ -66,11 +67,11 @@ def agree_with_first_run(
         os.replace(partial, path)
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read(path: Path, has_codes: bool) -> dict[str, Any]:
     try:
         before: dict[str, Any] = json.loads(path.read_text())
         recipe = make_recipe(before["recipe"], str(path))  # settings newer than the file have their defaults
-        return {**before, "recipe": _deciding(recipe.model_dump(mode="json"))}
+        return {**before, "recipe": _deciding(recipe, has_codes)}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DamagedCheckpointError(
             f"{path} is damaged ({error}). Restore it from a copy, or start a new run: one of the checkpoints as "
@@ -85,11 +86,16 @@ def _evaluated_on(settings: TrainSettings) -> str | None:
     return Dataset(settings.eval_data, settings.image_root).fingerprint
 
 
-def _deciding(recipe: dict[str, Any]) -> dict[str, Any]:
-    """Leave out what does not affect the weights. Save steps do if the best checkpoint is loaded at the end."""
+def _deciding(whole: Recipe, has_codes: bool) -> dict[str, Any]:
+    """Leave out what does not affect the weights, and name the tail that auto stands for.
+
+    Save steps affect them if the best checkpoint is loaded at the end.
+    """
+    recipe = whole.model_dump(mode="json")
     free = FREE - ({"save_steps", "save_strategy"} if recipe["training"].get("load_best_model_at_end") else set())
     training = {name: value for name, value in same_in_effect(recipe["training"]).items() if name not in free}
     losses = {name: value for name, value in recipe["losses"].items() if name != "solver"}
+    losses["tail"] = whole.losses.distance(has_codes=has_codes).tail
     return {**recipe, "losses": losses, "training": training}
 
 

@@ -66,7 +66,7 @@ class Divergence:
         Raises ValueError if that tail lacks its codes.
         """
         tail = self.tail
-        if tail == "codes" and teacher.k < teacher.vocabulary:
+        if tail == "codes" and (teacher.codes is not None or teacher.k < teacher.vocabulary):
             if codes is None:
                 raise ValueError("the tail codes needs a basis, and there is none")
             return self._dense(student_logits.float(), dense_logits(teacher, codes))

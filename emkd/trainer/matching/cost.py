@@ -74,7 +74,7 @@ PAPERS = Cost()
 def matching_cost(
     student_logits: torch.Tensor, teacher: TruncatedLogits, cost: Cost = PAPERS, codes: Codes | None = None
 ) -> torch.Tensor:
-    """Return [Ns, Nt], the Manhattan distances of student logits [Ns, V] to t̂ of one image.
+    """Return [Ns, Nt], the Manhattan distances of student logits [Ns, V] to t̂ of one image, estimated beyond EXACT ids.
 
     codes: the basis of the teacher's codes
 
@@ -107,7 +107,8 @@ def _distances(
     shift = None
     if cost.space == "log_probabilities":
         shift = head.logsumexp(hidden, max(1, LOGITS // max(1, len(hidden)))), teacher.logsumexp()
-    if cost.top_k is None and codes is not None and teacher.codes is not None and not teacher.whole:
+    cut = teacher.k < teacher.vocabulary  # ids that the student lacks are no reason to read others from codes
+    if cost.top_k is None and codes is not None and teacher.codes is not None and cut:
         return _to_codes(hidden, head, teacher, codes, shift)
     return _to_stored(hidden, head, teacher if cost.top_k is None else teacher.smaller(cost.top_k), shift, whole)
 

@@ -1,5 +1,7 @@
 """The settings that `cache-teacher --dry-run` compares, on a small teacher, and the sentence that follows."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from rich.console import Console
@@ -13,6 +15,7 @@ from emkd.pipeline.preflight import Estimate
 from emkd.pipeline.settings import JobSettings
 from emkd.pipeline.worker import CaptureWorker
 from emkd.samples.dataset import Dataset
+from emkd.vlm.states import States
 from tests import tiny
 
 FIGURES = {"regret", "vsd_error", "rld_error", "vlad_cosine", "hidden_cosine", "joint_cosine"}
@@ -88,14 +91,14 @@ def test_the_error_without_codes_is_that_of_the_mean_of_the_tail(found):
 def estimate(study):
     return Estimate(
         n_rows=100, n_shards=1, sizes=Sizes(per_row=1000.0, per_shard=0.0, once=0), bytes_per_vision_token=1.0, seconds=1.0,
-        free_bytes=10**9, vision_tokens=1000.0, logits_and_codes=60.0, study=study,
+        free_bytes=10**9, vision_tokens=1000.0, logits_and_codes=60.0, basis_bytes=5000, study=study,
     )  # fmt: skip
 
 
 def test_bytes_of_the_whole_job_differ_by_what_a_vision_token_takes(found):
     compared = with_job(estimate(found[1]))
     for each in compared["settings"][:-1]:
-        assert each["job_bytes"] == round(100_000 + 1000 * (each["bytes"]["total"] - 60))
+        assert each["job_bytes"] == round(100_000 - 5000 + each["basis_bytes"] + 1000 * (each["bytes"]["total"] - 60))
     shown = Console(width=60, record=True, force_terminal=False)
     with shown.capture() as text:
         render_choices(compared, shown)
@@ -125,8 +128,30 @@ def test_rows_without_images_have_no_table(teacher_path, tmp_path):
     )
     worker = CaptureWorker(chosen, job_manifest(chosen, Dataset(str(data)))[0])
     compared = with_job(estimate(worker.study(measure, [0, 1], [2])))
-    assert compared == {"missing": "none of the rows that were measured has an image"}
+    assert compared == {
+        "missing": "none of the rows that were measured has an image whose dense logits fit into memory"
+    }
     shown = Console(width=60)
     with shown.capture() as text:
         render_choices(compared, shown)
     assert "settings are not compared: none of the rows" in text.get()
+
+
+def test_without_codes_the_bytes_that_were_asked_for_are_those_of_the_logits(found):
+    compared = with_job(replace(estimate(found[1]), logits_and_codes=0.0, basis_bytes=0))
+    for each in compared["settings"][:-1]:
+        expected = 100_000 + each["basis_bytes"] + 1000 * (each["bytes"]["total"] - found[1]["asked_bytes"])
+        assert each["job_bytes"] == round(expected)
+
+
+def test_rows_that_the_job_would_skip_are_left_out(found):
+    """A row of NaN states, and one that cannot be read."""
+    worker, _ = found
+    teacher, dataset = worker._loaded()
+    with pytest.MonkeyPatch.context() as patch:
+        whole = teacher.states
+        patch.setattr(
+            teacher, "states", lambda item: States(**{n: x * float("nan") for n, x in vars(whole(item)).items()})
+        )
+        assert choices._states(teacher, dataset, 7) is None
+    assert choices._states(teacher, dataset, 7) is not None
