@@ -29,6 +29,7 @@ from transformers import (
 )
 
 from emkd.pipeline.job_manifest import job_manifest
+from emkd.pipeline.preflight import spread
 from emkd.pipeline.settings import JobSettings
 from emkd.pipeline.worker import CaptureWorker
 from emkd.samples.dataset import Dataset
@@ -226,7 +227,7 @@ def make_cache(
         extend_cache(open_files(settings.cache), run, tokenizer, dataset.keyed_rows)
     basis = None
     if run.codes is not None and not extend:
-        found = CaptureWorker(settings, run).choose_basis(range(run.plan.n_rows)).basis
+        found = CaptureWorker(settings, run).choose_basis(spread(run, run.shards)[1]).basis
         basis = found.to_bytes()
         run = run.with_basis(found.identity(basis))
     files = create_cache(settings.cache, run, tokenizer, basis)

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from benchmarks.storage import capture_overhead as capture
+from emkd.pipeline.capture import MEASURED_VISION
 
 pytestmark = pytest.mark.slow
 
@@ -22,7 +23,9 @@ def test_both_ways_are_measured_over_the_same_batches(tmp_path: Path) -> None:
     bare = list(seen)
     seen.clear()
     ways.worker(0)
-    assert seen == bare
+    measuring = (("head", MEASURED_VISION), ("head", 1))  # the error of codes, on a few tokens of each row
+    assert [entry for entry in seen if entry[:2] not in measuring] == bare
+    assert len(seen) > len(bare)
     assert [entry[0] for entry in bare] == ["pass", *["head"] * 8]
 
 

@@ -37,10 +37,10 @@ def data(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def undisturbed(teacher_path, data, tmp_path_factory) -> dict[int, object]:
-    """The objects of each shard, made without Ray."""
+    """The objects of each shard, made without Ray. The command stores codes by default, and makes the same basis."""
     cache = tiny.make_cache(
         teacher_path, data, tmp_path_factory.mktemp("undisturbed") / "cache", top_k=8, answer_top_k=8,
-        precision="bfloat16", affinity_precision="int8", rows_per_shard=1,
+        precision="bfloat16", affinity_precision="int8", rows_per_shard=1, logit_error=0.8,
     )  # fmt: skip
     return objects(cache)
 
