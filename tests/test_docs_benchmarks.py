@@ -4,18 +4,7 @@ import re
 from statistics import mean
 
 from emkd.trainer.recipe.recipe import Recipe
-from tests.figures import (
-    accuracies,
-    best_on_validation,
-    lm_places,
-    lm_rows,
-    lm_width,
-    matching,
-    page,
-    percent,
-    results,
-    table_rows,
-)
+from tests.figures import accuracies, best_on_validation, matching, page, percent, results, table_rows
 
 PAGE = page("docs/benchmarks.md")
 PROSE = " ".join(PAGE.split())
@@ -174,19 +163,24 @@ def test_figures_in_the_text_are_what_was_measured():
     assert 0 < clean["emkd"] - clean["sft"] < 0.01  # "within a point"
 
 
-def test_what_is_lost_with_each_setting_is_what_was_measured():
-    """docs/method.md, on a real language model; and how it grows with width, and where pairs lie."""
-    text = page("docs/method.md")
-    for row in lm_rows():
-        assert row in text, row
-    prose = " ".join(text.split())
-    assert f"an error of 0.8 takes {lm_width()} bytes a token" in prose
-    assert f"by cost: {lm_places()}." in prose
-
-
 def test_the_choice_of_the_tail_is_what_was_measured():
-    """The figures of docs/method.md that choose it."""
+    """Each row of docs/method.md's table of cuts, and the rule's figures."""
     text, found = page("docs/method.md"), results("matching")["fidelity"]
+
+    def signed(number):
+        return f"{100 * number:+.0f}%".replace("-", "−")
+
+    for entry in found["synthetic"]:
+        cosines = [
+            " / ".join(f"{entry[loss][tail]['gradient_cosine']:.2f}" for tail in ("bucket", "uniform"))
+            for loss in ("vsd", "rld")
+        ]
+        errors = [
+            " / ".join(signed(entry[loss][tail]["loss_error"]) for tail in ("bucket", "uniform"))
+            for loss in ("vsd", "rld")
+        ]
+        row = f"| {entry['student']} | {entry['k']} | {entry['regret']:.2f} | {' | '.join(cosines + errors)} |"
+        assert row in text, row
     assert found["choice"]["tail"] == Recipe().losses.distance(has_codes=False).tail
     for loss in ("vsd", "rld"):
         bucket, uniform = (found["choice"]["gradient_cosine"][tail][loss] for tail in ("bucket", "uniform"))

@@ -13,17 +13,7 @@ import yaml
 
 from emkd.cli import main
 from emkd.demo.report import REGIME
-from tests.figures import (
-    ROOT,
-    accuracies,
-    best_on_validation,
-    lm_headline,
-    matching,
-    page,
-    percent,
-    results,
-    table_rows,
-)
+from tests.figures import ROOT, accuracies, best_on_validation, matching, page, percent, results, table_rows
 
 README = page("README.md")
 SHELL = re.findall(r"```sh\n(.*?)```", README, re.DOTALL)
@@ -133,7 +123,6 @@ def test_what_it_costs_is_what_was_measured():
         f"{memory['chunked']['peak_mib']:.0f} MiB; with all logits in memory {memory['plain']['peak_mib']:,.0f} MiB",
         f"{min(ratios):.2f} to {max(ratios):.2f}",
         f"{size['ids_and_logits']:.0f} bytes; {size['whole_record']:.0f} with affinity and answers",
-        lm_headline(),
         f"{reading[0]:.2f} with zstd, {reading[1]:.2f} with lz4",
         f"{storage['capture_overhead']['cpu-100m']:.2f}",
         f"{storage['index']['1000000']['median']['open_s']:.2f} s",
