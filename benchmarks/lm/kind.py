@@ -30,7 +30,7 @@ from emkd.vlm.states import States
 ERRORS = (1.6, 0.8, 0.4, 0.2)
 LEARNT = ("default", "top 64")
 WIDTHS = (144, 288, 576)
-TRAIN = 8  # images that the adaptor learns from
+TRAIN = 12  # images that the adaptor learns from
 DEFAULT = CodesAsked(logit_error=0.8, token_bytes=160)
 
 

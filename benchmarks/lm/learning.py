@@ -18,7 +18,7 @@ from emkd.trainer.losses.divergence import Divergence
 from emkd.trainer.losses.reverse_kl import dense_reverse_kl
 from emkd.trainer.matching.match import Pairs, assign, matching_cost
 
-RANK, STEPS, BATCH, RATE = 64, 40, 1, 2e-3
+RANK, STEPS, BATCH, RATE = 64, 80, 1, 1e-3
 
 
 class Adaptor(torch.nn.Module):
