@@ -62,12 +62,12 @@ def run_all(arguments: argparse.Namespace) -> dict[str, Any]:
     return {kind: json.loads((WORK / f"{kind}.json").read_text()) for kind in arguments.kinds}
 
 
-def means(raw: dict[str, Any]) -> dict[str, dict[str, float]]:
-    """Return the means of each setting over kinds and students."""
+def means(raw: dict[str, Any]) -> dict[str, dict[str, float | None]]:
+    """Return the means of each setting over kinds and students; of the learnt share, over kinds that have one."""
     names = [
         name for name in next(iter(raw.values()))["settings"] if all(name in by["settings"] for by in raw.values())
     ]
-    found: dict[str, dict[str, float]] = {}
+    found: dict[str, dict[str, float | None]] = {}
     for name in names:
         settings = [by["settings"][name] for by in raw.values()]
         students = [figures for one in settings for figures in one["students"].values()]
@@ -75,8 +75,21 @@ def means(raw: dict[str, Any]) -> dict[str, dict[str, float]]:
         found[name] |= {
             key: _mean([figures[key] for figures in students]) for key in students[0] if key != "in_own_block"
         }
-        learnt = [share for by in raw.values() for share in by["learnt_share"].get(name, [])]
-        found[name]["learnt_share"] = _mean(learnt) if learnt else None  # type: ignore[assignment]
+        shares = [share for share in learnt_shares(raw, name).values() if share is not None]
+        found[name]["learnt_share"] = _mean(shares) if shares else None
+    return found
+
+
+def learnt_shares(raw: dict[str, Any], name: str) -> dict[str, float | None]:
+    """Return, of each kind, the share of the dense teacher's gain that is learnt with a setting, over all seeds.
+
+    None where that was not tried, and where the dense teacher's own student does not gain with every seed: a share of
+    nothing says nothing.
+    """
+    found: dict[str, float | None] = {}
+    for kind, by in raw.items():
+        whole, own = by["gains"].get("dense", []), by["gains"].get(name, [])
+        found[kind] = sum(own) / sum(whole) if own and min(whole) > 0 else None
     return found
 
 
@@ -103,6 +116,7 @@ def show(found: dict[str, Any]) -> str:
     for name, figures in found["real_lm"].items():
         cells = ["-" if figures[key] is None else f"{figures[key]:.3f}" for key in columns]
         lines.append(" | ".join([name, f"{figures['bytes']:.0f}", *cells[1:]]))
+    lines += ["", f"learnt share by kind: {found['learnt_by_kind']}"]
     lines += ["", "pairs in the student token's own block, by cost:"]
     lines += [
         f"  {name}: " + ", ".join(f"{cost} {share:.2f}" for cost, share in by.items())
@@ -132,7 +146,8 @@ def main() -> None:
         return
     origin = provenance()
     raw = run_all(arguments)
-    found = {**origin, "real_lm": means(raw), "in_own_block": blocks(raw), "raw": raw}
+    by_kind = {name: learnt_shares(raw, name) for name in ("default", "top 64")}
+    found = {**origin, "real_lm": means(raw), "learnt_by_kind": by_kind, "in_own_block": blocks(raw), "raw": raw}
     print(show(found))
     write_results(arguments.output, found)
 

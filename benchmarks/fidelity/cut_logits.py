@@ -24,7 +24,8 @@ import torch
 
 from benchmarks.common.synthetic_logits import Synthetic, answers, synthetic, text_states
 from emkd.demo.variants import RECIPE
-from emkd.inspection.fidelity.dense import TAILS, Comparison, Dense, View, vlad_comparison
+from emkd.inspection.fidelity.comparison import Comparison
+from emkd.inspection.fidelity.dense import TAILS, Dense, View, vlad_comparison
 from emkd.inspection.fidelity.synthetic_student import DISTANCES, NOISE, Distance, synthetic_student
 from emkd.pipeline.topk import top_k
 from emkd.samples.dataset import Dataset

@@ -35,7 +35,7 @@ DEFAULT = CodesAsked(logit_error=0.8, token_bytes=160)
 
 
 def figures_of_kind(folder: Path, kind: str, n_fit: int, n_held_out: int, seeds: int, reuse: bool) -> dict[str, Any]:
-    """Return {job, settings, learnt_share, width, seconds}. See benchmarks/real_lm.py."""
+    """Return {job, settings, gains, width, seconds}. See benchmarks/real_lm.py."""
     started = time.perf_counter()
     n_images = n_fit + n_held_out
     if not (folder / "data.parquet").exists():
@@ -57,11 +57,10 @@ def figures_of_kind(folder: Path, kind: str, n_fit: int, n_held_out: int, seeds:
     chooser = BasisChooser(teacher, sample, cache.manifest.with_basis(None), 1 << 30)
     seen = {number: states[number] for number in held_out}
     cuts, kept = _settings(teacher, chooser, cache, seen)
+    images = [each.vision for each in seen.values()]
     found: dict[str, Any] = {
-        name: {"bytes": vision_bytes(_on(chooser, seen), one, cuts[name])} for name, one in kept.items()
+        name: {"bytes": vision_bytes(chooser, one, cuts[name], images), "students": {}} for name, one in kept.items()
     }
-    for name in found:
-        found[name]["students"] = {}
     learnt: dict[str, list[float]] = {}
     with torch.inference_mode(False):
         for student_name in STUDENTS:
@@ -85,7 +84,7 @@ def figures_of_kind(folder: Path, kind: str, n_fit: int, n_held_out: int, seeds:
     return {
         "job": job,
         "settings": found,
-        "learnt_share": learnt,
+        "gains": learnt,
         "width": _width(chooser, states, fit, held_out),
         "seconds": time.perf_counter() - started,
     }
@@ -126,11 +125,12 @@ def _settings(
     teacher: Teacher, chooser: BasisChooser, cache: Cache, seen: dict[int, States]
 ) -> tuple[dict[str, Any], dict[str, Kept]]:
     """(the cut of each setting's codes, what it keeps of the held-out images)"""
-    cuts: dict[str, Any] = {"default": chooser._choose(DEFAULT)}
+    cuts: dict[str, Any] = {"default": chooser.cut_for(DEFAULT)}
     cuts |= {f"error {error:g}": chooser.cut(error) for error in ERRORS}
     kept = {name: keep(teacher, seen, 8, Codes(chooser.basis(cut), "cpu")) for name, cut in cuts.items()}
-    equal = vision_bytes(_on(chooser, seen), kept["default"], cuts["default"])
-    per_logit = vision_bytes(chooser, keep(teacher, seen, 64, None), None) / 64
+    images = [each.vision for each in seen.values()]
+    equal = vision_bytes(chooser, kept["default"], cuts["default"], images)
+    per_logit = vision_bytes(chooser, keep(teacher, seen, 64, None), None, images) / 64
     for name, k in (
         ("top 64", 64), ("equal bytes", max(1, round(equal / per_logit))),
         ("twice the bytes", max(2, round(2 * equal / per_logit))),
@@ -154,15 +154,6 @@ def _from_cache(cache: Cache, numbers: list[int]) -> Kept:
     )
 
 
-def _on(chooser: BasisChooser, seen: dict[int, States]) -> BasisChooser:
-    """The same spectrum, whose bytes are measured on held-out images."""
-    spectrum, other = chooser.spectrum, object.__new__(BasisChooser)
-    other.__dict__ |= chooser.__dict__
-    other._coefficients = [(s.vision - spectrum.mean.float()) @ spectrum.projection.float() for s in seen.values()]
-    other.n_tokens = sum(len(s.vision) for s in seen.values())
-    return other
-
-
 def _learnt(
     teacher: Teacher,
     chooser: BasisChooser,
@@ -174,7 +165,8 @@ def _learnt(
     cuts: Any,
     seeds: int,
 ) -> dict[str, list[float]]:
-    found: dict[str, list[float]] = {name: [] for name in LEARNT}
+    """Return the gain of each seed, with the dense teacher and from each of LEARNT."""
+    found: dict[str, list[float]] = {name: [] for name in ("dense", *LEARNT)}
     train = {n: states[n] for n in fit}
     forms = {
         name: keep(teacher, train, 64, None) if cuts[name] is None
@@ -182,10 +174,9 @@ def _learnt(
         for name in LEARNT
     }  # fmt: skip
     for seed in range(seeds):
-        whole = gain(exact, student, fit, held_out, None, seed)
-        for name, kept in forms.items():
-            found[name].append(gain(exact, student, fit, held_out, kept, seed) / whole)
-        print(f"VSD on held-out images falls by {whole:.4f} with the dense teacher; shares: {found}", flush=True)
+        for name in found:
+            found[name].append(gain(exact, student, fit, held_out, forms.get(name), seed))
+        print(f"VSD on held-out images falls by {found}", flush=True)
     return found
 
 
@@ -193,7 +184,7 @@ def _width(chooser: BasisChooser, states: Any, fit: Any, held_out: Any) -> dict[
     """Bytes of codes and leading variances, with states and head cut to their first numbers."""
     found = {}
     for width in WIDTHS:
-        metric = head_metric(chooser._weight[:, :width])
+        metric = head_metric(chooser.weight[:, :width])
         halves = [
             Moments.of(torch.cat([torch.cat([states[n].vision, states[n].text])[:, :width] for n in fit[half::2]]))
             for half in (0, 1)

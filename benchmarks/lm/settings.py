@@ -12,7 +12,9 @@ import torch
 
 from benchmarks.lm.kinds import SIDE
 from benchmarks.lm.students import Student
-from emkd.inspection.fidelity.dense import Comparison, Dense, View, judged, kl_comparison, through_head
+from emkd.inspection.fidelity.comparison import Comparison
+from emkd.inspection.fidelity.dense import Dense, View, judged, kl_comparison, through_head
+from emkd.pipeline.basis import Cut
 from emkd.pipeline.basis_choice import BasisChooser, bytes_of
 from emkd.pipeline.capture import Teacher
 from emkd.trainer.losses.divergence import Divergence, Tail
@@ -54,11 +56,14 @@ def keep(teacher: Teacher, states: dict[int, States], k: int, codes: Codes | Non
     )
 
 
-def vision_bytes(chooser: BasisChooser, kept: Kept, cut: Any) -> float:
-    """Return the bytes of a vision token for ids, logits, tails and codes."""
+def vision_bytes(chooser: BasisChooser, kept: Kept, cut: Cut | None, images: Sequence[torch.Tensor]) -> float:
+    """Return the bytes of a vision token for ids, logits, tails and codes.
+
+    cut: None without codes; images: the vision states [Nt, d] of what is kept
+    """
     tokens = sum(map(len, (top.ids for top in kept.vision.values())))
     logits = sum(bytes_of(top.top_logits(), chooser.manifest) for top in kept.vision.values())
-    return logits / tokens + (0.0 if cut is None else chooser.code_bytes(cut))
+    return logits / tokens + (0.0 if cut is None else chooser.code_bytes(cut, images))
 
 
 def dense(teacher: Teacher, states: dict[int, States], student: Student) -> dict[int, Dense]:

@@ -3,9 +3,8 @@
     python -m benchmarks.storage.codes [--rounds 5] [--output benchmarks/results/codes.json]
 
 The records are those of common/synthetic_records.py, cut to 64 logits (the default before there were codes) or to 8
-with codes of 340 numbers, whose spread falls off so that they take about 80 bytes a token, as on the costliest kind of
-tokens of real_lm.py. `wide` has states of 3,584 numbers, of which 1,500 columns are kept, and samples of 2,916 vision
-tokens.
+with codes of 340 numbers, whose spread falls off so that they take about 80 bytes a token. `wide` has states of 3,584
+numbers, of which 1,500 columns are kept, and samples of 2,916 vision tokens.
 
 Reading: each round starts one process for each cache, which opens it, reads one epoch untimed and then one timed, in
 the order of training (read_cache.py), one thread, files in the page cache. Window memory is what two decoded shards

@@ -3,11 +3,10 @@
 import json
 import os
 import subprocess
-import sys
-import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
 
+from benchmarks.common.environments import environment_with
 from benchmarks.common.manifests import TOKENIZER, synthetic_manifest
 from benchmarks.common.provenance import BUILD, ROOT
 from benchmarks.common.synthetic_records import N_ANSWER, V, sample_rows, tile_pool
@@ -24,22 +23,12 @@ MDS_CODECS = ("same-zstd", "same-lz4", "zstd", "lz4", "whole")
 KEEPING = {"MALLOC_TRIM_THRESHOLD_": "1000000000", "MALLOC_MMAP_THRESHOLD_": "33554432"}
 
 
-def mds_environment(folder: Path = BUILD / "mds") -> Path:
-    """Return the Python of an environment with MDS and zarrs; make the environment if it does not exist.
+def mds_environment() -> Path:
+    """Return the Python of an environment with MDS and zarrs.
 
-    All other packages come from the environment that runs this script: streaming asks for older versions of NumPy and
-    transformers, and works with these.
+    streaming asks for older versions of NumPy and transformers, and works with ours.
     """
-    python = folder / "bin" / "python"
-    if not (folder / ".ready").exists():
-        subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
-        version = f"python{sys.version_info.major}.{sys.version_info.minor}"
-        ours = folder / "lib" / version / "site-packages" / "ours.pth"
-        ours.write_text(sysconfig.get_path("purelib") + "\n")
-        install = [str(python), "-m", "pip", "install", "--quiet", "--no-deps"]
-        subprocess.run([*install, "-r", str(Path(__file__).with_name("requirements-mds.txt"))], check=True)
-        (folder / ".ready").touch()
-    return python
+    return environment_with(Path(__file__).with_name("requirements-mds.txt"), BUILD / "mds")
 
 
 def environment(kept: bool = False) -> dict[str, str]:

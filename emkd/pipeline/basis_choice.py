@@ -118,33 +118,40 @@ class BasisChooser:
     def __init__(self, teacher: Teacher, sample: StateSample, manifest: Manifest, head_memory: int) -> None:
         self.manifest = manifest
         head = LMHead.of(teacher.vlm.model, teacher.vlm.n_tokens)
-        self._weight = head.weight[: head.n_tokens].detach()
+        self.weight = head.weight[: head.n_tokens].detach()
         self._bias = None if head.bias is None else head.bias[: head.n_tokens].detach()
         self.most_columns = max(1, head_memory // (2 * head.n_tokens))
-        self.spectrum = Spectrum.of(sample.halves, head_metric(self._weight))
+        self.spectrum = Spectrum.of(sample.halves, head_metric(self.weight))
         self.n_tokens = sum(map(len, sample.images))
-        mean, projection = self.spectrum.mean.float().cpu(), self.spectrum.projection.float().cpu()
-        self._coefficients = [(image - mean) @ projection for image in sample.images]
+        self._coefficients = self._columns(sample.images)
         self.top_bytes = self._top_bytes(teacher, sample.images, manifest)
 
     def _top_bytes(self, teacher: Teacher, images: Sequence[torch.Tensor], manifest: Manifest) -> float:
         if not images or manifest.top_k >= manifest.vocabulary_size:
             return 0.0
-        kind = torch.cat(list(images)).to(teacher.vlm.device, teacher.vlm.model.dtype)
-        top = teacher.top_k(kind, manifest.top_k).top_logits()
+        hidden = torch.cat(list(images)).to(teacher.vlm.device, teacher.vlm.model.dtype)
+        top = teacher.top_k(hidden, manifest.top_k).top_logits()
         return bytes_of(top, manifest) / self.n_tokens
+
+    def _columns(self, images: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """All columns [Nt, d] of the hidden states of each image."""
+        mean, projection = self.spectrum.mean.float().cpu(), self.spectrum.projection.float().cpu()
+        return [(image - mean) @ projection for image in images]
 
     def cut(self, error: float) -> Cut:
         """Return columns and step for an error. Raises UsageError as `Spectrum.at_error`."""
         return self.spectrum.at_error(error, self.most_columns)
 
-    def code_bytes(self, cut: Cut) -> float:
-        """Return the bytes of a vision token's codes; 0 without images."""
-        groups = self.spectrum.groups(cut)
+    def code_bytes(self, cut: Cut, images: Sequence[torch.Tensor] | None = None) -> float:
+        """Return the bytes of a vision token's codes; 0 without images, and if vision tokens have no codes.
+
+        images: hidden states [Nt, d] of each image, on the CPU; by default those of the sample
+        """
         if not self.manifest.has_codes("vision"):
             return 0.0
-        frames = [encode_frame(self._codes(image, cut), groups) for image in self._coefficients]
-        return sum(map(len, frames)) / max(1, self.n_tokens)
+        groups, columns = self.spectrum.groups(cut), self._coefficients if images is None else self._columns(images)
+        frames = [encode_frame(self._codes(image, cut), groups) for image in columns]
+        return sum(map(len, frames)) / max(1, sum(map(len, columns)))
 
     def _codes(self, coefficients: torch.Tensor, cut: Cut) -> np.ndarray:
         numbers = (coefficients[:, : cut.n_columns] / cut.step).round_()
@@ -152,14 +159,15 @@ class BasisChooser:
 
     def basis(self, cut: Cut) -> Basis:
         """Return the basis of a cut."""
-        return self.spectrum.basis(cut, self._weight, self._bias)
+        return self.spectrum.basis(cut, self.weight, self._bias)
 
     def choose(self, asked: CodesAsked) -> Choice:
         """Return the basis for what was asked. Raises UsageError if it cannot be had."""
-        cut = self._choose(asked)
+        cut = self.cut_for(asked)
         return Choice(basis=self.basis(cut), top_bytes=self.top_bytes, code_bytes=self.code_bytes(cut), asked=asked)
 
-    def _choose(self, asked: CodesAsked) -> Cut:
+    def cut_for(self, asked: CodesAsked) -> Cut:
+        """Return columns and step for what was asked. Raises UsageError if it cannot be had."""
         limit = asked.token_bytes
         first = asked.logit_error or max(LEAST, 1.001 * self.spectrum.least_error(self.most_columns))
         if limit is None:

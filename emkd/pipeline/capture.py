@@ -23,12 +23,12 @@ from emkd.pipeline.shared_images import SharedImages
 from emkd.pipeline.topk import top_k_in_chunks
 from emkd.samples.dataset import Dataset
 from emkd.samples.encode import Encoded, Encoder
-from emkd.storage.arrays.layout import TokenAxis
+from emkd.storage.arrays.layout import TOKEN_AXES, TokenAxis
 from emkd.storage.manifest.manifest import Manifest
 from emkd.storage.precision import STEPS
 from emkd.storage.record import CapturedRow, Record
 from emkd.vlm.affinity import affinity
-from emkd.vlm.codes import Codes
+from emkd.vlm.codes import NOT_FINITE, Codes
 from emkd.vlm.forward import collate, head_logits, last_hidden_state, lm_logits, to_model
 from emkd.vlm.loading import VisionLanguageModel
 from emkd.vlm.states import States
@@ -40,8 +40,6 @@ STORED_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16} | dict.fr
     ("float32", *STEPS), torch.float32
 )
 
-NOT_FINITE = "not-finite"
-TOKEN_AXES: tuple[TokenAxis, ...] = ("text", "vision", "answer")
 # Vision tokens of a row whose logits are compared with those read from codes.
 MEASURED_VISION = 3
 

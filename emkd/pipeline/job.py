@@ -20,7 +20,7 @@ from emkd.pipeline.basis_choice import Choice
 from emkd.pipeline.for_student import check_student
 from emkd.pipeline.job_manifest import job_manifest
 from emkd.pipeline.preflight import Estimate, choose_basis, preflight, study
-from emkd.pipeline.progress import log, progress, size_text
+from emkd.pipeline.progress import log, progress
 from emkd.pipeline.settings import JobSettings
 from emkd.pipeline.shard_pool import Outcome, run_shards
 from emkd.ray_session import session
@@ -41,6 +41,7 @@ from emkd.storage.manifest.read import read_manifest
 from emkd.storage.objects.files import Files
 from emkd.storage.objects.names import MANIFEST_NAME, committed_shards
 from emkd.storage.objects.open import open_files
+from emkd.units import size_text
 
 SAME_ROWS = 8  # committed rows that a resumed run compares with its data
 

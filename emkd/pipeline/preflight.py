@@ -10,11 +10,12 @@ from emkd.errors import JobFailedError
 from emkd.pipeline.actors import result_of
 from emkd.pipeline.basis_choice import Choice
 from emkd.pipeline.cache_size import Sizes
-from emkd.pipeline.progress import EXCESS, log, size_text, time_text
+from emkd.pipeline.progress import EXCESS, log
 from emkd.pipeline.settings import JobSettings
 from emkd.pipeline.worker import Preflight
 from emkd.storage.manifest.manifest import Manifest
 from emkd.storage.objects.open import open_files
+from emkd.units import size_text, time_text
 
 PREFLIGHT_ROWS = 32
 STUDIED = 8  # of these, and at most a quarter of them, on which other settings are measured

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
 from emkd.pipeline.worker import ShardReport
+from emkd.units import size_text, time_text
 
 EXCESS = 1.1  # of a predicted error
 LINE_SECONDS = 5.0  # without a terminal, at most one line per this many seconds
@@ -106,24 +107,6 @@ def too_large_error(report: ShardReport, predicted: float | None) -> str | None:
         f"{predicted:.3g} was predicted: its rows differ from those that the basis was made from. They stay usable "
         "with this error; if many shards have it, make the cache again with a smaller --logit-error"
     )
-
-
-def size_text(n_bytes: float) -> str:
-    """A size for people, in powers of 1,000."""
-    for unit in ("bytes", "kB", "MB", "GB"):
-        if n_bytes < 1000:
-            return f"{n_bytes:.3g} {unit}"
-        n_bytes /= 1000
-    return f"{n_bytes:.3g} TB"
-
-
-def time_text(seconds: float) -> str:
-    """A duration for people: 12 s, 3 min 5 s, 5 h 12 min, 3 d 4 h."""
-    whole = round(seconds)
-    for unit, size, smaller, smaller_size in (("d", 86400, "h", 3600), ("h", 3600, "min", 60), ("min", 60, "s", 1)):
-        if whole >= size:
-            return f"{whole // size} {unit} {whole % size // smaller_size} {smaller}"
-    return f"{whole} s"
 
 
 def log(text: str) -> None:

@@ -13,9 +13,10 @@ from emkd.errors import SampleError
 from emkd.storage.basis import Basis
 from emkd.vlm.truncated import TruncatedLogits
 
+# Reasons for skipping a row (docs/data.md).
 OUT_OF_RANGE = "codes-out-of-range"
 NOT_FINITE = "not-finite"
-MOST = 32767
+MOST = 32767  # the largest int16
 # Rows of the head that are multiplied at a time.
 IDS = 1 << 15
 
@@ -37,11 +38,6 @@ class Codes:
         self._over: tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor, torch.Tensor]] | None = None
         if self.head.device.type == "cpu":
             self.head = self.head.float()
-
-    @property
-    def device(self) -> torch.device:
-        """Where the arrays are."""
-        return self.head.device
 
     def coefficients(self, hidden: torch.Tensor) -> torch.Tensor:
         """Return the columns [n, r] of hidden states [n, d], in float32; codes are these in steps, rounded."""

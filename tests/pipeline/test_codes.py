@@ -24,6 +24,7 @@ from emkd.vlm import load
 from emkd.vlm.forward import collate, last_hidden_state
 from emkd.vlm.states import States
 from tests import tiny
+from tests.storage.builders import make_basis
 
 ERROR = 0.3
 
@@ -316,6 +317,7 @@ def test_other_codes_conflict_and_another_basis_does_not(teacher_path, data_path
     one = manifest_of(settings(teacher_path, data_path, logit_error=0.4))
     other = manifest_of(settings(teacher_path, data_path, logit_error=0.2))
     assert conflicts(one, other) == ["codes.logit_error: cache has 0.4, this run 0.2"]
+    assert conflicts(one.with_basis(make_basis().identity(b"")), one) == []
     with pytest.raises(CacheConflictError):
         refuse(open_files("."), conflicts(one, other))
 

@@ -3,8 +3,9 @@
 import pytest
 
 from emkd.pipeline import progress as module
-from emkd.pipeline.progress import JobProgress, progress, size_text, time_text
+from emkd.pipeline.progress import JobProgress, progress
 from emkd.pipeline.worker import ShardReport
+from emkd.units import size_text, time_text
 
 
 def report(**chosen) -> ShardReport:

@@ -13,12 +13,11 @@ from typing import Any
 import torch
 
 from emkd.errors import SampleError
-from emkd.pipeline.capture import NOT_FINITE, TOKEN_AXES
-from emkd.storage.arrays.layout import TokenAxis
+from emkd.storage.arrays.layout import TOKEN_AXES, TokenAxis
 from emkd.storage.precision import STEPS, AffinityPrecision, LogitsPrecision
 from emkd.storage.record import Record
 from emkd.vlm.affinity import affinity
-from emkd.vlm.codes import Codes
+from emkd.vlm.codes import NOT_FINITE, Codes
 from emkd.vlm.states import States
 from emkd.vlm.truncated import TruncatedLogits
 

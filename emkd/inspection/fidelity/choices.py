@@ -23,6 +23,7 @@ from emkd.pipeline.out_of_memory import unless_out_of_memory
 from emkd.pipeline.preflight import Estimate
 from emkd.samples.dataset import Dataset
 from emkd.storage.manifest.manifest import Manifest
+from emkd.trainer.losses.divergence import Tail
 from emkd.vlm.codes import Codes
 from emkd.vlm.head import LMHead
 from emkd.vlm.states import States
@@ -195,11 +196,11 @@ def _squared_error(cut: TruncatedLogits, exact: torch.Tensor, codes: Codes | Non
 
 
 def _figures(fidelity: Fidelity, codes: Codes | None) -> dict[str, float]:
-    tail = "uniform" if codes is None else "codes"
+    tail: Tail = "uniform" if codes is None else "codes"
     return {
         "regret": fidelity.assignment.regret,
-        "vsd_error": fidelity.vsd[tail].loss_error if tail in fidelity.vsd else fidelity.vsd["uniform"].loss_error,
-        "rld_error": fidelity.rld[tail].loss_error if tail in fidelity.rld else fidelity.rld["uniform"].loss_error,
+        "vsd_error": fidelity.vsd[tail].loss_error,
+        "rld_error": fidelity.rld[tail].loss_error,
         "vlad_cosine": fidelity.vlad.gradient_cosine,
         "hidden_cosine": fidelity.hidden.gradient_cosine,
         "joint_cosine": fidelity.joint.gradient_cosine,

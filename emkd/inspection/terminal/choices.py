@@ -6,6 +6,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from emkd.units import size_text
+
 WIDTH = 118  # no table here is wider
 FIGURES = (
     ("regret", "{:.3f}"),
@@ -53,17 +55,9 @@ def _table(settings: list[dict[str, Any]], distance: str) -> Table:
             continue
         sizes = [f"{each['bytes'][part]:.0f}" for part in ("logits", "codes", "total")]
         figures = [_text(each[distance][name], form) for name, form in FIGURES]
-        table.add_row(each["name"], *sizes, _size(each["job_bytes"]), f"{each['logit_error']:.2f}", *figures)
+        table.add_row(each["name"], *sizes, size_text(each["job_bytes"]), f"{each['logit_error']:.2f}", *figures)
     return table
 
 
 def _text(value: float | None, form: str) -> str:
     return "-" if value is None else form.format(value)
-
-
-def _size(n_bytes: float) -> str:
-    for unit in ("bytes", "kB", "MB", "GB"):
-        if n_bytes < 1000:
-            return f"{n_bytes:.3g} {unit}"
-        n_bytes /= 1000
-    return f"{n_bytes:.3g} TB"

@@ -45,6 +45,7 @@ TOKENS_PER_CHUNK = 16_384
 BYTES_PER_CHUNK = 4 * 2**20
 
 TokenAxis = Literal["text", "vision", "answer"]
+TOKEN_AXES: tuple[TokenAxis, ...] = ("text", "vision", "answer")
 # The axes whose offsets and counts the index of a shard has for each sample.
 IndexedAxis = Literal["text", "vision", "affinity", "answer"]
 AXES: tuple[IndexedAxis, ...] = ("text", "vision", "affinity", "answer")

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from emkd.errors import SampleNotFoundError
 from emkd.storage.arrays.chunks import StoredArray
 from emkd.storage.arrays.kind import Arrays
-from emkd.storage.arrays.layout import AXES, ArrayLayout, Axis, IndexedAxis, TokenAxis, frame_axes
+from emkd.storage.arrays.layout import AXES, TOKEN_AXES, ArrayLayout, Axis, IndexedAxis, TokenAxis, frame_axes
 from emkd.storage.arrays.record_arrays import RecordArrays
 from emkd.storage.index.commit import ShardIndex
 from emkd.storage.index.table import (
@@ -128,12 +128,9 @@ class DecodedShard:
         """The frames of codes, of the tokens that have codes."""
         return {
             axis: _Frames.of(self.arrays[f"{axis}_frame_tokens"], self.arrays[f"{axis}_frame_bytes"])
-            for axis in _TOKEN_AXES
+            for axis in TOKEN_AXES
             if f"{axis}_codes" in self.arrays
         }
-
-
-_TOKEN_AXES: tuple[TokenAxis, ...] = ("text", "vision", "answer")
 
 
 @dataclass(frozen=True, kw_only=True)

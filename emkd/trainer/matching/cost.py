@@ -16,8 +16,7 @@ distributed over the ids, with mean δ and variance σ² = var s + var t̂ - 2 c
 
     cost[i, j] = V (δ erf(δ / √2σ) + σ √(2/π) exp(-δ² / 2σ²))
 
-That takes matrix products alone. On a real language model (benchmarks/real_lm.py) its pairs are those of a sum over
-all ids, nearly, where a sum over a sample that takes as long finds others.
+That takes matrix products alone, so that the sample can be several times as large as one whose distances are summed.
 
 In the space of log-probabilities, the logsumexp over all ids is subtracted from each token's logits before.
 
@@ -43,11 +42,8 @@ from emkd.vlm.truncated import TruncatedLogits
 COPIED = {"cpu": 1 << 18, "other": 1 << 24}
 # Student logits that are in memory at a time.
 LOGITS = 1 << 25
-
-
-# Distances to t̂ from codes are sums over so many ids at most,
+# The largest vocabulary whose distances to t̂ from codes are summed over all ids; beyond, SAMPLED ids give moments.
 EXACT = 4096
-# and follow from the moments over so many ids beyond.
 SAMPLED = 1 << 15
 
 Space = Literal["logits", "log_probabilities"]
@@ -68,6 +64,8 @@ class Cost:
 
 
 PAPERS = Cost()
+
+Shift = tuple[torch.Tensor, torch.Tensor] | None  # what is subtracted from each token's logits: [Ns], [Nt]
 
 
 @torch.no_grad()
@@ -111,9 +109,6 @@ def _distances(
     if cost.top_k is None and codes is not None and teacher.codes is not None and cut:
         return _to_codes(hidden, head, teacher, codes, shift)
     return _to_stored(hidden, head, teacher if cost.top_k is None else teacher.smaller(cost.top_k), shift, whole)
-
-
-Shift = tuple[torch.Tensor, torch.Tensor] | None  # what is subtracted from each token's logits: [Ns], [Nt]
 
 
 def _to_codes(hidden: torch.Tensor, head: LMHead, teacher: TruncatedLogits, codes: Codes, shift: Shift) -> torch.Tensor:
