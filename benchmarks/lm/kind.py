@@ -31,7 +31,8 @@ ERRORS = (1.6, 0.8, 0.4, 0.2)
 LEARNT = ("default", "top 64")
 WIDTHS = (144, 288, 576)
 TRAIN = 12  # images that the adaptor learns from
-LEARNER = "far"  # the student that learns. The mid one with the teacher's weights has next to nothing to learn on B and C
+# The student that learns: the mid one, with the weights of the teacher, has next to nothing to learn on B and C.
+LEARNER = "far"
 DEFAULT = CodesAsked(logit_error=0.8, token_bytes=160)
 
 
