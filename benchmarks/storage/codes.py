@@ -135,7 +135,8 @@ def read(folder: Path) -> list[dict[str, float]]:
 
 def codec_ms(form: Form, rounds: int) -> dict[str, float]:
     """Return milliseconds of CPU time to encode and decode the codes of TOKENS tokens, and their bytes a token."""
-    codes, groups = form.codes(np.random.default_rng(3), TOKENS), form.groups()
+    # As the capture makes them: the transpose of [r, n].
+    codes, groups = np.asfortranarray(form.codes(np.random.default_rng(3), TOKENS)), form.groups()
     times: dict[str, list[float]] = {"encode": [], "decode": []}
     frame, out = b"", np.empty((form.columns, TOKENS), np.int16)
     for _ in range(2 * rounds):

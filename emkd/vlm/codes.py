@@ -40,9 +40,13 @@ class Codes:
             self.head = self.head.float()
 
     def coefficients(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Return the columns [n, r] of hidden states [n, d], in float32; codes are these in steps, rounded."""
+        """Return the columns [n, r] of hidden states [n, d], in float32; codes are these in steps, rounded.
+
+        They are the transpose of a contiguous [r, n], as storage keeps them: to transpose 2,916 x 1,500 codes takes as
+        long as compressing them.
+        """
         with torch.autocast(hidden.device.type, enabled=False):
-            return (hidden.float() - self.mean) @ self.projection
+            return (self.projection.T @ (hidden.float() - self.mean).T).T
 
     def encode(self, hidden: torch.Tensor) -> torch.Tensor:
         """Return codes [n, r] int16 of hidden states [n, d].

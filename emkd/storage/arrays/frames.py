@@ -29,6 +29,9 @@ from numpy.typing import NDArray
 from emkd.errors import DamagedCacheError
 from emkd.storage.objects.digest import NEXT_STEP
 
+# Codes are noise to a search for repeats: what it finds by chance takes more bytes than it saves, and breaks runs for
+# the Huffman coder. So the table of places is as small as zstd allows and a match as long as it can ask for.
+_SEARCH = {"hash_log": zstandard.HASHLOG_MIN, "min_match": zstandard.MINMATCH_MAX}
 _LEVEL = 1
 # The largest number that fits into so many bits; the most negative one is one further from 0.
 _MOST = {0: 0, 2: 1, 4: 7, 8: 127, 16: 32767}
@@ -96,7 +99,10 @@ def _several_in_a_byte(small: NDArray[np.uint8], form: int) -> NDArray[np.uint8]
 def _compressed(parts: Sequence[NDArray[np.uint8]]) -> bytes:
     """Return one zstd frame of all parts, with a block for each; small ones share a block."""
     total = sum(map(len, parts))
-    compressor = zstandard.ZstdCompressor(level=_LEVEL, write_content_size=True).compressobj(size=total)
+    parameters = zstandard.ZstdCompressionParameters.from_level(
+        _LEVEL, source_size=total, write_content_size=True, **_SEARCH
+    )
+    compressor = zstandard.ZstdCompressor(compression_params=parameters).compressobj(size=total)
     found, since = [], 0
     for part in parts:
         found.append(compressor.compress(part.data))
