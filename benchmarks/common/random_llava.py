@@ -98,7 +98,7 @@ def random_model(shape: Shape, seed: int, device: str) -> VisionLanguageModel:
 def demo_teacher(device: str) -> VisionLanguageModel:
     """Return the demonstration's teacher, untrained."""
     model = new_teacher(0).to(device)
-    return VisionLanguageModel(path=Path("demo"), model=model, processor=new_processor(), n_tokens=len(WORDS))
+    return VisionLanguageModel(path=Path("demo"), model=model, processor=new_processor(pads=True), n_tokens=len(WORDS))
 
 
 def _config(shape: Shape) -> LlavaConfig:

@@ -2,9 +2,9 @@
 
     python -m benchmarks.fidelity.cut_logits DEMO_OUT
 
-DEMO_OUT is a folder that `emkd demo` made. Its teacher is cut at k = 2, 4, 8, 16 and all 31, on validation scenes, for
-the student before and after training. Synthetic logits of 151,936 ids (common/synthetic_logits.py; 144 student and 729
-teacher tokens) are cut at k = 8 to 128, for a synthetic student near the teacher and one far from it
+DEMO_OUT is a folder that `emkd demo` made. Its teacher is cut at k = 2, 4, 8, 16 and all 23, on validation scenes, for
+the student before ("untrained") and after phase 2. Synthetic logits of 151,936 ids (common/synthetic_logits.py; 144
+student and 729 teacher tokens) are cut at k = 8 to 128, for a synthetic student near the teacher and one far from it
 (emkd/inspection/fidelity/synthetic_student.py). One draw; `--seeds` takes means over several.
 emkd/inspection/fidelity/dense.py defines the figures.
 
@@ -23,7 +23,6 @@ from typing import Any
 import torch
 
 from benchmarks.common.synthetic_logits import Synthetic, answers, synthetic, text_states
-from emkd.demo.variants import RECIPE
 from emkd.inspection.fidelity.comparison import Comparison
 from emkd.inspection.fidelity.dense import TAILS, Dense, View, vlad_comparison
 from emkd.inspection.fidelity.synthetic_student import DISTANCES, NOISE, Distance, synthetic_student
@@ -35,12 +34,11 @@ from emkd.vlm import load
 from emkd.vlm.affinity import affinity
 from emkd.vlm.forward import collate, last_hidden_state, lm_logits, to_model
 from emkd.vlm.loading import VisionLanguageModel
-from emkd.vlm.pooling import pooled
 from emkd.vlm.truncated import TruncatedLogits, truncated
 
 V, TILE, N_STUDENT, N_ANSWERS, N_TEXT = 151_936, (27, 27), 144, 48, 48
 SYNTHETIC_K = (8, 16, 32, 64, 128)
-DEMO_K = (2, 4, 8, 16, 31)
+DEMO_K = (2, 4, 8, 16, 23)
 CHOICE_K, DEMO_CHOICE_K = 64, 8
 SEEDS = (0,)
 SCENES = 25
@@ -122,7 +120,6 @@ class Scenes:
 def on_demo(demo: Path, n_scenes: int = SCENES) -> Measured:
     """Return one entry for each student and k, over all scenes."""
     untrained, trained = load(str(demo / "student-init")), load(str(demo / "students" / "emkd-0"))
-    untrained.model = pooled(untrained.model, untrained.processor, RECIPE["student"]["vision_pool"])
     scenes = Scenes(demo, n_scenes)
     teacher = scenes.views(load(str(demo / "teacher")))
     found = []
@@ -192,7 +189,7 @@ def show(result: dict[str, Any]) -> str:
     return "\n\n".join(
         [
             "synthetic logits\n\n" + _table(result["synthetic"]),
-            "the demonstration's teacher, V = 31\n\n" + _table(result["demo"]),
+            "the demonstration's teacher, V = 23\n\n" + _table(result["demo"]),
             "synthetic, k = 64: the default is " + _choice(result["choice"]),
             "the demonstration, k = 8: the default would be " + _choice(result["choice_on_demo"]),
         ]

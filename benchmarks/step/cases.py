@@ -73,10 +73,9 @@ class Case:
 
 
 def demo_student(device: str) -> VisionLanguageModel:
-    """Return a copy of the teacher, pooled and with a frozen tower, as the recipe says."""
+    """Return a copy of the teacher, pooled as the recipe says."""
     vlm = demo_teacher(device)
     vlm.model = pooled(vlm.model, vlm.processor, RECIPE["student"]["vision_pool"])
-    freeze(vlm.model, RECIPE["student"]["freeze"])
     return vlm
 
 

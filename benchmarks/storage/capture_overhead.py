@@ -20,7 +20,7 @@ seconds count all threads of the process; the bare loop has one.
 
     cpu-100m      104M parameters, V = 151,936 (tied, 512 wide, 8 layers), 2,916 vision tokens a sample
     cpu-100m-32k  101M parameters, V = 32,000 (tied, 768 wide, 12 layers), 729
-    demo          the demonstration's teacher, random, 64 vision tokens, V = 31
+    demo          the demonstration's teacher, random, 64 vision tokens, V = 23
     gpu           7B, V = 151,936, bfloat16, 729
     tiny          to try the script with
 

@@ -1,15 +1,19 @@
-"""A LLaVA small enough to train from random weights on one CPU core, with its tokenizer and processor.
+"""A LLaVA small enough to train from random weights on one CPU core, with its tokenizer and processors.
 
-    new_tokenizer()          31 words: 4 specials, 16 questions, 11 answers
-    new_processor()          LlavaProcessor: 40×40 pixels -> 64 <image> tokens
+    new_tokenizer()          23 words: 4 specials, 8 questions, 11 answers
+    new_processor(pads)      LlavaProcessor: a wide image -> 40×40 pixels -> 64 <image> tokens
     new_teacher(seed)        SigLIP tower, projector, Qwen2; about 163,000 parameters, random
     new_student(teacher)     a copy of the teacher; training pools its vision tokens
     save_model(model, processor, folder)
 
+The teacher's processor pads an image to a square, as that of LLaVA-1.5 does; the student's stretches it, as SigLIP's
+own does. So the vision tokens of the two lie on different grids (places.py), as they often do if a student has another
+vision tower than its teacher.
+
 All classes are those of transformers, without overrides, so everything that works with these models works with a LLaVA
 checkpoint of any size.
 
-A conversation is rendered as "<image> b3? seven a1? empty ...": every word is one token, and no token marks the start
+A conversation is rendered as "<image> b2? seven a1? empty ...": every word is one token, and no token marks the start
 or the end of a turn. A new turn never changes the tokens before it.
 
 Shape legend: d hidden size 64.
@@ -17,6 +21,7 @@ Shape legend: d hidden size 64.
 
 import math
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import AddedToken, Tokenizer
@@ -25,6 +30,7 @@ from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import (
     LlavaConfig,
     LlavaForConditionalGeneration,
+    LlavaImageProcessorPil,
     LlavaProcessor,
     PreTrainedTokenizerFast,
     Qwen2Config,
@@ -32,14 +38,15 @@ from transformers import (
     SiglipVisionConfig,
 )
 
-from emkd.demo.scenes import ANSWERS, N_CELLS, QUESTIONS, SCENE_PIXELS
+from emkd.demo.scenes import ANSWERS, N_CELLS, QUESTIONS, WIDTH
 
 IMAGE_TOKEN = "<image>"
 SPECIALS = ("<pad>", "<unk>", "<eos>", IMAGE_TOKEN)
 WORDS = (*SPECIALS, *QUESTIONS, *ANSWERS)
 
+SIDE_PIXELS = WIDTH  # of the square that the models see
 PATCH_PIXELS = 5
-PATCHES_PER_SIDE = SCENE_PIXELS // PATCH_PIXELS
+PATCHES_PER_SIDE = SIDE_PIXELS // PATCH_PIXELS
 N_VISION_TOKENS = PATCHES_PER_SIDE**2
 HIDDEN_SIZE = 64
 
@@ -63,7 +70,7 @@ CHAT_TEMPLATE = """
 
 
 def new_tokenizer() -> PreTrainedTokenizerFast:
-    """Return a tokenizer with one token for each word. It always splits off <image>, also in "<image>b3?"."""
+    """Return a tokenizer with one token for each word. It always splits off <image>, also in "<image>b2?"."""
     words = {word: number for number, word in enumerate(WORDS)}
     backend = Tokenizer(WordLevel(words, unk_token="<unk>"))
     backend.pre_tokenizer = WhitespaceSplit()
@@ -80,11 +87,21 @@ def new_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def new_processor() -> LlavaProcessor:
-    """Return a processor that scales pixels to [-1, 1] at 40×40 and writes one <image> token for each patch."""
-    image_processor = SiglipImageProcessor(
-        size={"height": SCENE_PIXELS, "width": SCENE_PIXELS}, image_mean=[0.5] * 3, image_std=[0.5] * 3
-    )
+def new_processor(*, pads: bool) -> LlavaProcessor:
+    """Return a processor that makes pixels in [-1, 1] at 40×40 and writes one <image> token for each patch.
+
+    pads: grey above and below; otherwise the image is stretched
+    """
+    settings: dict[str, Any] = {
+        "size": {"height": SIDE_PIXELS, "width": SIDE_PIXELS},
+        "image_mean": [0.5] * 3,
+        "image_std": [0.5] * 3,
+    }
+    image_processor: LlavaImageProcessorPil | SiglipImageProcessor
+    if pads:
+        image_processor = LlavaImageProcessorPil(do_center_crop=False, do_pad=True, **settings)
+    else:
+        image_processor = SiglipImageProcessor(**settings)
     return LlavaProcessor(
         image_processor=image_processor,
         tokenizer=new_tokenizer(),
@@ -102,7 +119,7 @@ def teacher_config() -> LlavaConfig:
         intermediate_size=2 * HIDDEN_SIZE,
         num_hidden_layers=2,
         num_attention_heads=4,
-        image_size=SCENE_PIXELS,
+        image_size=SIDE_PIXELS,
         patch_size=PATCH_PIXELS,
         vision_use_head=False,
     )

@@ -5,14 +5,14 @@
     write_scenes(path, n, pool, seed)                  a Parquet file with PNG images
     file_scenes(n, pool, seed)                         the scenes of such a file, as arrays
 
-A scene is an image of 4×4 cells of 10×10 pixels. A cell is empty or holds one 8×8 digit of scikit-learn's
-`load_digits`. The user asks for each cell once, in random order, with one word ("b3?": column b, row 3); the
+A scene is a wide image of 2 rows of 4 cells of 10×10 pixels. A cell is empty or holds one 8×8 digit of scikit-learn's
+`load_digits`. The user asks for cells in random order, each at most once, with one word ("b2?": column b, row 2); the
 assistant answers with one word ("seven", or "empty").
 
 The digits are split into three pools that share no digit image, so a validation or test scene shows only
 digits that no training scene shows.
 
-Shape legend: n scenes, 16 cells row by row (index 4·row + column), 16 questions in the order of asking.
+Shape legend: n scenes, 8 cells row by row (index 4·row + column), q ≤ 8 questions in the order of asking.
 """
 
 import io
@@ -30,15 +30,15 @@ from sklearn.datasets import load_digits
 
 from emkd.errors import UsageError
 
-SIDE = 4  # cells along an edge
-N_CELLS = SIDE * SIDE
+ROWS, COLUMNS = 2, 4  # of cells
+N_CELLS = ROWS * COLUMNS
 CELL_PIXELS = 10
 DIGIT_PIXELS = 8
-SCENE_PIXELS = SIDE * CELL_PIXELS
+HEIGHT, WIDTH = ROWS * CELL_PIXELS, COLUMNS * CELL_PIXELS
 
 ANSWERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "empty")
 EMPTY = 10  # the label of a cell without a digit; label d stands for digit d
-QUESTIONS = tuple(f"{column}{row}?" for row in "1234" for column in "abcd")
+QUESTIONS = tuple(f"{column}{row}?" for row in "12" for column in "abcd")
 
 # The 1,797 digit images are sorted by writer, so the pools also differ in handwriting.
 POOLS = {"train": slice(0, 1200), "validation": slice(1200, 1400), "test": slice(1400, 1797)}
@@ -46,7 +46,7 @@ POOLS = {"train": slice(0, 1200), "validation": slice(1200, 1400), "test": slice
 EMPTY_SHARE = 0.25
 CONTRAST = (0.6, 1.0)
 NOISE = 0.05
-ROWS_PER_GROUP = 128  # readers keep a few row groups decoded; 128 scenes are about 0.4 MB
+ROWS_PER_GROUP = 128  # readers keep a few row groups decoded; 128 scenes are about 0.2 MB
 
 SCHEMA = pa.schema(
     [
@@ -61,9 +61,9 @@ SCHEMA = pa.schema(
 class Scenes:
     """Drawn scenes.
 
-    images:  [n, 40, 40, 3] uint8, the three channels equal
-    labels:  [n, 16] int64, 0-9 the cell's digit, 10 empty
-    order:   [n, 16] int64, the cell that each question asks for
+    images:  [n, 20, 40, 3] uint8, the three channels equal
+    labels:  [n, 8] int64, 0-9 the cell's digit, 10 empty
+    order:   [n, q] int64, the cell that each question asks for
     """
 
     images: NDArray[np.uint8]
@@ -78,7 +78,7 @@ class Scenes:
 
     @property
     def answers(self) -> NDArray[np.int64]:
-        """[n, 16] the true label of each question, in the order of asking."""
+        """[n, q] the true label of each question, in the order of asking."""
         return np.take_along_axis(self.labels, self.order, axis=1)
 
 
@@ -103,13 +103,13 @@ def pool_digits(pool: str) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
 def draw_scenes(generator: np.random.Generator, n: int, pool: str) -> Scenes:
     """Return n scenes with digits of one pool, a pure function of the generator's state."""
     pixels, digit_labels = pool_digits(pool)
-    shape = (n, SIDE, SIDE)
+    shape = (n, ROWS, COLUMNS)
     chosen = generator.integers(len(pixels), size=shape)
     empty = generator.random(shape) < EMPTY_SHARE
     contrast = np.where(empty, 0.0, generator.uniform(*CONTRAST, size=shape))
     jitter = generator.integers(CELL_PIXELS - DIGIT_PIXELS + 1, size=(2, *shape))
     cells = _place(pixels[chosen] * contrast[..., None, None], jitter)
-    canvas = cells.transpose(0, 1, 3, 2, 4).reshape(n, SCENE_PIXELS, SCENE_PIXELS)
+    canvas = cells.transpose(0, 1, 3, 2, 4).reshape(n, HEIGHT, WIDTH)
     noisy = canvas + NOISE * generator.standard_normal(canvas.shape)
     gray = np.rint(noisy.clip(0, 1) * 255).astype(np.uint8)
     return Scenes(
@@ -120,7 +120,7 @@ def draw_scenes(generator: np.random.Generator, n: int, pool: str) -> Scenes:
 
 
 def _place(digits: NDArray[np.float64], jitter: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Return cells [n, 4, 4, 10, 10] with each 8×8 digit at its offset; jitter [2, n, 4, 4]: (down, right), pixels."""
+    """Return cells [n, 2, 4, 10, 10] with each 8×8 digit at its offset; jitter [2, n, 2, 4]: (down, right), pixels."""
     cells = np.zeros((*digits.shape[:3], CELL_PIXELS, CELL_PIXELS))
     for down in range(CELL_PIXELS - DIGIT_PIXELS + 1):
         for right in range(CELL_PIXELS - DIGIT_PIXELS + 1):
@@ -148,23 +148,29 @@ def _generators(seed: int) -> tuple[np.random.Generator, np.random.Generator]:
     return np.random.default_rng(scenes), np.random.default_rng(mistakes)
 
 
-def write_scenes(path: Path, n: int, pool: str, seed: int, wrong_answers: float = 0.0) -> Path:
-    """Write n scenes as Parquet: id, images (PNG bytes), messages (16 questions and answers).
+def write_scenes(
+    path: Path, n: int, pool: str, seed: int, *, questions: int = N_CELLS, wrong_answers: float = 0.0
+) -> Path:
+    """Write n scenes as Parquet: id, images (PNG bytes), messages (questions and answers).
 
+    questions:     of each scene: its first ones in the order of asking
     wrong_answers: the share of all answers (rounded to a whole number) that is replaced by one of the 10 other words;
                    images and questions do not depend on it
 
-    Raises UsageError for fewer than 1 scene or a share outside 0-1.
+    Raises UsageError for fewer than 1 scene, questions outside 1-8, or a share outside 0-1.
     """
-    if n < 1 or not 0 <= wrong_answers <= 1:
-        raise UsageError(f"expected at least 1 scene and a share of wrong answers in 0-1, got {n} and {wrong_answers}")
+    if n < 1 or not 1 <= questions <= N_CELLS or not 0 <= wrong_answers <= 1:
+        raise UsageError(
+            f"expected at least 1 scene, 1-{N_CELLS} questions and a share of wrong answers in 0-1, got {n}, "
+            f"{questions} and {wrong_answers}"
+        )
     scenes = file_scenes(n, pool, seed)
-    answers = _with_mistakes(scenes.answers, wrong_answers, _generators(seed)[1])
+    answers = _with_mistakes(scenes.answers[:, :questions], wrong_answers, _generators(seed)[1])
     rows = [
         {
             "id": f"{pool}-{number:05d}",
             "images": [{"bytes": _png(scenes.images[number]), "path": None}],
-            "messages": conversation(scenes.order[number], answers[number]),
+            "messages": conversation(scenes.order[number, :questions], answers[number]),
         }
         for number in range(n)
     ]
@@ -174,7 +180,7 @@ def write_scenes(path: Path, n: int, pool: str, seed: int, wrong_answers: float 
 
 
 def conversation(order: NDArray[np.int64], answers: NDArray[np.int64]) -> list[dict[str, str]]:
-    """Return the user and assistant turns of one scene from order [16] and answers [16]; the image comes first."""
+    """Return the user and assistant turns of one scene from order [q] and answers [q]; the image comes first."""
     messages = []
     for turn, (cell, answer) in enumerate(zip(order, answers, strict=True)):
         mark = "" if turn else "<image>"
@@ -184,7 +190,7 @@ def conversation(order: NDArray[np.int64], answers: NDArray[np.int64]) -> list[d
 
 
 def _with_mistakes(answers: NDArray[np.int64], share: float, generator: np.random.Generator) -> NDArray[np.int64]:
-    """Return answers [n, 16] with a share of them replaced, uniformly over the other words (shifted by 1-10)."""
+    """Return answers [n, q] with a share of them replaced, uniformly over the other words (shifted by 1-10)."""
     found = answers.copy().reshape(-1)
     wrong = generator.choice(found.size, size=round(share * found.size), replace=False)
     found[wrong] = (found[wrong] + generator.integers(1, len(ANSWERS), size=wrong.size)) % len(ANSWERS)
@@ -192,7 +198,7 @@ def _with_mistakes(answers: NDArray[np.int64], share: float, generator: np.rando
 
 
 def _png(image: NDArray[np.uint8]) -> bytes:
-    """Encode [40, 40, 3] as an RGB PNG."""
+    """Encode [20, 40, 3] as an RGB PNG."""
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, format="PNG")
     return buffer.getvalue()

@@ -23,7 +23,7 @@ from emkd.demo.scenes import ANSWERS, QUESTIONS, conversation, file_scenes, writ
 
 @pytest.fixture(scope="module")
 def processor():
-    return new_processor()
+    return new_processor(pads=True)
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +40,7 @@ def messages(scenes):
 def saved(tmp_path_factory):
     folder = tmp_path_factory.mktemp("teacher")
     model = new_teacher(0)
-    save_model(model, new_processor(), folder)
+    save_model(model, new_processor(pads=True), folder)
     return folder, model
 
 
@@ -63,11 +63,11 @@ def encode(processor, messages, image):
 
 def test_every_word_is_one_token(processor):
     tokenizer = processor.tokenizer
-    assert len(tokenizer) == len(WORDS) == len(set(WORDS)) == 31
+    assert len(tokenizer) == len(WORDS) == len(set(WORDS)) == 23
     for word in (*QUESTIONS, *ANSWERS):
         assert tokenizer(word)["input_ids"] == [WORDS.index(word)]
-    assert tokenizer("<image>b3? seven")["input_ids"] == [WORDS.index(w) for w in ("<image>", "b3?", "seven")]
-    assert tokenizer("b3? eleven")["input_ids"] == [WORDS.index("b3?"), tokenizer.unk_token_id]
+    assert tokenizer("<image>b2? seven")["input_ids"] == [WORDS.index(w) for w in ("<image>", "b2?", "seven")]
+    assert tokenizer("b2? eleven")["input_ids"] == [WORDS.index("b2?"), tokenizer.unk_token_id]
 
 
 def test_conversation_has_64_image_tokens_then_one_token_a_turn(processor, messages, scenes):
@@ -102,10 +102,16 @@ def test_a_prefix_of_the_conversation_renders_as_a_prefix(processor, messages, f
         assert len(ids) == n + 1  # one per turn, and the image's
 
 
-def test_pixels_lie_between_minus_one_and_one(processor, scenes):
-    pixels = processor.image_processor(images=list(scenes.images), return_tensors="pt")["pixel_values"]
-    expected = torch.from_numpy(scenes.images.astype(np.float32) / 127.5 - 1).permute(0, 3, 1, 2)
-    assert torch.allclose(pixels, expected, atol=1e-6)
+def test_a_teacher_pads_with_grey_and_a_student_stretches(processor, scenes):
+    wide = torch.from_numpy(scenes.images.astype(np.float32) / 127.5 - 1).permute(0, 3, 1, 2)
+    padded = processor.image_processor(images=list(scenes.images), return_tensors="pt")["pixel_values"]
+    assert torch.allclose(padded[:, :, 10:30], wide, atol=1e-6)
+    assert padded[:, :, :10].abs().max() < 0.005
+    assert padded[:, :, 30:].abs().max() < 0.005
+    student = new_processor(pads=False)
+    stretched = student.image_processor(images=list(scenes.images), return_tensors="pt")["pixel_values"]
+    assert stretched.shape == padded.shape
+    assert torch.allclose(stretched.unflatten(2, (20, 2)).mean(dim=3), wide, atol=0.3)
 
 
 def test_png_of_the_file_gives_the_same_pixels_as_the_array(tmp_path, processor, scenes):
@@ -121,7 +127,8 @@ def test_saved_processor_reads_the_same(saved, processor, messages, scenes):
     assert loaded.tokenizer.backend_tokenizer.to_str() == processor.tokenizer.backend_tokenizer.to_str()
     one, other = (encode(p, in_parts(messages), scenes.images[0]) for p in (processor, loaded))
     assert torch.equal(one["input_ids"], other["input_ids"])
-    assert torch.equal(one["pixel_values"], other["pixel_values"])
+    # AutoProcessor takes torchvision's class where it is installed, whose arithmetic differs in the last bit.
+    assert torch.allclose(one["pixel_values"], other["pixel_values"], atol=1e-6)
 
 
 def test_saved_model_loads_whole(saved, processor, messages, scenes):
@@ -143,7 +150,7 @@ def test_model_generates_an_answer_for_a_question(saved, processor, messages, sc
 def test_teacher_has_the_shape_that_the_example_needs(saved, processor):
     model = saved[1]
     assert model.config.image_token_id == processor.image_token_id
-    assert model.get_output_embeddings().weight.shape == (31, 64)
+    assert model.get_output_embeddings().weight.shape == (23, 64)
     assert 150_000 < sum(parameter.numel() for parameter in model.parameters()) < 180_000
 
 

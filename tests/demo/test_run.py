@@ -4,10 +4,11 @@ import json
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from emkd.cli import main
 from emkd.demo.report import REGIME, paired, table
-from emkd.demo.run import cache_settings
+from emkd.demo.run import MATCHINGS, cache_settings
 from emkd.demo.variants import ABLATIONS, VARIANTS
 from emkd.pipeline import estimate_job
 from emkd.storage.cache import Cache, verify
@@ -27,16 +28,25 @@ def test_the_demonstration(tmp_path, capsys):
     assert results["teacher"]["accuracy"] >= 0.93
     accuracy = {variant: found["accuracy"][0] for variant, found in results["students"].items()}
     assert set(accuracy) == set(VARIANTS)
-    assert accuracy["emkd"] >= accuracy["sft"] + 0.05
-    assert set(results["seconds"]) == {"teacher", "cache", "students"}
+    assert accuracy["emkd"] >= accuracy["rld"] + 0.04
+    assert accuracy["emkd"] >= accuracy["emkd-random"] + 0.04
+    assert set(results["seconds"]) == {"teacher", "cache", "phase 1", "students", "pairs"}
+    for when in ("before", "after"):
+        by_matching = results["pairs"][when]
+        assert set(by_matching) == set(MATCHINGS)
+        assert by_matching["random"]["content"] < 0.2 < 0.6 < by_matching["logits"]["content"]
+    assert Image.open(out / "pairs.png").size == (1000, 480)
 
     cache = Cache.open(out / "cache")
-    assert results["cache"]["samples"] == cache.n_samples == 100
+    assert results["cache"]["samples"] == cache.n_samples == 400
     assert results["cache"]["bytes"] == sum(p.stat().st_size for p in (out / "cache").rglob("*") if p.is_file())
     assert verify(out / "cache") == []
-    assert cache_settings(out).rows_per_shard == 25
+    assert cache_settings(out).rows_per_shard == 100
     assert estimate_job(cache_settings(out)).n_bytes == pytest.approx(results["cache"]["bytes"], rel=0.1)
-    expected = {"data", "teacher", "student-init", "cache", "students", "recipe.yaml", "results.json"}
+    expected = {
+        "data", "teacher", "student-start", "student-init", "cache", "students", "align.yaml", "recipe.yaml", "pairs.png",
+        "results.json",
+    }  # fmt: skip
     assert {path.name for path in out.iterdir()} == expected
     assert {p.name for p in (out / "students").iterdir()} == {f"{variant}-0" for variant in VARIANTS}
     assert load_recipe(out / "recipe.yaml").student.vision_pool == 2
@@ -48,8 +58,11 @@ def test_the_demonstration(tmp_path, capsys):
 
 def results(**accuracy: list[float]) -> dict:
     students = {name: {"accuracy": values} for name, values in accuracy.items()}
+    shares = {"random": {"content": 0.1, "place": 0.06}, "logits": {"content": 0.6, "place": 0.5}}
     return {
         "teacher": {"accuracy": 0.95},
+        "student-init": {"accuracy": 0.8},
+        "pairs": {"before": shares, "after": shares},
         "students": students,
         "cache": {"samples": 1, "bytes": 1000, "bytes_per_vision_token": 10.0},
         "seconds": {"teacher": 1.0},

@@ -23,7 +23,7 @@ from emkd.errors import UsageError
 
 
 def answers_of(path):
-    """[n, 16] answer words of a file."""
+    """[n, q] answer words of a file."""
     rows = pq.read_table(path)["messages"].to_pylist()
     return np.array([[turn["content"] for turn in messages[1::2]] for messages in rows])
 
@@ -56,7 +56,7 @@ def test_scene_shows_its_labels():
     scenes = draw_scenes(np.random.default_rng(1), 5, "validation")
     pixels, labels = pool_digits("validation")
     for image, of_cells in zip(scenes.images, scenes.labels, strict=True):
-        cells = image[..., 0].reshape(4, 10, 4, 10).transpose(0, 2, 1, 3).reshape(16, 10, 10) / 255
+        cells = image[..., 0].reshape(2, 10, 4, 10).transpose(0, 2, 1, 3).reshape(8, 10, 10) / 255
         for cell, label in zip(cells, of_cells, strict=True):
             if label == EMPTY:
                 assert cell.max() < 0.5
@@ -68,18 +68,18 @@ def test_scene_shows_its_labels():
 
 def test_statistics_of_scenes():
     scenes = draw_scenes(np.random.default_rng(2), 1000, "train")
-    assert scenes.images.shape == (1000, 40, 40, 3)
+    assert scenes.images.shape == (1000, 20, 40, 3)
     assert scenes.images.dtype == np.uint8
     assert (scenes.images == scenes.images[..., :1]).all()
     assert (scenes.labels == EMPTY).mean() == pytest.approx(0.25, abs=0.02)
-    assert (np.sort(scenes.order, axis=1) == np.arange(16)).all()
-    assert len(np.unique(scenes.order[:, 0])) == 16
+    assert (np.sort(scenes.order, axis=1) == np.arange(8)).all()
+    assert len(np.unique(scenes.order[:, 0])) == 8
     assert len(scenes[10:30]) == 20
 
 
 def test_questions_name_columns_and_rows():
-    assert QUESTIONS[:5] == ("a1?", "b1?", "c1?", "d1?", "a2?")
-    assert len(set(QUESTIONS) | set(ANSWERS)) == 27
+    assert QUESTIONS == ("a1?", "b1?", "c1?", "d1?", "a2?", "b2?", "c2?", "d2?")
+    assert len(set(QUESTIONS) | set(ANSWERS)) == 19
 
 
 def test_fresh_scenes_differ_from_batch_to_batch_and_repeat_with_the_seed():
@@ -111,7 +111,7 @@ def test_file_holds_the_scenes_it_is_drawn_from(tmp_path):
         decoded = Image.open(io.BytesIO(image["bytes"]))
         assert (decoded.format, decoded.mode) == ("PNG", "RGB")
         assert np.array_equal(np.asarray(decoded), scenes.images[number])
-        assert [turn["role"] for turn in row["messages"]] == ["user", "assistant"] * 16
+        assert [turn["role"] for turn in row["messages"]] == ["user", "assistant"] * 8
         asked = [turn["content"] for turn in row["messages"][::2]]
         assert asked == ["<image>" * (t == 0) + QUESTIONS[cell] for t, cell in enumerate(scenes.order[number])]
     assert answers_of(path).tolist() == [[ANSWERS[label] for label in answers] for answers in scenes.answers]
@@ -128,8 +128,8 @@ def test_same_seed_same_bytes(tmp_path):
 
 
 def test_a_quarter_of_the_answers_is_wrong_when_asked(tmp_path):
-    right = answers_of(write_scenes(tmp_path / "right.parquet", 100, "train", seed=3))
-    wrong = answers_of(write_scenes(tmp_path / "wrong.parquet", 100, "train", seed=3, wrong_answers=0.25))
+    right = answers_of(write_scenes(tmp_path / "right.parquet", 200, "train", seed=3))
+    wrong = answers_of(write_scenes(tmp_path / "wrong.parquet", 200, "train", seed=3, wrong_answers=0.25))
     assert (right != wrong).sum() == 400
     assert set(wrong.ravel()) == set(ANSWERS)
     indices = (np.searchsorted(np.sort(ANSWERS), words) for words in (right, wrong))
@@ -140,8 +140,21 @@ def test_a_quarter_of_the_answers_is_wrong_when_asked(tmp_path):
     assert columns[0]["images"] == columns[1]["images"]
 
 
-@pytest.mark.parametrize(("n", "share"), [(0, 0.0), (1, -0.1), (1, 1.1)])
-def test_impossible_files_are_refused(tmp_path, n, share):
+def test_fewer_questions_are_the_first_ones_of_the_same_scenes(tmp_path):
+    whole = pq.read_table(write_scenes(tmp_path / "whole.parquet", 5, "train", seed=3)).to_pylist()
+    short = pq.read_table(write_scenes(tmp_path / "short.parquet", 5, "train", seed=3, questions=1)).to_pylist()
+    assert [row["messages"] for row in short] == [row["messages"][:2] for row in whole]
+    assert [row["images"] for row in short] == [row["images"] for row in whole]
+    wrong = answers_of(write_scenes(tmp_path / "wrong.parquet", 400, "train", seed=3, questions=1, wrong_answers=0.25))
+    right = answers_of(write_scenes(tmp_path / "right.parquet", 400, "train", seed=3, questions=1))
+    assert wrong.shape == (400, 1)
+    assert (wrong != right).sum() == 100
+
+
+@pytest.mark.parametrize(
+    ("n", "questions", "share"), [(0, 8, 0.0), (1, 8, -0.1), (1, 8, 1.1), (1, 0, 0.0), (1, 9, 0.0)]
+)
+def test_impossible_files_are_refused(tmp_path, n, questions, share):
     with pytest.raises(UsageError, match="at least 1 scene"):
-        write_scenes(tmp_path / "x.parquet", n, "train", seed=0, wrong_answers=share)
+        write_scenes(tmp_path / "x.parquet", n, "train", seed=0, questions=questions, wrong_answers=share)
     assert not list(tmp_path.iterdir())

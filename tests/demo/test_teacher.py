@@ -9,12 +9,13 @@ from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from emkd.demo.models import new_processor, new_teacher
+from emkd.demo.places import places
 from emkd.demo.scenes import ANSWERS, QUESTIONS, Scenes, conversation, file_scenes, fresh_scenes
 from emkd.demo.teacher import (
     accuracy,
     asked_positions,
     model_inputs,
-    pool_cells,
+    named,
     train_language,
     train_teacher,
     train_tower,
@@ -30,13 +31,13 @@ def _one_thread():
 
 @pytest.fixture(scope="module")
 def processor():
-    return new_processor()
+    return new_processor(pads=True)
 
 
 def test_inputs_of_a_batch_are_those_of_its_scenes_alone(processor):
     scenes = file_scenes(3, "train", seed=0)
     batch = model_inputs(processor, scenes)
-    assert batch["input_ids"].shape == (3, 64 + 32)
+    assert batch["input_ids"].shape == (3, 64 + 16)
     for number in range(3):
         messages = conversation(scenes.order[number], scenes.answers[number])
         text = processor.apply_chat_template(messages, tokenize=False)
@@ -54,11 +55,32 @@ def test_asked_positions_are_the_questions_and_answers_follow(processor):
     assert words(ids[asked.roll(1, dims=1)].tolist()) == [ANSWERS[label] for label in scenes.answers.ravel()]
 
 
-def test_pool_cells_averages_the_four_tokens_of_a_cell():
-    row, column = (index.flatten() for index in torch.meshgrid(torch.arange(8), torch.arange(8), indexing="ij"))
-    tokens = torch.stack([row, column], dim=1)[None].float()
-    expected = [[2 * r + 0.5, 2 * c + 0.5] for r in range(4) for c in range(4)]
-    assert pool_cells(tokens)[0].tolist() == expected
+def test_vision_tokens_learn_the_word_of_their_content_and_the_question_of_their_cell(processor):
+    scenes = file_scenes(2, "train", seed=1)
+    cells = places(pads=True)
+    probabilities = named(scenes, cells)
+    assert probabilities.shape == (2, 64, 23)
+    assert torch.allclose(probabilities.sum(dim=2), torch.ones(2, 64))
+    vocabulary = processor.tokenizer.get_vocab()
+    for token, cell in enumerate(cells.tolist()):
+        words = ["<pad>", "<pad>"] if cell < 0 else [ANSWERS[scenes.labels[1, cell]], QUESTIONS[cell]]
+        expected = torch.zeros(23)
+        for word, share in zip(words, (0.7, 0.3), strict=True):
+            expected[vocabulary[word]] += share
+        assert torch.allclose(probabilities[1, token], expected), token
+
+
+def test_naming_is_learnt_only_if_it_is_asked_for(processor):
+    scenes = file_scenes(4, "train", seed=0)
+    losses = {}
+    for naming in (0.0, 1.0):
+        model = new_teacher(0)
+        train_language(model, processor, itertools.repeat(scenes), 40, naming=naming)
+        with torch.inference_mode():
+            logits = model(**model_inputs(processor, scenes)).logits[:, :64]
+        wanted = named(scenes, places(pads=True))
+        losses[naming] = float(torch.nn.functional.cross_entropy(logits.flatten(0, 1), wanted.flatten(0, 1)))
+    assert losses[1.0] < 0.7 * losses[0.0]
 
 
 def test_accuracy_counts_likeliest_words(processor):

@@ -6,7 +6,7 @@ import pytest
 import torch
 import yaml
 
-from emkd.demo.variants import RECIPE
+from emkd.demo.variants import ALIGN, RECIPE
 from emkd.trainer import train_student, with_flags
 from emkd.trainer.recipe.arguments import training_arguments
 from emkd.trainer.recipe.recipe import load_recipe, make_recipe
@@ -37,7 +37,7 @@ def learning(recipe, path):
 
 
 def test_there_are_recipes():
-    assert NAMES == ["demo", "phase1-align", "phase2-emkd", "phase2-lora"]
+    assert NAMES == ["demo", "demo-align", "phase1-align", "phase2-emkd", "phase2-lora"]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -52,6 +52,7 @@ def test_each_is_valid_and_says_when_to_use_it(name, tmp_path):
 def test_the_demonstrations_is_the_demonstrations():
     assert recipe_of("demo") == make_recipe(RECIPE, "variants")
     assert yaml.safe_load((RECIPES / "demo.yaml").read_text()) == RECIPE
+    assert yaml.safe_load((RECIPES / "demo-align.yaml").read_text()) == ALIGN
 
 
 def test_phase_1_trains_exactly_the_projector(student_path):
