@@ -149,6 +149,6 @@ def from_ranks(ranks: NDArray[Any]) -> NDArray[Any]:
     """Return keys [k, n] from the output of by_rank; they stay rank by rank."""
     keys = np.empty_like(ranks)
     keys[:1] = ranks[:1]
-    for rank in range(1, len(ranks)):
-        np.subtract(keys[rank - 1], ranks[rank], out=keys[rank])
+    for above, distance, own in zip(keys[:-1], ranks[1:], keys[1:], strict=True):
+        np.subtract(above, distance, out=own)
     return keys
