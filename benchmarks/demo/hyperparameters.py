@@ -2,10 +2,10 @@
 
     python -m benchmarks.demo.hyperparameters DEMO_OUT --seeds 2
 
-DEMO_OUT is a folder that `emkd demo` made; the script uses its student after phase 1, cache and data. SFT, RLD and
-EM-KD are each trained with every choice of learning rate and steps, so that each is compared at its own best and no
-choice favours one of them; EM-KD also with other weights of VSD and with each cost of the matching, over --cost-seeds
-seeds. It does not read the test scenes. Writes benchmarks/results/demo_choice.json.
+DEMO_OUT is a folder that `emkd demo` made; the script uses its student after phase 1, cache and data. EM-KD is
+trained with each cost of the matching and with other weights of VSD, over --seeds seeds. SFT, RLD and EM-KD are each
+trained with every choice of learning rate and steps, over --grid-seeds seeds, so that each is compared at its own best
+and no choice favours one of them. It does not read the test scenes. Writes benchmarks/results/demo_choice.json.
 """
 
 import argparse
@@ -25,30 +25,31 @@ CHOSEN_VARIANTS = ("sft", "rld", "emkd")
 BETAS = (0.25, 0.5, 1.0, 2.0)
 
 
-def choices() -> list[tuple[str, dict[str, Any], bool]]:
-    """Return (variant, overrides of the recipe by path, whether it takes the seeds of the costs) of each entry."""
-    found = [
-        (variant, {"training.learning_rate": rate, "training.max_steps": steps}, False)
-        for variant, rate, steps in itertools.product(CHOSEN_VARIANTS, LEARNING_RATES, STEPS)
-    ]
-    found += [("emkd", {"losses.beta": beta}, False) for beta in BETAS if beta != RECIPE["losses"]["beta"]]
+def choices(seeds: int, grid_seeds: int) -> list[tuple[str, dict[str, Any], int]]:
+    """Return (variant, overrides of the recipe by path, seeds) of each entry."""
+    own = RECIPE["losses"]["beta"]
+    costs = [{f"losses.{name}": value for name, value in cost.items()} for cost in COSTS.values()]
+    found: list[tuple[str, dict[str, Any], int]] = [("emkd", flags, seeds) for flags in costs]
+    found += [("emkd", {"losses.beta": beta}, seeds) for beta in BETAS if beta != own]
     return found + [
-        ("emkd", {f"losses.{name}": value for name, value in cost.items()}, True) for cost in COSTS.values()
+        (variant, {"training.learning_rate": rate, "training.max_steps": steps}, grid_seeds)
+        for variant, rate, steps in itertools.product(CHOSEN_VARIANTS, LEARNING_RATES, STEPS)
     ]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("demo", type=Path)
-    parser.add_argument("--seeds", type=int, default=2)
-    parser.add_argument("--cost-seeds", type=int, default=4)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--grid-seeds", type=int, default=1)
     arguments = parser.parse_args()
     origin = provenance()
     results = []
     with one_quiet_thread():
-        for variant, flags, cost in choices():
-            seeds = range(arguments.cost_seeds if cost else arguments.seeds)
-            found = [accuracy(arguments.demo, VARIANTS[variant], seed, split="validation", **flags) for seed in seeds]
+        for variant, flags, seeds in choices(arguments.seeds, arguments.grid_seeds):
+            found = [
+                accuracy(arguments.demo, VARIANTS[variant], seed, split="validation", **flags) for seed in range(seeds)
+            ]
             results.append({"variant": variant, "flags": flags, "accuracy": found})
             print(f"{variant} {flags}: {mean(found):.4f}", flush=True)
     write_results(RESULTS / "demo_choice.json", {**origin, "split": "validation", "results": results})
