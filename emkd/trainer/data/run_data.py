@@ -10,7 +10,7 @@ from emkd.samples.dataset import Dataset
 from emkd.samples.encode import Encoder
 from emkd.storage.basis import read_basis
 from emkd.storage.cache import Cache
-from emkd.trainer.data.samples import EvaluationSamples, StudentSamples, TeacherLimits
+from emkd.trainer.data.samples import KEPT, EvaluationSamples, StudentSamples, TeacherLimits
 from emkd.trainer.data.selection import Selection, select
 from emkd.trainer.recipe.settings import TrainSettings
 from emkd.trainer.report import log
@@ -71,13 +71,15 @@ class RunData:
     def samples(self, student: VisionLanguageModel, top_k: int | None, agreement: Agreement) -> StudentSamples:
         """Return the samples in the student's tokens, with `top_k` of the teacher's vision logits (None: all)."""
         if self.cache is None or self.selection is None:
-            return StudentSamples(self.dataset, encoder(student), range(self.dataset.n_rows))
+            return StudentSamples(self.dataset, encoder(student), range(self.dataset.n_rows), keep=KEPT)
         limits = TeacherLimits(
             vocabulary=self.cache.manifest.vocabulary_size, n_student_tokens=self.n_tokens(student), top_k=top_k
         )
         rows, numbers = self.selection.rows.tolist(), self.selection.numbers.tolist()
         other = agreement.other_family
-        return StudentSamples(self.dataset, encoder(student), rows, self.cache, limits, numbers, other_family=other)
+        return StudentSamples(
+            self.dataset, encoder(student), rows, self.cache, limits, numbers, other_family=other, keep=KEPT
+        )
 
 
 def open_run_data(settings: TrainSettings) -> RunData:

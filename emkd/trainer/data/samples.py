@@ -125,6 +125,11 @@ class TeacherLimits:
         )
 
 
+# Bytes of samples that each loading process keeps from one epoch to the next: a small dataset is decoded once, and of a
+# large one the first samples only.
+KEPT = 1 << 27
+
+
 class StudentSamples(TorchDataset[StudentSample | Skipped]):
     """Map-style dataset of the selected samples of a cache, or of the dataset's rows if there is no cache.
 
@@ -132,6 +137,7 @@ class StudentSamples(TorchDataset[StudentSample | Skipped]):
     numbers:      sample number of each element in the cache; None if the elements are all of its samples, in order
     other_family: whether teacher and student are of different families, which may write different tokens around
                   images (see `shared_text`)
+    keep:         bytes of the samples that are kept in memory once they were read
 
     A row that the student cannot use is returned as `Skipped`, so that the run can continue without it. A row that
     differs from what the teacher saw raises DataMismatchError or TokenizerMismatchError.
@@ -147,23 +153,36 @@ class StudentSamples(TorchDataset[StudentSample | Skipped]):
         numbers: Sequence[int] | None = None,
         *,
         other_family: bool = False,
+        keep: int = 0,
     ) -> None:
         self.dataset, self.encoder, self.rows = dataset, encoder, rows
         self.cache, self.limits, self.numbers = cache, limits, numbers
         self.other_family = other_family
+        self._kept: dict[int, StudentSample] = {}
+        self._room = keep
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitem__(self, element: int) -> StudentSample | Skipped:
+        if element in self._kept:
+            return self._kept[element]
+        found, n_bytes = self._read(element)
+        if isinstance(found, StudentSample) and n_bytes <= self._room:
+            self._kept[element] = found
+            self._room -= n_bytes
+        return found
+
+    def _read(self, element: int) -> tuple[StudentSample | Skipped, int]:
+        """(an element, the bytes that it takes)"""
         row = int(self.rows[element])
         try:
             sample = self.dataset.sample(row)
             encoded = self.encoder(sample)
         except SampleError as error:
-            return Skipped.of(row, error)
+            return Skipped.of(row, error), 0
         if self.cache is None or self.limits is None:
-            return StudentSample(encoded=encoded, teacher=None)
+            return StudentSample(encoded=encoded, teacher=None), encoded.n_bytes
         number = element if self.numbers is None else int(self.numbers[element])
         key = self.cache.sample_key(number)
         if sample.key != key:
@@ -175,10 +194,9 @@ class StudentSamples(TorchDataset[StudentSample | Skipped]):
         record = self.cache.record(number)
         shared = agree_on_row(encoded, record, row, words=self.encoder.words, other_family=self.other_family)
         teacher = self.limits(record)
-        if shared is None:
-            return StudentSample(encoded=encoded, teacher=teacher)
-        own = encoded.with_text(shared.own)
-        return StudentSample(encoded=own, teacher=teacher.with_text(shared.theirs))
+        if shared is not None:
+            encoded, teacher = encoded.with_text(shared.own), teacher.with_text(shared.theirs)
+        return StudentSample(encoded=encoded, teacher=teacher), encoded.n_bytes + record.n_bytes
 
 
 class EvaluationSamples(TorchDataset[StudentSample | Skipped]):
