@@ -5,5 +5,5 @@ matching/   cost matrix, assignment, memory of the losses
 fidelity/   what cutting and rounding the teacher changes
 step/       one optimizer step
 storage/    the cache: bytes, reading, writing, capturing, size
-demo/       the demonstration over seeds, hyperparameters and regimes
+demo/       the demonstration: choices, seeds, conditions, and beside the teacher in memory
 """

@@ -1,1 +1,1 @@
-"""The demonstration over seeds, hyperparameters and regimes."""
+"""The demonstration: choices, seeds, conditions, and beside the teacher in memory."""

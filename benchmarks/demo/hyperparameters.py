@@ -1,6 +1,6 @@
 """How the demonstration's hyperparameters and the matching's cost were chosen, on the validation scenes only.
 
-    python -m benchmarks.demo.hyperparameters DEMO_OUT --seeds 2
+    python -m benchmarks.demo.hyperparameters DEMO_OUT
 
 DEMO_OUT is a folder that `emkd demo` made; the script uses its student after phase 1, cache and data. EM-KD is
 trained with each cost of the matching and with other weights of VSD, over --seeds seeds. SFT, RLD and EM-KD are each

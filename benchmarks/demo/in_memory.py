@@ -6,7 +6,8 @@ DEMO_OUT is a folder that `emkd demo` made; the script uses its student after ph
 scenes.
 
     dense   the teacher in memory, all of its logits: a plain loop over step/dense.py, which is written directly from
-            the paper and uses nothing of emkd's trainer; order of the scenes, optimizer and schedule are its own
+            the paper and uses nothing of emkd's trainer; order of the scenes, optimizer and schedule are its own. Its
+            matching compares log-probabilities, as the trainer's does by default
     cache   `emkd train-student` from the demonstration's cache (8 logits and codes)
     top k   `emkd train-student` from a cache of the k largest logits alone, with the least k that takes as many bytes
 
@@ -70,7 +71,7 @@ def train_dense(demo: Path, folder: Path, seed: int) -> None:
         answers = [item.text_ids[item.answer_positions] for item in chosen]
         found = dense_losses(
             _views(student, chosen), known, answers,
-            alpha=losses["alpha"], beta=losses["beta"], gamma=losses["gamma"],
+            alpha=losses["alpha"], beta=losses["beta"], gamma=losses["gamma"], log_probabilities=True,
         )  # fmt: skip
         optimizer.zero_grad()
         found.total.backward()

@@ -65,9 +65,14 @@ def reverse_kl(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
     return functional.kl_div(log_t, log_s, reduction="sum", log_target=True)
 
 
-def match(student: torch.Tensor, teacher: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the pairs [P], [P] of least total Manhattan distance between logits."""
-    cost = torch.cdist(student.detach(), teacher, p=1)
+def match(
+    student: torch.Tensor, teacher: torch.Tensor, *, log_probabilities: bool = False
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the pairs [P], [P] of least total Manhattan distance between logits, or between log-probabilities."""
+    own, theirs = student.detach(), teacher
+    if log_probabilities:
+        own, theirs = own.log_softmax(dim=1), theirs.log_softmax(dim=1)
+    cost = torch.cdist(own, theirs, p=1)
     i, j = linear_sum_assignment(cost.cpu().numpy())
     return torch.from_numpy(i).to(student.device), torch.from_numpy(j).to(student.device)
 
@@ -85,14 +90,15 @@ def dense_losses(
     alpha: float,
     beta: float,
     gamma: float,
+    log_probabilities: bool = False,
 ) -> DenseLosses:
     """Return the losses of a batch that is one whole optimizer step.
 
-    answer_ids: [A] for each sample
+    answer_ids: [A] for each sample;  log_probabilities: what the matching compares, instead of the paper's logits
     """
     sup, rld, vsd, vlad, n_answers, n_pairs = [], [], [], [], 0, 0
     for s, t, ids in zip(student, teacher, answer_ids, strict=True):
-        i, j = match(s.vision_logits, t.vision_logits)
+        i, j = match(s.vision_logits, t.vision_logits, log_probabilities=log_probabilities)
         sup.append(functional.cross_entropy(s.answer_logits, ids.to(s.text.device), reduction="sum"))
         rld.append(reverse_kl(s.answer_logits, t.answer_logits))
         vsd.append(reverse_kl(s.vision_logits[i], t.vision_logits[j]))

@@ -27,7 +27,7 @@ from emkd.demo.report import table
 from emkd.demo.scenes import file_scenes, write_scenes
 from emkd.demo.teacher import train_teacher
 from emkd.demo.threads import one_quiet_thread
-from emkd.demo.variants import ABLATIONS, ALIGN, COSTS, RECIPE, VARIANTS
+from emkd.demo.variants import ABLATIONS, ALIGN, COSTS, DEFAULT_COST, RECIPE, VARIANTS
 from emkd.errors import OutputExistsError
 from emkd.pipeline import JobSettings
 from emkd.pipeline.job import cache_teacher
@@ -39,7 +39,6 @@ TOP_K = 8  # of 23 words: a cut cache, as real ones are
 DATA_SEED, ALIGN_SEED = 1, 2
 PAIRED_SCENES = 100  # whose pairs are judged
 MATCHINGS = ("random", "pooled", *COSTS)
-DEFAULT_COST = "logits"  # of COSTS: the recipe's
 
 
 def run_demo(out: Path, *, seeds: int = 3, ablate: bool = False, address: str | None = None) -> dict[str, Any]:

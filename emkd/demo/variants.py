@@ -43,13 +43,15 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "emkd-random": {"matching": "random"},
 }
 
-# The matching's costs: (space, how many of the teacher's logits count; None for all).
+# The matching's costs: what is compared, and how many of the teacher's logits count (None for all).
 COSTS: dict[str, dict[str, Any]] = {
     "logits": {"cost": "logits", "cost_top_k": None},
     "log-probabilities": {"cost": "log_probabilities", "cost_top_k": None},
     "logits-top-8": {"cost": "logits", "cost_top_k": 8},
     "log-probabilities-top-8": {"cost": "log_probabilities", "cost_top_k": 8},
 }
+
+DEFAULT_COST = "log-probabilities"  # the one of COSTS that a recipe has if it names none
 
 ABLATIONS: dict[str, dict[str, Any]] = {
     "sft+vlad": {"alpha": 1.0, "beta": 0.0},
@@ -58,5 +60,5 @@ ABLATIONS: dict[str, dict[str, Any]] = {
     "rld+vlad": {"beta": 0.0},
     "rld+vsd": {"gamma": 0.0},
     "emkd-pooled": {"matching": "pooled"},
-    **{f"emkd-{name}": cost for name, cost in COSTS.items()},
+    **{f"emkd-{name}": cost for name, cost in COSTS.items() if name != DEFAULT_COST},
 }

@@ -9,10 +9,10 @@ from PIL import Image
 from emkd.cli import main
 from emkd.demo.report import REGIME, paired, table
 from emkd.demo.run import MATCHINGS, cache_settings
-from emkd.demo.variants import ABLATIONS, VARIANTS
+from emkd.demo.variants import ABLATIONS, COSTS, DEFAULT_COST, RECIPE, VARIANTS
 from emkd.pipeline import estimate_job
 from emkd.storage.cache import Cache, verify
-from emkd.trainer import load_recipe
+from emkd.trainer import load_recipe, make_recipe
 
 
 @pytest.mark.slow
@@ -74,6 +74,13 @@ def test_differences_are_paired_by_seed():
     assert difference == pytest.approx(0.0)
     assert error == pytest.approx(0.1)  # of 0.1, 0.1, -0.2: standard deviation 0.1732 over the root of 3
     assert paired([0.9], [0.8])[1] is None
+
+
+def test_the_default_cost_is_the_recipes():
+    """A variant without a cost is that of DEFAULT_COST, which no ablation repeats."""
+    losses = make_recipe(RECIPE, "demo").losses
+    assert {"cost": losses.cost, "cost_top_k": losses.cost_top_k} == COSTS[DEFAULT_COST]
+    assert {name.removeprefix("emkd-") for name in ABLATIONS} & set(COSTS) == set(COSTS) - {DEFAULT_COST}
 
 
 def test_the_table_names_every_variant():

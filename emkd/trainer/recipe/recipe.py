@@ -46,7 +46,8 @@ class LossRecipe(_Section):
     divergence, temperature, tail: what VSD and RLD sum up (see losses/divergence.py)
                                    the tail auto is codes if the cache has them, else uniform
     matching: how pairs are found (see matching/match.py)
-    cost, cost_top_k: what matching by logits compares (see matching/cost.py)
+    cost, cost_top_k: what matching by logits compares (see matching/cost.py). The paper's cost is that of raw logits;
+                      docs/demonstration.md says why the default is another
     top_k:    logits of a vision token to use; null uses all that are stored
     solver:   of assignments (see matching/assignment.py); each finds a least total cost
     """
@@ -58,7 +59,7 @@ class LossRecipe(_Section):
     temperature: float = Field(default=1.0, gt=0)
     tail: Literal["auto", "codes", "bucket", "uniform"] = "auto"
     matching: Matching = "logits"
-    cost: Space = "logits"
+    cost: Space = "log_probabilities"
     cost_top_k: int | None = Field(default=None, ge=1)
     top_k: int | None = Field(default=None, ge=1)
     solver: Solver = "scipy"
