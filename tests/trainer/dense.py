@@ -84,8 +84,8 @@ def reverse_kl(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
     return functional.kl_div(log_t, log_s, log_target=True, reduction="none").sum(1)
 
 
-def losses(students: list[View], teachers: list[View]) -> dict[str, torch.Tensor]:
-    """Sup, RLD, VSD, VLAD over a batch, and the total cost of its assignments."""
+def losses(students: list[View], teachers: list[View], space: str = "logits") -> dict[str, torch.Tensor]:
+    """Sup, RLD, VSD, VLAD over a batch, and the total cost of its assignments. space: what the matching compares"""
     sup, rld, vsd, vlad, cost, answers, pairs = 0, 0, 0, [], 0.0, 0, 0
     for s, t in zip(students, teachers, strict=True):
         sup = sup + functional.cross_entropy(s.answer_logits, s.answer_ids, reduction="sum")
@@ -93,7 +93,10 @@ def losses(students: list[View], teachers: list[View]) -> dict[str, torch.Tensor
         answers += len(s.answer_ids)
         own, theirs = [], []
         for image in range(len(s.vision)):
-            distance = torch.cdist(s.vision_logits[image].detach(), t.vision_logits[image], p=1)
+            compared = [s.vision_logits[image].detach(), t.vision_logits[image]]
+            if space == "log_probabilities":
+                compared = [logits.log_softmax(dim=1) for logits in compared]
+            distance = torch.cdist(*compared, p=1)
             i, j = map(torch.from_numpy, linear_sum_assignment(distance.numpy()))
             cost += float(distance[i, j].sum())
             vsd = vsd + reverse_kl(s.vision_logits[image][i], t.vision_logits[image][j]).sum()

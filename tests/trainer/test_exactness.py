@@ -11,6 +11,7 @@ from emkd.storage.cache import Cache
 from emkd.trainer.data.samples import Collator, StudentSamples, TeacherLimits
 from emkd.trainer.losses.divergence import Divergence
 from emkd.trainer.losses.weights import Weights
+from emkd.trainer.matching.cost import Cost
 from emkd.trainer.matching.match import matching_cost
 from emkd.trainer.objective.objective import Losses, Objective
 from emkd.trainer.objective.terms import StudentStates
@@ -57,13 +58,13 @@ def cached_losses(student, batch, weights=Weights(), **options) -> Losses:
     return objective(student.model, student.model, batch["inputs"], batch["samples"], counts)
 
 
-def dense_losses(student, teacher_path: Path, per_image: int) -> dict[str, torch.Tensor]:
+def dense_losses(student, teacher_path: Path, per_image: int, space: str = "logits") -> dict[str, torch.Tensor]:
     """per_image: vision tokens that the student has of an image; the teacher has 16."""
     teacher = load(str(teacher_path))
     with torch.no_grad():
         theirs = [dense.view(teacher.model, teacher.processor, row, 16, V) for row in tiny.rows()]
     ours = [dense.view(student.model, student.processor, row, per_image, V) for row in tiny.rows()]
-    return dense.losses(ours, theirs)
+    return dense.losses(ours, theirs, space)
 
 
 def gradients(student, loss: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -85,23 +86,23 @@ def large_student_path(tmp_path_factory):
 
 # (pool, vision tokens of an image): fewer than the teacher's 16, as many, one, more.
 @pytest.mark.parametrize(("pool", "per_image"), [(2, 4), (1, 16), (4, 1), (1, 64)])
-@pytest.mark.parametrize("tail", ["bucket", "uniform"])
+@pytest.mark.parametrize(
+    ("tail", "space"), [("bucket", "logits"), ("uniform", "logits"), ("uniform", "log_probabilities")]
+)
 def test_losses_and_gradients_equal_the_dense_ones(
-    pool, per_image, tail, student_path, large_student_path, teacher_path, data_path, cache_path
+    pool, per_image, tail, space, student_path, large_student_path, teacher_path, data_path, cache_path
 ):
     path = large_student_path if per_image == 64 else student_path
     student, batch = student_and_batch(path, data_path, cache_path, pool)
-    divergence = Divergence(tail=tail)
-    found, expected = (
-        cached_losses(student, batch, divergence=divergence),
-        dense_losses(student, teacher_path, per_image),
-    )
+    options = {"divergence": Divergence(tail=tail), "cost": Cost(space=space)}
+    found = cached_losses(student, batch, **options)
+    expected = dense_losses(student, teacher_path, per_image, space)
     weights = dict(zip(NAMES, (0.5, 0.5, 0.25, 25.0), strict=True))
     for name in NAMES:
         assert float(expected[name].detach()) > 1e-3, "a loss of nothing would agree with anything"
         assert relative(getattr(found, name), expected[name]) <= 1e-5, name
-        one = gradients(student, cached_losses(student, batch, Only(name), divergence=divergence).total)
-        other = gradients(student, dense_losses(student, teacher_path, per_image)[name])
+        one = gradients(student, cached_losses(student, batch, Only(name), **options).total)
+        other = gradients(student, dense_losses(student, teacher_path, per_image, space)[name])
         compare_gradients(one, other)
     total = sum(weights[name] * expected[name] for name in NAMES)
     assert relative(found.total, total) <= 1e-5
