@@ -15,7 +15,7 @@ _TRAINING: dict[str, Any] = {
     "adam_beta1": 0.9,
     "adam_beta2": 0.98,
     "max_grad_norm": 1.0,
-    "logging_steps": 50,
+    "logging_steps": 25,
     "save_strategy": "no",
 }
 
