@@ -31,7 +31,7 @@ from benchmarks.demo.students import accuracy
 from benchmarks.step.dense import dense_losses, views
 from emkd.demo.models import WORDS
 from emkd.demo.report import paired
-from emkd.demo.run import cache_settings, evaluate
+from emkd.demo.run import TOP_K, cache_settings, evaluate
 from emkd.demo.threads import one_quiet_thread
 from emkd.demo.variants import RECIPE
 from emkd.inspection.report.summary import summarize
@@ -113,7 +113,7 @@ def cache_at_equal_bytes(demo: Path, folder: Path) -> int:
     wanted = bytes_of_a_token(demo / "cache")
     for name in ("data", "student-init", "teacher"):
         shutil.copytree(demo / name, folder / name)
-    for k in range(4, len(WORDS) + 1):
+    for k in range(TOP_K, len(WORDS) + 1):
         shutil.rmtree(folder / "cache", ignore_errors=True)
         cache_teacher(replace(cache_settings(folder), top_k=k, answer_top_k=k, logit_error="none"))
         if bytes_of_a_token(folder / "cache") >= wanted:
