@@ -8,6 +8,7 @@ random:
     demo           as the demonstration is
     all cells      all eight cells of a scene are asked for, instead of one
     no naming      another teacher, whose vision tokens do not name what they show
+    content alone  another teacher, whose vision tokens name their content, and not their cell
     aligned grids  the student's processor pads as the teacher's does
     paper's beta   VSD has the weight 0.25
     right labels   no answer is wrong
@@ -34,6 +35,7 @@ CONDITIONS: dict[str, Regime] = {
     "demo": DEMO,
     "all cells": replace(DEMO, questions=N_CELLS),
     "no naming": replace(DEMO, naming=0.0),
+    "content alone": replace(DEMO, name=1.0),
     "aligned grids": replace(DEMO, aligned=True),
     "paper's beta": replace(DEMO, beta=0.25),
     "right labels": replace(DEMO, wrong_answers=0.0),
@@ -44,7 +46,7 @@ STUDENTS = {**VARIANTS, "emkd-pooled": ABLATIONS["emkd-pooled"]}
 def prepare(demo: Path, folder: Path, regime: Regime) -> None:
     """Make a folder like DEMO_OUT with a condition's data, teacher, cache and initial student."""
     make_data(folder / "data", regime)
-    if regime.naming == DEMO.naming:
+    if (regime.naming, regime.name) == (DEMO.naming, DEMO.name):
         shutil.copytree(demo / "teacher", folder / "teacher")
     else:
         make_teacher(folder, regime)

@@ -37,6 +37,8 @@ from emkd.vlm import load
 
 TOP_K = 8  # of 23 words: a cut cache, as real ones are
 DATA_SEED, ALIGN_SEED = 1, 2
+EVALUATION_SEEDS = {"validation": 3, "test": 1}  # of the same seed, they would have the same cells empty
+ROWS_PER_SHARD = 100
 PAIRED_SCENES = 100  # whose pairs are judged
 MATCHINGS = ("random", "pooled", *COSTS)
 
@@ -81,13 +83,13 @@ def make_data(folder: Path, regime: Regime = DEMO) -> None:
         folder / "train.parquet", TRAIN_SCENES, "train", DATA_SEED,
         questions=regime.questions, wrong_answers=regime.wrong_answers,
     )  # fmt: skip
-    for pool in ("validation", "test"):
-        write_scenes(folder / f"{pool}.parquet", EVALUATION_SCENES, pool, DATA_SEED)
+    for pool, seed in EVALUATION_SEEDS.items():
+        write_scenes(folder / f"{pool}.parquet", EVALUATION_SCENES, pool, seed)
 
 
 def make_teacher(out: Path, regime: Regime = DEMO) -> None:
     """Write teacher/."""
-    train_teacher(out / "teacher", seed=0, naming=regime.naming, on_step=Steps())
+    train_teacher(out / "teacher", seed=0, naming=regime.naming, name=regime.name, on_step=Steps())
 
 
 def make_student(out: Path, regime: Regime = DEMO) -> None:
@@ -116,7 +118,7 @@ def cache_settings(out: Path, address: str | None = None) -> JobSettings:
         answer_top_k=TOP_K,
         gpus_per_worker=0,
         address=address,
-        rows_per_shard=100,
+        rows_per_shard=ROWS_PER_SHARD,
     )
 
 

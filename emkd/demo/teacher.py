@@ -42,7 +42,7 @@ WARMUP_STEPS = 30
 WEIGHT_DECAY = 0.05
 BETAS = (0.9, 0.98)
 MAX_GRADIENT_NORM = 1.0
-NAME = 0.7  # of a vision token's probability, on the word of what it shows
+NAME = 0.7  # of a vision token's probability, for the word of what it shows
 
 OnStep = Callable[[str, int, int], None]  # (phase, finished steps, all steps)
 
@@ -55,11 +55,12 @@ def train_teacher(
     tower_steps: int = 1000,
     steps: int = 1500,
     naming: float = 1.0,
+    name: float = NAME,
     on_step: OnStep | None = None,
 ) -> dict[str, float]:
     """Train a teacher on scenes of a pool and save it with its processor to `out`.
 
-    naming: weight of the loss by which vision tokens learn to name what they show
+    naming: weight of the loss by which vision tokens learn to name what they show;  name: see `named`
 
     Return the total seconds, tower_seconds, language_seconds, the mean tower_loss and language_loss of the last 50
     steps, and the number of parameters. The same seed gives the same weights on the same machine.
@@ -70,7 +71,7 @@ def train_teacher(
         started = time.perf_counter()
         tower_losses = train_tower(model, processor, scenes, tower_steps, seed=seed, on_step=on_step)
         middle = time.perf_counter()
-        language_losses = train_language(model, processor, scenes, steps, naming=naming, on_step=on_step)
+        language_losses = train_language(model, processor, scenes, steps, naming=naming, name=name, on_step=on_step)
         ended = time.perf_counter()
     save_model(model, processor, out)
     return {
@@ -121,6 +122,7 @@ def train_language(
     steps: int,
     *,
     naming: float = 1.0,
+    name: float = NAME,
     on_step: OnStep | None = None,
 ) -> list[float]:
     """Train everything that is not frozen (projector, language model) on answers and names; return each step's loss."""
@@ -134,21 +136,24 @@ def train_language(
         answers = functional.cross_entropy(logits[asked], inputs["input_ids"][asked.roll(1, dims=1)])
         if not naming:
             return answers
-        names = functional.cross_entropy(logits[:, : len(cells)].flatten(0, 1), named(batch, cells).flatten(0, 1))
+        names = functional.cross_entropy(logits[:, : len(cells)].flatten(0, 1), named(batch, cells, name).flatten(0, 1))
         return answers + naming * names
 
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     return _optimise(trained, loss, steps, LEARNING_RATE, "language", on_step)
 
 
-def named(scenes: Scenes, cells: NDArray[np.int64]) -> torch.Tensor:
-    """Return the probabilities [B, t, V] that the logits of vision tokens learn. cells: `places` [t]"""
+def named(scenes: Scenes, cells: NDArray[np.int64], name: float = NAME) -> torch.Tensor:
+    """Return the probabilities [B, t, V] that the logits of vision tokens learn. cells: `places` [t]
+
+    name: the share for the word of what a token shows; the rest is for the question that asks for its cell
+    """
     answers, questions = (np.array([WORDS.index(word) for word in words]) for words in (ANSWERS, QUESTIONS))
     pad = WORDS.index("<pad>")
     shown = torch.from_numpy(np.append(answers, pad)[contents(scenes.labels, cells)])
     asked = torch.from_numpy(np.where(cells == NOWHERE, pad, questions[cells])).expand_as(shown)
     parts = (functional.one_hot(words, len(WORDS)).float() for words in (shown, asked))
-    return NAME * next(parts) + (1 - NAME) * next(parts)
+    return name * next(parts) + (1 - name) * next(parts)
 
 
 def accuracy(

@@ -3,12 +3,14 @@
 import json
 from pathlib import Path
 
+import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
 from emkd.cli import main
 from emkd.demo.report import REGIME, paired, table
-from emkd.demo.run import MATCHINGS, cache_settings
+from emkd.demo.run import MATCHINGS, cache_settings, make_data
 from emkd.demo.variants import ABLATIONS, COSTS, DEFAULT_COST, RECIPE, VARIANTS
 from emkd.pipeline import estimate_job
 from emkd.storage.cache import Cache, verify
@@ -74,6 +76,16 @@ def test_differences_are_paired_by_seed():
     assert difference == pytest.approx(0.0)
     assert error == pytest.approx(0.1)  # of 0.1, 0.1, -0.2: standard deviation 0.1732 over the root of 3
     assert paired([0.9], [0.8])[1] is None
+
+
+def test_no_two_files_have_the_same_scenes(tmp_path):
+    """Not even the same cells empty or the same order of questions."""
+    make_data(tmp_path)
+    orders = [
+        [[turn["content"][-3:] for turn in row[::2]] for row in pq.read_table(tmp_path / f"{name}.parquet")["messages"].to_pylist()]
+        for name in ("validation", "test")
+    ]  # fmt: skip
+    assert np.mean([one == other for one, other in zip(*orders, strict=True)]) < 0.1
 
 
 def test_the_default_cost_is_the_recipes():
