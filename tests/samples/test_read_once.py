@@ -3,7 +3,6 @@
 from collections import Counter
 
 import pytest
-import torch
 
 from emkd.pipeline.capture import CaptureSettings, Teacher
 from emkd.samples import Dataset
@@ -98,26 +97,3 @@ def test_the_student_reads_each_row_once(student_path, teacher_path, tmp_path, c
     evaluated = EvaluationSamples(Dataset(str(data)), encoder)
     assert not any(isinstance(evaluated[row], Skipped) for row in range(N))
     check(counts)
-
-
-def test_kept_samples_are_read_once_and_are_the_same(student_path, teacher_path, tmp_path, counts):
-    """Room for all: no second read. Room for some: the others are read again. No room: all are."""
-    data = tiny.write_data(tmp_path / "rows.parquet", distinct_rows())
-    cache = Cache.open(tiny.make_cache(teacher_path, data, tmp_path / "cache"))
-    student = load(str(student_path))
-    encoder = Encoder(student.processor, student.image_token_id)
-    limits = TeacherLimits(vocabulary=cache.manifest.vocabulary_size, n_student_tokens=student.n_tokens)
-
-    def epochs(keep: int) -> tuple[list, list]:
-        samples = StudentSamples(Dataset(str(data)), encoder, range(N), cache, limits, keep=keep)
-        return [samples[i] for i in range(N)], [samples[i] for i in range(N)]
-
-    for keep, kept in ((1 << 30, N), (0, 0)):
-        first, second = epochs(keep)
-        assert sum(one is other for one, other in zip(first, second, strict=True)) == kept
-    size = first[0].encoded.n_bytes + cache.record(0).n_bytes
-    some, again = epochs(size)
-    assert [one is other for one, other in zip(some, again, strict=True)] == [True] + [False] * (N - 1)
-    for one, other in zip(first, some, strict=True):
-        assert torch.equal(one.encoded.inputs["input_ids"], other.encoded.inputs["input_ids"])
-        assert torch.equal(one.teacher.vision.logits, other.teacher.vision.logits)

@@ -7,12 +7,13 @@ The student's processor makes tokens and pixels; the record holds the teacher's 
 same text, the run stops with an error.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any
 
 import torch
 from torch.utils.data import Dataset as TorchDataset
+from torch.utils.data import get_worker_info
 
 from emkd.agreement.agree import agree_on_row
 from emkd.errors import DataMismatchError, SampleError
@@ -82,6 +83,26 @@ class StudentSample:
     encoded: Encoded
     teacher: TeacherSample | None
 
+    @property
+    def n_bytes(self) -> int:
+        """Memory that the sample's tensors keep, which may be larger than the tensors if they are parts of others."""
+        storages = {}
+        for tensor in _tensors(self.encoded, self.teacher):
+            storage = tensor.untyped_storage()
+            storages[storage.data_ptr()] = storage.nbytes()
+        return sum(storages.values())
+
+
+def _tensors(*held: Any) -> Iterator[torch.Tensor]:
+    """Yield all tensors in dataclasses and dictionaries."""
+    for value in held:
+        if isinstance(value, torch.Tensor):
+            yield value
+        elif isinstance(value, dict):
+            yield from _tensors(*value.values())
+        elif is_dataclass(value):
+            yield from _tensors(*(getattr(value, field.name) for field in fields(value)))
+
 
 @dataclass(frozen=True, kw_only=True)
 class Skipped:
@@ -125,8 +146,8 @@ class TeacherLimits:
         )
 
 
-# Bytes of samples that each loading process keeps from one epoch to the next: a small dataset is decoded once, and of a
-# large one the first samples only.
+# Bytes of samples that are kept in memory for the next epochs. A dataset that fits is decoded once; of a larger one, the
+# samples that were read first are kept.
 KEPT = 1 << 27
 
 
@@ -137,7 +158,7 @@ class StudentSamples(TorchDataset[StudentSample | Skipped]):
     numbers:      sample number of each element in the cache; None if the elements are all of its samples, in order
     other_family: whether teacher and student are of different families, which may write different tokens around
                   images (see `shared_text`)
-    keep:         bytes of the samples that are kept in memory once they were read
+    keep:         bytes of the samples that are kept in memory once they were read, unless a loader's worker reads them
 
     A row that the student cannot use is returned as `Skipped`, so that the run can continue without it. A row that
     differs from what the teacher saw raises DataMismatchError or TokenizerMismatchError.
@@ -167,22 +188,22 @@ class StudentSamples(TorchDataset[StudentSample | Skipped]):
     def __getitem__(self, element: int) -> StudentSample | Skipped:
         if element in self._kept:
             return self._kept[element]
-        found, n_bytes = self._read(element)
-        if isinstance(found, StudentSample) and n_bytes <= self._room:
+        found = self._read(element)
+        # A worker shares the memory of what it sends: a kept tensor would hold a file descriptor as long as it lives.
+        if isinstance(found, StudentSample) and get_worker_info() is None and found.n_bytes <= self._room:
             self._kept[element] = found
-            self._room -= n_bytes
+            self._room -= found.n_bytes
         return found
 
-    def _read(self, element: int) -> tuple[StudentSample | Skipped, int]:
-        """(an element, the bytes that it takes)"""
+    def _read(self, element: int) -> StudentSample | Skipped:
         row = int(self.rows[element])
         try:
             sample = self.dataset.sample(row)
             encoded = self.encoder(sample)
         except SampleError as error:
-            return Skipped.of(row, error), 0
+            return Skipped.of(row, error)
         if self.cache is None or self.limits is None:
-            return StudentSample(encoded=encoded, teacher=None), encoded.n_bytes
+            return StudentSample(encoded=encoded, teacher=None)
         number = element if self.numbers is None else int(self.numbers[element])
         key = self.cache.sample_key(number)
         if sample.key != key:
@@ -196,7 +217,7 @@ class StudentSamples(TorchDataset[StudentSample | Skipped]):
         teacher = self.limits(record)
         if shared is not None:
             encoded, teacher = encoded.with_text(shared.own), teacher.with_text(shared.theirs)
-        return StudentSample(encoded=encoded, teacher=teacher), encoded.n_bytes + record.n_bytes
+        return StudentSample(encoded=encoded, teacher=teacher)
 
 
 class EvaluationSamples(TorchDataset[StudentSample | Skipped]):

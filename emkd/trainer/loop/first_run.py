@@ -70,6 +70,8 @@ def agree_with_first_run(
 def _read(path: Path, has_codes: bool) -> dict[str, Any]:
     try:
         before: dict[str, Any] = json.loads(path.read_text())
+        # The cost of runs from before there was a choice; the default is another one since.
+        before["recipe"].setdefault("losses", {}).setdefault("cost", "logits")
         recipe = make_recipe(before["recipe"], str(path))  # settings newer than the file have their defaults
         return {**before, "recipe": _deciding(recipe, has_codes)}
     except (ValueError, KeyError, TypeError, AttributeError) as error:

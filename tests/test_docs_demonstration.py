@@ -1,0 +1,74 @@
+"""docs/demonstration.md, README.md and what `emkd demo` prints have the figures of benchmarks/results/demo_*.json."""
+
+import io
+from statistics import mean
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from emkd.demo.report import REGIME
+from emkd.demo.variants import COSTS, RECIPE
+from tests.figures import (
+    ROOT,
+    best_on_validation,
+    costs_on_validation,
+    demo_condition_rows,
+    demo_in_memory_rows,
+    demo_paired_rows,
+    demo_pairs_rows,
+    demo_rows,
+    page,
+    percent,
+    results,
+    table_rows,
+    validation_of,
+)
+
+PAGE = page("docs/demonstration.md")
+PROSE = " ".join(PAGE.split())
+
+
+def test_each_row_is_what_was_measured_and_no_other_row_is_there():
+    makers = (demo_rows, demo_paired_rows, demo_pairs_rows, demo_condition_rows, demo_in_memory_rows)
+    assert table_rows(PAGE) == [row for maker in makers for row in maker()]
+
+
+def test_figures_in_the_text_are_what_was_measured():
+    for variant, best in best_on_validation().items():
+        name = {"sft": "SFT", "rld": "RLD", "emkd": "EM-KD"}[variant]
+        assert f"{name} {'reaches ' if variant == 'sft' else ''}{percent(best)}".replace("SFT reaches", "SFT reaches") in PROSE
+    for beta, accuracy in validation_of("losses.beta").items():
+        assert f"{beta:g}: {percent(accuracy)}" in PROSE
+    conditions = results("demo_conditions")["conditions"]
+    seeds = len(conditions["demo"]["students"]["emkd"])
+    assert f"means of {seeds} seeds" in PROSE
+    assert f"{len(results('demo_in_memory')['accuracy']['dense'])} seeds" in PROSE
+
+
+def test_the_default_cost_is_one_that_was_compared():
+    compared = costs_on_validation()
+    assert set(compared) == set(COSTS)
+    assert all(len(accuracies) > 1 for accuracies in compared.values())
+
+
+def test_every_seed_gains_over_answers_alone_and_over_random_pairs():
+    students = {name: one["accuracy"] for name, one in results("demo_seeds")["results"]["students"].items()}
+    for other in ("rld", "emkd-random"):
+        gains = [a - b for a, b in zip(students["emkd"], students[other], strict=True)]
+        assert len(gains) == 10
+        assert min(gains) >= 0.04, other
+    sft, start = mean(students["sft"]), results("demo_seeds")["results"]["student-init"]["accuracy"]
+    assert sft < start  # "ends below its own start"
+
+
+def test_the_picture_is_the_demonstrations():
+    picture = np.asarray(Image.open(io.BytesIO((ROOT / "docs" / "pairs.png").read_bytes())).convert("RGB"))
+    assert picture.shape == (480, 1000, 3)
+
+
+def test_what_the_demonstration_prints_is_what_was_measured():
+    found, said = results("demo_seeds")["paired_differences"], " ".join(REGIME.split())
+    for other in ("rld", "emkd-random"):
+        assert f"{100 * found[f'emkd - {other}']['mean']:.1f}" in said
+    assert RECIPE["losses"]["beta"] == pytest.approx(1.0)
