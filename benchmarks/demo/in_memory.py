@@ -30,8 +30,9 @@ from benchmarks.common.provenance import RESULTS, provenance, write_results
 from benchmarks.demo.students import accuracy
 from benchmarks.step.dense import dense_losses, views
 from emkd.demo.models import WORDS
+from emkd.demo.regime import TOP_K
 from emkd.demo.report import paired
-from emkd.demo.run import TOP_K, cache_settings, evaluate
+from emkd.demo.run import cache_settings, evaluate
 from emkd.demo.threads import one_quiet_thread
 from emkd.demo.variants import RECIPE
 from emkd.inspection.report.summary import summarize

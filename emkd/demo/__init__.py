@@ -1,8 +1,10 @@
-"""The demonstration: a teacher, its cache and students on real handwritten digits, on one CPU core.
+"""The demonstration: a teacher, its cache and students on real handwritten digits, on two CPU cores.
 
 Reading order: scenes.py (images of digits with questions about them, as Parquet or as arrays), models.py (tokenizer,
-processor, a tiny LLaVA and the student that starts from it), threads.py (one thread for all of it), teacher.py (trains
-the teacher), variants.py (recipe and losses of the students), run.py (all steps), report.py (what it prints).
+processors, a tiny LLaVA and the student that starts from it), places.py (what each vision token shows), teacher.py
+(trains the teacher), variants.py (recipes and losses of the students), regime.py (the conditions), pairs.py (which
+matched tokens belong together), picture.py (draws them), run.py (all steps), report.py (what it prints), progress.py
+and threads.py (lines while it works, on one thread).
 
 You need nothing here to distil your own models. The demonstration runs every step in minutes, on data that scikit-learn
 contains, without a download.

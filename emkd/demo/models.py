@@ -2,7 +2,7 @@
 
     new_tokenizer()          23 words: 4 specials, 8 questions, 11 answers
     new_processor(pads)      LlavaProcessor: a wide image -> 40×40 pixels -> 64 <image> tokens
-    new_teacher(seed)        SigLIP tower, projector, Qwen2; about 163,000 parameters, random
+    new_teacher(seed)        SigLIP tower, projector, Qwen2; 161,600 parameters, random
     new_student(teacher)     a copy of the teacher; training pools its vision tokens
     save_model(model, processor, folder)
 

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from emkd.demo.places import contents, places
 from emkd.demo.scenes import Scenes
 from emkd.demo.variants import COSTS
+from emkd.errors import UsageError
 from emkd.samples.dataset import Dataset
 from emkd.samples.encode import Encoder
 from emkd.storage.cache import Cache
@@ -69,6 +70,9 @@ def open_scenes(student: Path, data: Path, cache_folder: Path, n: int) -> list[S
     codes = None if cache.basis is None else Codes(cache.basis, "cpu")
     numbers = {int(row): number for number, row in enumerate(cache.sample_rows)}
     found = []
+    lacking = [row for row in range(n) if row not in numbers]
+    if lacking:
+        raise UsageError(f"{cache_folder} has no sample of row {lacking[0]} of {data}; make the cache of this file")
     for row in range(n):
         encoded, teacher = encoder(dataset.sample(row)), limits(cache.record(numbers[row]))
         hidden = last_hidden_state(vlm.model, to_model(collate([encoded], 0), vlm.model))[0].float()

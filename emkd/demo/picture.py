@@ -37,14 +37,14 @@ def draw_pairs(image: Image.Image, pads: bool, scene: Scene, matching: str, own:
         pen.line((*start, *end), fill=COLOURS[_common(i, j, own, theirs)], width=2)
         for x, y in (start, end):
             pen.ellipse((x - 4, y - 4, x + 4, y + 4), fill=COLOURS[_common(i, j, own, theirs)])
-    _legend(pen)
+    _legend(pen, len(theirs.cells), len(own.cells), "padded" if pads else "stretched")
     return canvas
 
 
-def save_picture(path: Path, data: Path, number: int, **drawn: object) -> None:
-    """Draw the pairs of row `number` of a file of scenes (see `draw_pairs`) and save them as PNG."""
+def scene_image(data: Path, number: int) -> Image.Image:
+    """Return the image of row `number` of a file of scenes."""
     stored = pq.read_table(data, columns=["images"])["images"][number][0]["bytes"].as_py()
-    draw_pairs(Image.open(io.BytesIO(stored)), **drawn).save(path)  # type: ignore[arg-type]
+    return Image.open(io.BytesIO(stored))
 
 
 def _seen(image: Image.Image, padded: bool) -> Image.Image:
@@ -80,10 +80,10 @@ def _only(contents: NDArray[np.int64]) -> NDArray[np.int64]:
     return row
 
 
-def _legend(pen: ImageDraw.ImageDraw) -> None:
+def _legend(pen: ImageDraw.ImageDraw, n_teacher: int, n_student: int, prepared: str) -> None:
     x, y = MARGIN, SIDE + 2 * MARGIN
-    pen.text((x, y), "teacher: 64 tokens, padded", fill=TEXT)
-    pen.text((MARGIN + SIDE + GAP, y), "student: 16 tokens, stretched", fill=TEXT)
+    pen.text((x, y), f"teacher: {n_teacher} tokens, padded", fill=TEXT)
+    pen.text((MARGIN + SIDE + GAP, y), f"student: {n_student} tokens, {prepared}", fill=TEXT)
     pen.text((x, y + MARGIN), "matched tokens have in common:", fill=TEXT)
     x += 220
     for name, colour in COLOURS.items():

@@ -7,6 +7,8 @@ from emkd.demo.teacher import NAME
 from emkd.demo.variants import RECIPE
 
 ALIGN_SCENES, TRAIN_SCENES, EVALUATION_SCENES = 200, 400, 300
+TOP_K = 8  # of 23 words: a cut cache, as real ones are
+ROWS_PER_SHARD = 100
 
 
 @dataclass(frozen=True, kw_only=True)

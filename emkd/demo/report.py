@@ -1,10 +1,15 @@
 """What the demonstration prints: the table, what it shows and what it does not, and the commands to repeat it."""
 
+import shlex
 from collections.abc import Sequence
 from math import sqrt
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
+
+from emkd.demo.models import N_VISION_TOKENS
+from emkd.demo.regime import ROWS_PER_SHARD, TOP_K
+from emkd.demo.variants import RECIPE
 
 NAMES = {
     "sft": "SFT: labels alone",
@@ -28,26 +33,27 @@ PAIRED = (
 )  # fmt: skip
 
 REGIME = """\
-What it shows: pairs that belong together, and what is learnt from them, bring what the teacher's answers alone do not.
-Over 10 seeds EM-KD is X points above RLD and Y above EM-KD with random pairs (benchmarks/results/demo_seeds.json).
-What flatters: SFT learns the wrong answers by heart and ends below its own start, so compare with RLD. The regime was
-looked for on validation scenes: few questions a picture, grids of teacher and student that do not coincide, and a
-teacher whose vision tokens were trained to name what they show, which large language models do by themselves.
-docs/demonstration.md takes each condition away in turn. It is a small task, and no evidence for large models."""
+If pairs belong together, a student learns from them what the teacher's answers alone do not teach: compare emkd with
+rld and with emkd-random. Over 10 seeds EM-KD is XX points above RLD, and YY above random pairs
+(benchmarks/results/demo_seeds.json). What flatters: SFT learns wrong answers by heart and ends below its start. The
+student starts as a copy of the teacher. The regime was looked for on validation scenes: few questions a picture, grids
+of teacher and student that do not coincide, and a teacher whose vision tokens were trained to name what they show and
+where. docs/demonstration.md takes each condition away in turn. It is a small task, and no evidence for large models."""
 
 
 def table(results: dict[str, Any], out: Path) -> str:
     """Return the whole report of a run."""
+    kept = N_VISION_TOKENS // RECIPE["student"]["vision_pool"] ** 2
     lines = [
         f"correct answers on {out}/data/test.parquet (scenes of unseen digits)",
         "",
-        f"  {'teacher, 64 vision tokens':<36}{100 * results['teacher']['accuracy']:6.1f}%",
-        f"  {'student after phase 1, 16':<36}{100 * results['student-init']['accuracy']:6.1f}%",
+        f"  {f'teacher, {N_VISION_TOKENS} vision tokens':<36}{100 * results['teacher']['accuracy']:6.1f}%",
+        f"  {f'student after phase 1, {kept}':<36}{100 * results['student-init']['accuracy']:6.1f}%",
     ]
     for variant, found in results["students"].items():
         accuracy = found["accuracy"]
         each = " ".join(f"{100 * value:.1f}" for value in accuracy)
-        lines.append(f"  {NAMES[variant] + ', 16':<36}{100 * mean(accuracy):6.1f}%   seeds: {each}")
+        lines.append(f"  {NAMES[variant] + f', {kept}':<36}{100 * mean(accuracy):6.1f}%   seeds: {each}")
     lines += ["", *_differences(results["students"]), "", *_pairs(results["pairs"], out), "", REGIME, ""]
     cache = results["cache"]
     lines.append(
@@ -70,10 +76,12 @@ def _differences(students: dict[str, Any]) -> list[str]:
 
 def _pairs(pairs: dict[str, Any], out: Path) -> list[str]:
     lines = [f"matched tokens that show the same content / lie in the same cell (one scene: {out}/pairs.png):"]
-    lines += [f"  {'matched by':<26}{'before':>14}{'after':>18}  training"]
-    for matching in pairs["before"]:
-        cells = [" / ".join(f"{100 * share:.0f}%" for share in pairs[when][matching].values()) for when in pairs]
-        lines.append(f"  {matching:<26}{cells[0]:>14}{cells[1]:>18}")
+    lines += [f"  {'matched by':<26}{'before phase 2':>16}{'after':>12}"]
+    for matching, before in pairs["before"].items():
+        cells = [
+            f"{100 * one['content']:.0f}% / {100 * one['place']:.0f}%" for one in (before, pairs["after"][matching])
+        ]
+        lines.append(f"  {matching:<26}{cells[0]:>16}{cells[1]:>12}")
     return lines
 
 
@@ -84,12 +92,17 @@ def paired(one: Sequence[float], other: Sequence[float]) -> tuple[float, float |
 
 
 def commands(out: Path) -> list[str]:
-    """Return the commands that repeat caching, training and inspecting."""
+    """Return the commands that repeat the cache, the student emkd-0 and its cache's report."""
+    folder = {name: shlex.quote(f"{out}/{name}") for name in (
+        "teacher", "data/train.parquet", "data/test.parquet", "my-cache", "student-init", "my-student", "recipe.yaml",
+    )}  # fmt: skip
     return [
-        "To repeat these steps yourself:",
-        f"  emkd cache-teacher --teacher {out}/teacher --data {out}/data/train.parquet --cache {out}/my-cache "
-        "--top-k 8 --answer-top-k 8 --gpus-per-worker 0",
-        f"  emkd train-student --student {out}/student-init --data {out}/data/train.parquet --cache {out}/my-cache "
-        f"--output {out}/my-student --recipe {out}/recipe.yaml --eval-data {out}/data/test.parquet",
-        f"  emkd inspect {out}/my-cache",
+        "To repeat the cache and the student emkd-0 (on one thread: OMP_NUM_THREADS=1):",
+        f"  emkd cache-teacher --teacher {folder['teacher']} --data {folder['data/train.parquet']} --cache "
+        f"{folder['my-cache']} --top-k {TOP_K} --answer-top-k {TOP_K} --rows-per-shard {ROWS_PER_SHARD} "
+        "--gpus-per-worker 0",
+        f"  emkd train-student --student {folder['student-init']} --data {folder['data/train.parquet']} --cache "
+        f"{folder['my-cache']} --output {folder['my-student']} --recipe {folder['recipe.yaml']} --seed 0 --eval-data "
+        f"{folder['data/test.parquet']}",
+        f"  emkd inspect {folder['my-cache']}",
     ]

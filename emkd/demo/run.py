@@ -13,6 +13,7 @@ results.json
 """
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,17 @@ import yaml
 
 from emkd.demo.models import new_processor, new_student, save_model
 from emkd.demo.pairs import Shares, Shown, open_scenes, shares
-from emkd.demo.picture import save_picture
+from emkd.demo.picture import draw_pairs, scene_image
 from emkd.demo.progress import Steps, say, timed
-from emkd.demo.regime import ALIGN_SCENES, DEMO, EVALUATION_SCENES, TRAIN_SCENES, Regime
+from emkd.demo.regime import (
+    ALIGN_SCENES,
+    DEMO,
+    EVALUATION_SCENES,
+    ROWS_PER_SHARD,
+    TOP_K,
+    TRAIN_SCENES,
+    Regime,
+)
 from emkd.demo.report import table
 from emkd.demo.scenes import file_scenes, write_scenes
 from emkd.demo.teacher import train_teacher
@@ -35,10 +44,8 @@ from emkd.storage.cache import Cache
 from emkd.trainer import TrainSettings, evaluate_checkpoint, make_recipe, train_student, with_flags
 from emkd.vlm import load
 
-TOP_K = 8  # of 23 words: a cut cache, as real ones are
 DATA_SEED, ALIGN_SEED = 1, 2
 EVALUATION_SEEDS = {"validation": 3, "test": 1}  # of the same seed, they would have the same cells empty
-ROWS_PER_SHARD = 100
 PAIRED_SCENES = 100  # whose pairs are judged
 MATCHINGS = ("random", "pooled", *COSTS)
 
@@ -52,9 +59,10 @@ def run_demo(out: Path, *, seeds: int = 3, ablate: bool = False, address: str | 
     """
     if out.exists() and (out.is_file() or any(out.iterdir())):
         raise OutputExistsError(f"--out {out} exists and is not empty; name another folder or remove it")
+    seconds: dict[str, float] = {}
+    results: dict[str, Any] = {"seconds": seconds}
+    started = time.perf_counter()
     with one_quiet_thread():
-        seconds: dict[str, float] = {}
-        results: dict[str, Any] = {"seconds": seconds}
         make_data(out / "data")
         with timed(seconds, "teacher", "training a teacher"):
             make_teacher(out)
@@ -71,6 +79,7 @@ def run_demo(out: Path, *, seeds: int = 3, ablate: bool = False, address: str | 
             before, after = out / "student-init", out / "students" / "emkd-0"
             results["pairs"] = {"before": judge_pairs(out, before), "after": judge_pairs(out, after)}
             picture(out, after)
+    seconds["total"] = round(time.perf_counter() - started, 1)
     (out / "results.json").write_text(json.dumps(results, indent=2) + "\n")
     print(table(results, out))
     return results
@@ -152,7 +161,7 @@ def _students(out: Path, variants: dict[str, dict[str, Any]], seeds: int) -> dic
 def train_one(out: Path, folder: Path, losses: dict[str, Any], seed: int, regime: Regime = DEMO, **flags: Any) -> None:
     """Train one student of a variant with the call that `emkd train-student` makes.
 
-    losses: loss weights that override the recipe
+    losses: what of the recipe's section `losses` the variant overrides
     flags:  other overrides of the recipe, by path
     """
     train_student(
@@ -182,9 +191,8 @@ def picture(out: Path, student: Path) -> None:
     data = out / "data" / "train.parquet"
     (scene,) = open_scenes(student, data, out / "cache", 1)
     own, theirs = _shown(slice(1), DEMO)
-    save_picture(
-        out / "pairs.png", data, 0, pads=DEMO.aligned, scene=scene, matching=DEFAULT_COST, own=own, theirs=theirs
-    )
+    drawn = draw_pairs(scene_image(data, 0), DEMO.aligned, scene, DEFAULT_COST, own, theirs)
+    drawn.save(out / "pairs.png")
 
 
 def _shown(some: slice, regime: Regime) -> tuple[Shown, Shown]:

@@ -1,12 +1,15 @@
 """The whole demonstration: one seed of each variant. It takes minutes and tests that all packages work together."""
 
 import json
+import shlex
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import torch
 from PIL import Image
+from safetensors.torch import load_file
 
 from emkd.cli import main
 from emkd.demo.report import REGIME, paired, table
@@ -18,7 +21,7 @@ from emkd.trainer import load_recipe, make_recipe
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1500)
 @pytest.mark.xdist_group("ray")
 def test_the_demonstration(tmp_path, capsys):
     out = tmp_path / "demo-out"
@@ -32,7 +35,7 @@ def test_the_demonstration(tmp_path, capsys):
     assert set(accuracy) == set(VARIANTS)
     assert accuracy["emkd"] >= accuracy["rld"] + 0.04
     assert accuracy["emkd"] >= accuracy["emkd-random"] + 0.04
-    assert set(results["seconds"]) == {"teacher", "cache", "phase 1", "students", "pairs"}
+    assert set(results["seconds"]) == {"teacher", "cache", "phase 1", "students", "pairs", "total"}
     for when in ("before", "after"):
         by_matching = results["pairs"][when]
         assert set(by_matching) == set(MATCHINGS)
@@ -55,7 +58,16 @@ def test_the_demonstration(tmp_path, capsys):
 
     assert printed == table(results, out) + "\n"
     assert REGIME in printed
-    assert [line.split()[1] for line in printed.splitlines()[-3:]] == ["cache-teacher", "train-student", "inspect"]
+    by_hand = [shlex.split(line) for line in printed.splitlines()[-3:]]
+    assert [command[:2] for command in by_hand] == [["emkd", c] for c in ("cache-teacher", "train-student", "inspect")]
+    for command in by_hand:
+        with pytest.raises(SystemExit) as left:
+            main(command[1:])
+        assert not left.value.code
+    one, other = (
+        load_file(folder / "model.safetensors") for folder in (out / "students" / "emkd-0", out / "my-student")
+    )
+    assert all(torch.equal(one[name], other[name]) for name in one), "the commands by hand make another student"
 
 
 def results(**accuracy: list[float]) -> dict:

@@ -29,8 +29,8 @@ from numpy.typing import NDArray
 from emkd.errors import DamagedCacheError
 from emkd.storage.objects.digest import NEXT_STEP
 
-# Codes are noise to a search for repeats: what it finds by chance takes more bytes than it saves, and breaks runs for
-# the Huffman coder. So the table of places is as small as zstd allows and a match as long as it can ask for.
+# Repeats that zstd finds in codes are chance: naming them takes more bytes than it saves. So the search is as weak as
+# zstd allows: the smallest table, the longest shortest match.
 _SEARCH = {"hash_log": zstandard.HASHLOG_MIN, "min_match": zstandard.MINMATCH_MAX}
 _LEVEL = 1
 # The largest number that fits into so many bits; the most negative one is one further from 0.

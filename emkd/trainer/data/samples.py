@@ -146,8 +146,8 @@ class TeacherLimits:
         )
 
 
-# Bytes of samples that are kept in memory for the next epochs. A dataset that fits is decoded once; of a larger one, the
-# samples that were read first are kept.
+# Bytes of samples that are kept in memory for the next epochs. A dataset that fits is decoded once; of a larger one,
+# the first samples that are read are kept.
 KEPT = 1 << 27
 
 

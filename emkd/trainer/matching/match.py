@@ -1,8 +1,8 @@
 """Which student vision token is paired with which teacher vision token. No gradients.
 
-EM-KD (arXiv 2511.21106): image by image, a one-to-one assignment of least total Manhattan distance between raw
-vision logits (Hungarian algorithm). cost.py defines the distance if the cache holds k of V logits; assignment.py
-solves the assignments.
+EM-KD (arXiv 2511.21106): image by image, a one-to-one assignment of least total Manhattan distance between vision
+logits (Hungarian algorithm), or between log-probabilities. cost.py defines the distance if the cache holds k of V
+logits; assignment.py solves the assignments.
 
 Shape legend: Ns, Nt vision tokens in student and teacher, d hidden size, P matched pairs
 """

@@ -52,6 +52,19 @@ def test_the_most_negative_number_comes_back():
     np.testing.assert_array_equal(decoded(encode_frame(values, (1,)), 8, (1,)), values)
 
 
+def test_zstd_looks_for_no_repeats(monkeypatch):
+    """What it would find in noise by chance takes more bytes than it saves; other readers need not know."""
+    rng = np.random.default_rng(0)
+    spread = np.linspace(0.6, 0.2, 64)
+    values = np.rint(rng.normal(size=(1024, 64)) * spread).astype(np.int16)
+    weak = encode_frame(values, (32, 32))
+    monkeypatch.setattr("emkd.storage.arrays.frames._SEARCH", {})
+    usual = encode_frame(values, (32, 32))
+    assert len(weak) < 0.98 * len(usual)
+    for frame in (weak, usual):
+        np.testing.assert_array_equal(decoded(frame, 1024, (32, 32)), values)
+
+
 def test_little_entropy_takes_less_than_a_bit_for_most_numbers():
     """One number in fifty is not 0: entropy 0.16 bits."""
     values = (np.random.default_rng(0).random((4096, 8)) < 0.02).astype(np.int16)

@@ -230,6 +230,17 @@ def test_a_damaged_run_json_is_refused(inputs, undisturbed, tmp_path):
             train_student(settings(inputs, output, resume=True))
 
 
+def test_a_run_from_before_there_was_a_cost_compared_logits(inputs, undisturbed, every_checkpoint, tmp_path):
+    """Its run.json names no cost; today's default is another."""
+    output = tmp_path / "out"
+    shutil.copytree(every_checkpoint / "checkpoint-12", output / "checkpoint-12")
+    started = json.loads((every_checkpoint / "run.json").read_text())
+    del started["recipe"]["losses"]["cost"]
+    (output / "run.json").write_text(json.dumps(started))
+    with pytest.raises(UsageError, match=r"losses.cost was .*logits.* and is .*log_probabilities"):
+        train_student(settings(inputs, output, resume=True))
+
+
 def test_a_default_may_be_said(inputs, undisturbed, every_checkpoint, tmp_path, capsys):
     output = tmp_path / "out"
     shutil.copytree(every_checkpoint / "checkpoint-12", output / "checkpoint-12")

@@ -109,3 +109,9 @@ def test_errors_fall_in_proportion_to_the_step():
         for before, after in zip(coarse, fine, strict=True):
             assert 2.5 < before / after < 6.5, errors
     assert errors[-1][1] < 0.02
+
+
+def test_codes_are_made_in_the_order_that_storage_has_them():
+    """To transpose them afterwards takes as long as to compress them."""
+    hidden = torch.randn(50, len(BASIS.mean), generator=torch.Generator().manual_seed(0))
+    assert CODES.encode(hidden).T.is_contiguous()
