@@ -19,6 +19,9 @@ from emkd.demo.threads import one_quiet_thread
 from emkd.demo.variants import ABLATIONS, VARIANTS
 
 
+ALL = {**VARIANTS, **ABLATIONS}
+
+
 def accuracy(demo: Path, variant: str, losses: dict[str, Any], seed: int) -> float:
     """Return a student's accuracy; train it if the folder has no whole one."""
     folder = demo / "students" / f"{variant}-{seed}"
@@ -30,13 +33,13 @@ def accuracy(demo: Path, variant: str, losses: dict[str, Any], seed: int) -> flo
     return found
 
 
-def measure(demo: Path, seeds: int) -> dict[str, Any]:
+def measure(demo: Path, seeds: int, variants: list[str]) -> dict[str, Any]:
     """Return accuracies of teacher, the student after phase 1 and all variants, and the pairs of the first emkd."""
     return {
         **{name: evaluate(demo / name, demo) for name in ("teacher", "student-init")},
         "students": {
-            variant: {"accuracy": [accuracy(demo, variant, losses, seed) for seed in range(seeds)]}
-            for variant, losses in {**VARIANTS, **ABLATIONS}.items()
+            variant: {"accuracy": [accuracy(demo, variant, ALL[variant], seed) for seed in range(seeds)]}
+            for variant in variants
         },
         "pairs": {
             "before": judge_pairs(demo, demo / "student-init"),
@@ -49,14 +52,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("demo", type=Path)
     parser.add_argument("--seeds", type=int, default=10)
+    parser.add_argument("--variants", nargs="+", choices=ALL, default=list(ALL))
     arguments = parser.parse_args()
     origin = provenance()
     with one_quiet_thread():
-        results = measure(arguments.demo, arguments.seeds)
+        results = measure(arguments.demo, arguments.seeds, arguments.variants)
     students, differences = results["students"], {}
     for one, other in PAIRED:
-        difference, error = paired(students[one]["accuracy"], students[other]["accuracy"])
-        differences[f"{one} - {other}"] = {"mean": difference, "standard_error": error}
+        if one in students and other in students:
+            difference, error = paired(students[one]["accuracy"], students[other]["accuracy"])
+            differences[f"{one} - {other}"] = {"mean": difference, "standard_error": error}
     found = {**origin, "split": "test", "paired_differences": differences, "results": results}
     write_results(RESULTS / "demo_seeds.json", found)
 
