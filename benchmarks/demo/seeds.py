@@ -18,7 +18,6 @@ from emkd.demo.run import evaluate, judge_pairs, train_one
 from emkd.demo.threads import one_quiet_thread
 from emkd.demo.variants import ABLATIONS, VARIANTS
 
-
 ALL = {**VARIANTS, **ABLATIONS}
 
 
