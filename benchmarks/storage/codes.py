@@ -3,8 +3,9 @@
     python -m benchmarks.storage.codes [--rounds 5] [--output benchmarks/results/codes.json]
 
 The records are those of common/synthetic_records.py, cut to 64 logits (the default before there were codes) or to 8
-with codes of 340 numbers, whose spread falls off so that they take as many bytes a token as around the language model of
-results/real_lm.json at the default error: 44, the mean of its three kinds of vision tokens, and 74, the largest (text).
+with codes of 340 numbers, whose spread falls off so that they take as many bytes a token as around the language model
+of results/real_lm.json at the default error: 44, the mean of its three kinds of vision tokens, and 74, the largest
+(text).
 `wide` has states of 3,584 numbers, of which 1,500 columns are kept, and samples of 2,916 vision tokens.
 
 Reading: each round starts one process for each cache, which opens it, reads one epoch untimed and then one timed, in

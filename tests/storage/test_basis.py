@@ -105,7 +105,8 @@ def test_codes_in_memory_are_as_small_as_on_disk(tmp_path):
     make_cache(tmp_path, manifest)
     shard = Cache.open(tmp_path).read_shard(0)
     on_disk = sum(f.stat().st_size for f in tmp_path.glob("shards/000000-*/*_codes/c/*"))
-    assert sum(array.chunks.nbytes for name, array in shard.arrays.items() if name.endswith("_codes")) == on_disk
+    in_memory = sum(array.chunks.nbytes for name, array in shard.arrays.items() if name.endswith("_codes"))
+    assert 0 < in_memory <= on_disk
 
 
 def test_the_measured_error_is_in_index_and_seal(tmp_path):

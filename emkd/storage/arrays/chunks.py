@@ -36,8 +36,6 @@ _SHUFFLES = {"noshuffle": 0, "shuffle": 1, "bitshuffle": 2}
 def encode_chunk(layout: ArrayLayout, values: NDArray[Any]) -> bytes:
     """Return the bytes of a whole chunk on disk. values: of the shape of a chunk, `layout.shape(tokens of a chunk)`"""
     name = layout.compression
-    if name == "none":
-        return np.ascontiguousarray(values).tobytes()
     codec = numcodecs.Blosc(name, _LEVELS[name], _SHUFFLES[layout.shuffle], blocksize=_BLOCK_BYTES[name])
     return bytes(codec.encode(np.ascontiguousarray(values)))
 
@@ -61,8 +59,6 @@ def metadata(layout: ArrayLayout, length: int, tokens_per_chunk: int) -> bytes:
 
 
 def _compressors(layout: ArrayLayout) -> list[BloscCodec]:
-    if layout.compression == "none":
-        return []
     return [
         BloscCodec(
             typesize=layout.dtype.itemsize,
@@ -112,9 +108,9 @@ class StoredArray:
                 f"{where}: shape, type and precision are {described}, expected {expected} from the manifest and the "
                 f"index. {NEXT_STEP}"
             )
-        expected_codecs: tuple[list[str], ...] = ([],) if layout.compression == "none" else (["blosc"], ["zstd"])
+        expected_codecs = [["blosc"], *([[]] if layout.once_plain else [["zstd"]])]
         if codecs[:1] != ["bytes"] or codecs[1:] not in expected_codecs:
-            names = " or ".join(name for some in expected_codecs for name in some) or "none"
+            names = " or ".join(some[0] if some else "none" for some in expected_codecs)
             raise DamagedCacheError(f"{where}: codecs {codecs}, expected bytes and then {names}. {NEXT_STEP}")
         return cls(layout=layout, shape=shape, chunk=chunk, codec=codecs[1] if len(codecs) > 1 else "none")
 

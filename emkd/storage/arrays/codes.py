@@ -1,9 +1,8 @@
 """Codes of hidden states, [n, r] int16: since format version 4, if the cache has a basis.
 
 Each image, and each sample's text and answers, makes one frame (see `frames`). The frames of a shard follow each other
-in one array of bytes that is not compressed again, and two short arrays say how long each frame is and of how many
-tokens. So a sample's codes are found and decoded without those of others, and a shard in memory takes no more than on
-disk.
+in one array of bytes, and two short arrays say how long each frame is and of how many tokens. So a sample's codes are
+found and decoded without those of others, and a shard in memory takes hardly more than on disk.
 
     vision_codes            [bytes]   uint8
     vision_frame_bytes      [frames]  int32
@@ -64,7 +63,9 @@ def codes(axis: TokenAxis, basis: BasisIdentity) -> CodeFrames:
         name=f"{axis}_codes",
         axis=of_bytes,
         dtype=np.dtype(np.uint8),
-        compression="none",
+        shuffle="noshuffle",
+        compression="lz4",  # saves the zeros that fill the last chunk; nothing of the frames
+        once_plain=True,
         attributes={"meaning": "frames of codes, see docs/format.md", "step": basis.step, "groups": list(basis.groups)},
     )
     n_bytes, n_tokens = (

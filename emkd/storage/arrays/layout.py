@@ -65,6 +65,7 @@ class ArrayLayout:
     width:   size of the other dimension; None if the array has one dimension
     by_rank: the other dimension comes first
     shuffle: Blosc's shuffle before compression
+    once_plain: whether caches exist that store it without a codec
     """
 
     name: str
@@ -73,7 +74,8 @@ class ArrayLayout:
     width: int | None = None
     by_rank: bool = False
     shuffle: Shuffle = "bitshuffle"
-    compression: Compression | Literal["none"] = "zstd"
+    compression: Compression = "zstd"
+    once_plain: bool = False
     attributes: dict[str, Any] = field(default_factory=dict)
 
     @property

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from emkd.errors import DamagedCacheError
+from emkd.storage.arrays.chunks import encode_chunk
 from emkd.storage.arrays.codes import CodeFrames, codes
 from emkd.storage.arrays.frames import decode_frame, encode_frame
 from tests.storage.arrays.codec import ArrayCodecTests
@@ -103,5 +104,9 @@ def test_damage_is_an_error_and_not_another_number(change):
         decoded(bytes(frame), n)
 
 
-def test_codes_are_not_compressed_again():
-    assert [layout.compression for layout in TestVisionCodes.kind.layouts] == ["none", "zstd", "zstd"]
+def test_zeros_that_fill_the_last_chunk_take_nothing_and_frames_hardly_more_than_they_are():
+    layout, size = TestVisionCodes.kind.layouts[0], 1 << 20
+    frames = np.random.default_rng(0).integers(0, 256, size).astype(np.uint8)
+    assert len(encode_chunk(layout, frames)) < size + 1000
+    frames[1000:] = 0
+    assert len(encode_chunk(layout, frames)) < 10_000
