@@ -4,7 +4,7 @@
 
 DEMO_OUT is a folder that `emkd demo` made; the script uses its student after phase 1, cache and data. EM-KD is
 trained with each cost of the matching and with other weights of VSD, over --seeds seeds. SFT, RLD and EM-KD are each
-trained with every choice of learning rate and steps, over --grid-seeds seeds, so that each is compared at its own best
+trained with every choice of learning rate and steps, over --grid-seeds seeds (0 leaves it out), so that each is compared at its own best
 and no choice favours one of them. It does not read the test scenes. Writes benchmarks/results/demo_choice.json.
 """
 
@@ -26,11 +26,13 @@ BETAS = (0.25, 0.5, 1.0, 2.0)
 
 
 def choices(seeds: int, grid_seeds: int) -> list[tuple[str, dict[str, Any], int]]:
-    """Return (variant, overrides of the recipe by path, seeds) of each entry."""
+    """Return (variant, overrides of the recipe by path, seeds) of each entry; without the grid if it has no seeds."""
     own = RECIPE["losses"]["beta"]
     costs = [{f"losses.{name}": value for name, value in cost.items()} for cost in COSTS.values()]
     found: list[tuple[str, dict[str, Any], int]] = [("emkd", flags, seeds) for flags in costs]
     found += [("emkd", {"losses.beta": beta}, seeds) for beta in BETAS if beta != own]
+    if not grid_seeds:
+        return found
     return found + [
         (variant, {"training.learning_rate": rate, "training.max_steps": steps}, grid_seeds)
         for variant, rate, steps in itertools.product(CHOSEN_VARIANTS, LEARNING_RATES, STEPS)
