@@ -4,8 +4,9 @@
 
 DEMO_OUT is a folder that `emkd demo` made; the script uses its student after phase 1, cache and data. EM-KD is
 trained with each cost of the matching and with other weights of VSD, over --seeds seeds. SFT, RLD and EM-KD are each
-trained with every choice of learning rate and steps, over --grid-seeds seeds (0 leaves it out), so that each is compared at its own best
-and no choice favours one of them. It does not read the test scenes. Writes benchmarks/results/demo_choice.json.
+trained with every choice of learning rate and steps, over --grid-seeds seeds (0 leaves it out), so that each is
+compared at its own best and no choice favours one of them. It does not read the test scenes. Writes
+benchmarks/results/demo_choice.json.
 """
 
 import argparse
