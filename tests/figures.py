@@ -44,21 +44,6 @@ def accuracies():
     return fixed | students
 
 
-def best_on_validation():
-    """variant -> its best mean accuracy over all learning rates and steps that were tried."""
-    best: dict[str, float] = {}
-    for entry in results("demo_choice")["results"]:
-        if "training.max_steps" in entry["flags"]:
-            best[entry["variant"]] = max(best.get(entry["variant"], 0), mean(entry["accuracy"]))
-    return best
-
-
-def validation_of(flag):
-    """The mean accuracy of EM-KD on validation scenes for each value of a flag that was tried on its own."""
-    entries = [entry for entry in results("demo_choice")["results"] if set(entry["flags"]) == {flag}]
-    return {entry["flags"][flag]: mean(entry["accuracy"]) for entry in entries}
-
-
 def matching():
     """(milliseconds of the cost matrix, of its LM head, of the dense LM head; seconds of torch.cdist)"""
     seconds = results("matching")["cost"]["against_dense"]["seconds"]
@@ -177,6 +162,12 @@ def costs_on_validation():
     return found
 
 
+def demo_weights():
+    """EM-KD's accuracy on validation scenes with other weights of VSD."""
+    entries = [entry for entry in results("demo_choice")["results"] if set(entry["flags"]) == {"losses.beta"}]
+    return ", ".join(f"{with_error(entry['accuracy'])} with {entry['flags']['losses.beta']:g}" for entry in entries)
+
+
 def demo_condition_rows():
     titles = {
         "demo": "as it is", "all cells": "all eight cells are asked for", "no naming": "vision tokens name nothing",
@@ -186,7 +177,10 @@ def demo_condition_rows():
     for name, one in results("demo_conditions")["conditions"].items():
         students = one["students"]
         cells = [f"{100 * mean(students[v]):.1f}" for v in ("sft", "rld", "emkd", "emkd-pooled", "emkd-random")]
-        gains = [100 * mean(a - b for a, b in zip(students["emkd"], students[v], strict=True)) for v in ("rld", "emkd-pooled", "emkd-random")]
+        gains = [
+            100 * mean(a - b for a, b in zip(students["emkd"], students[v], strict=True))
+            for v in ("rld", "emkd-pooled", "emkd-random")
+        ]
         yield f"| {titles[name]} | {' | '.join(cells)} | {' | '.join(f'{gain:+.1f}' for gain in gains)} |"
 
 

@@ -38,7 +38,7 @@ rld and with emkd-random. Over 10 seeds EM-KD is 11.2 points above RLD, and 14.1
 (benchmarks/results/demo_seeds.json). What flatters: SFT learns wrong answers by heart and ends below its start. The
 student starts as a copy of the teacher. The regime was looked for on validation scenes: few questions a picture, grids
 of teacher and student that do not coincide, and a teacher whose vision tokens were trained to name what they show and
-where. docs/demonstration.md takes each condition away in turn. It is a small task, and no evidence for large models."""
+where. It is a small task, and no evidence for large models; docs/demonstration.md says more."""
 
 
 def table(results: dict[str, Any], out: Path) -> str:
