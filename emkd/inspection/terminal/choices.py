@@ -38,7 +38,7 @@ def render_choices(found: dict[str, Any], console: Console | None = None) -> Non
         f"Measured on {found['images']} of your images, with synthetic students: this teacher's states with noise, a "
         "quarter of its vision tokens. Errors are those of the losses; cosines are those of VSD's gradient with the "
         "exact one, with the best pairs and (joint) with the pairs found. Regret: 0 for the best pairs, 1 for random "
-        "ones.",
+        "ones. Pairs are found by the paper's cost (losses.cost: logits).",
         soft_wrap=True,
     )
     console.print(escape(found["advice"]), soft_wrap=True)
