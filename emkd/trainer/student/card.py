@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from emkd.storage.manifest.manifest import Manifest
+from emkd.trainer.matching.cost import PAPERS
 from emkd.trainer.recipe.recipe import LossRecipe, Recipe
 from emkd.version import __version__
 from emkd.vlm.pooling import own_code
@@ -185,6 +186,7 @@ def _losses(facts: CardFacts) -> str:
         if losses.matching == "logits":
             matching = f"Manhattan distances of {losses.cost.replace('_', '-')}"
             matching += f", of which the {losses.cost_top_k} largest count" if losses.cost_top_k else ""
+            matching += "" if losses.compared == PAPERS else " (in the paper of all logits)"
         read = f"\n\nTail of the logits that are not stored: {tail}. Matching of vision tokens: {matching}."
     return f"## Losses\n\n{_definition(losses)}:\n\n{table}{read}"
 

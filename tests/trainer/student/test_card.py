@@ -100,9 +100,11 @@ def test_losses_and_their_weights(facts):
         assert row in text
     assert "2511.21106" in text
     assert (
-        "Tail of the logits that are not stored: uniform. Matching of vision tokens: Manhattan distances of logits."
-        in text
+        "Tail of the logits that are not stored: uniform. Matching of vision tokens: Manhattan distances of "
+        "log-probabilities (in the paper of all logits)." in text
     )
+    papers = model_card(replace(facts, recipe=recipe(losses={"cost": "logits"})))
+    assert "Matching of vision tokens: Manhattan distances of logits.\n" in papers
     assert "| VSD |" not in model_card(replace(facts, recipe=recipe(losses={"beta": 0.0})))
 
 
