@@ -171,6 +171,7 @@ def demo_weights():
 def demo_condition_rows():
     titles = {
         "demo": "as it is", "all cells": "all eight cells are asked for", "no naming": "vision tokens name nothing",
+        "content alone": "vision tokens name contents, not cells",
         "aligned grids": "the student pads, too", "paper's beta": "VSD has the paper's weight, 0.25",
         "right labels": "all labels right",
     }  # fmt: skip

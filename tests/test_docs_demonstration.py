@@ -13,6 +13,7 @@ from emkd.demo.variants import COSTS, RECIPE
 from tests.figures import (
     ROOT,
     costs_on_validation,
+    demo_condition_rows,
     demo_paired_rows,
     demo_pairs_rows,
     demo_rows,
@@ -27,12 +28,29 @@ PROSE = " ".join(PAGE.split())
 
 
 def test_each_row_is_what_was_measured_and_no_other_row_is_there():
-    makers = (demo_rows, demo_paired_rows, demo_pairs_rows)
+    makers = (demo_rows, demo_paired_rows, demo_pairs_rows, demo_condition_rows)
     assert table_rows(PAGE) == [row for maker in makers for row in maker()]
 
 
 def test_figures_in_the_text_are_what_was_measured():
     assert f"EM-KD has on validation pictures: {demo_weights()}, where the recipe's is 1" in PROSE
+    conditions = results("demo_conditions")["conditions"]
+    assert f"means of {len(conditions['demo']['students']['emkd'])} seeds" in PROSE
+
+
+def test_what_the_text_says_of_conditions_holds():
+    """Where EM-KD pays, and where pooling is better."""
+
+    def gain(condition, other):
+        students = results("demo_conditions")["conditions"][condition]["students"]
+        return mean(students["emkd"]) - mean(students[other])
+
+    assert abs(gain("all cells", "rld")) < 0.01 > abs(gain("all cells", "emkd-random"))
+    assert gain("no naming", "rld") < 0.02
+    for condition in ("aligned grids", "content alone", "no naming"):
+        assert gain(condition, "emkd-pooled") < -0.02
+    for condition in ("demo", "right labels", "paper's beta"):
+        assert gain(condition, "rld") > 0.08
 
 
 def test_nothing_is_left_to_be_filled_in():
