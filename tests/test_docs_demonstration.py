@@ -14,12 +14,14 @@ from tests.figures import (
     ROOT,
     costs_on_validation,
     demo_condition_rows,
+    demo_in_memory_rows,
     demo_paired_rows,
     demo_pairs_rows,
     demo_rows,
     demo_weights,
     page,
     results,
+    standard_error,
     table_rows,
 )
 
@@ -28,7 +30,7 @@ PROSE = " ".join(PAGE.split())
 
 
 def test_each_row_is_what_was_measured_and_no_other_row_is_there():
-    makers = (demo_rows, demo_paired_rows, demo_pairs_rows, demo_condition_rows)
+    makers = (demo_rows, demo_paired_rows, demo_pairs_rows, demo_condition_rows, demo_in_memory_rows)
     assert table_rows(PAGE) == [row for maker in makers for row in maker()]
 
 
@@ -36,6 +38,14 @@ def test_figures_in_the_text_are_what_was_measured():
     assert f"EM-KD has on validation pictures: {demo_weights()}, where the recipe's is 1" in PROSE
     conditions = results("demo_conditions")["conditions"]
     assert f"means of {len(conditions['demo']['students']['emkd'])} seeds" in PROSE
+
+
+def test_the_cache_is_as_good_as_the_teacher_in_memory():
+    found = results("demo_in_memory")["accuracy"]
+    assert f"test pictures, {len(found['dense'])} seeds" in PROSE
+    for name in ("cache", "top k"):
+        error = (standard_error(found[name]) ** 2 + standard_error(found["dense"]) ** 2) ** 0.5
+        assert abs(mean(found[name]) - mean(found["dense"])) < 2 * error, name
 
 
 def test_what_the_text_says_of_conditions_holds():
