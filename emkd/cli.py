@@ -37,8 +37,8 @@ def demo(
     ablate: Annotated[bool, typer.Option("--ablate", help="Also train each loss alone, and other matchings.")] = False,
     address: Annotated[str | None, typer.Option(help="Address of a Ray cluster for the teacher's job.")] = None,
 ) -> None:
-    """Run everything on real handwritten digits: data, teacher, cache, students, table. At most ten minutes."""
-    typer.echo(f"teacher, cache and students in {out}: at most ten minutes on two cores", err=True)
+    """Run everything on real handwritten digits: data, teacher, cache, students, table. Minutes on a CPU."""
+    typer.echo(f"teacher, cache and students in {out}: minutes; --ablate and more --seeds take longer", err=True)
     from emkd.demo import run_demo
 
     run_demo(out, seeds=seeds, ablate=ablate, address=address)

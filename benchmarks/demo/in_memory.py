@@ -118,7 +118,7 @@ def cache_at_equal_bytes(demo: Path, folder: Path) -> int:
         cache_teacher(replace(cache_settings(folder), top_k=k, answer_top_k=k, logit_error="none"))
         if bytes_of_a_token(folder / "cache") >= wanted:
             return k
-    return len(WORDS)
+    raise RuntimeError(f"all {len(WORDS)} logits take fewer than {wanted:.1f} bytes a vision token: nothing to compare")
 
 
 def main() -> None:

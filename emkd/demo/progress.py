@@ -23,7 +23,7 @@ def say(text: str) -> None:
 def timed(seconds: dict[str, float], name: str, what: str) -> Iterator[None]:
     """Say what begins, that it goes on, and how long it took; keep the seconds under `name`.
 
-    While open, the lines of training runs count as said.
+    From then on, the lines of training runs count as said.
     """
     say(what)
     started, ended = time.perf_counter(), threading.Event()

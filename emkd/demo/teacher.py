@@ -1,4 +1,4 @@
-"""Train the demonstration's teacher from random weights, in about a minute and a half on one core.
+"""Train the demonstration's teacher from random weights, in minutes on one core.
 
     train_tower     trains the vision tower to say what each patch shows, from labels
     train_language  freezes the tower; projector and language model learn to answer from its tokens, and to name them
@@ -8,9 +8,9 @@
 The tower trains first, because the answers of a scene carry little information about pixels, while labels say what each
 patch shows. A plain loop is enough here: users bring a trained teacher.
 
-**Naming.** The logits of large models' vision tokens name what they show ("logit lens"), because their language models
-were trained on much text. Nothing of that kind happens in so small a model, so it is trained for: the probability that
-a vision token learns is NAME for the word of what it shows, and the rest for the question that asks for its cell;
+**Naming.** The logits of large models' vision tokens are reported to name what they show ("logit lens"). So small a
+model does not do it untrained, so it is trained for, and for naming the place besides: the probability that a vision
+token learns is NAME for the word of what it shows, and the rest for the question that asks for its cell;
 padding is `<pad>`.
 
 Shape legend: B scenes of a batch, q questions, T tokens (vision tokens first, then question and answer alternately),
