@@ -52,11 +52,11 @@ class Basis:
         """Memory of the arrays in bytes."""
         return sum(getattr(self, name).nbytes for name in _ARRAYS)
 
-    def hidden(self, codes: NDArray[np.int16]) -> NDArray[np.float32]:
+    def hidden(self, codes: NDArray[np.signedinteger]) -> NDArray[np.float32]:
         """Return the hidden states [n, d] of codes [n, r]."""
         return self.mean + np.float32(self.step) * (codes.astype(np.float32) @ self.reconstruction.T)
 
-    def affinity(self, text: NDArray[np.int16], vision: NDArray[np.int16]) -> NDArray[np.float32]:
+    def affinity(self, text: NDArray[np.signedinteger], vision: NDArray[np.signedinteger]) -> NDArray[np.float32]:
         """Return the cosines [L, Nt] of the hidden states of codes [L, r] and [Nt, r]."""
         return _normalized(self.hidden(text)) @ _normalized(self.hidden(vision)).T
 

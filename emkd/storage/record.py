@@ -46,7 +46,8 @@ class TopLogits:
     logits:         [n, k] float32, the logits of those ids
     tail_logsumexp: [n] logsumexp of the V - k logits that are not stored; -inf if k = V (an empty tail)
     tail_mean:      [n] mean of those logits, 0 if the tail is empty; None if it is not stored (answers)
-    codes:          [n, r] of the hidden states that the logits were computed from; None if they are not stored
+    codes:          [n, r] of the hidden states that the logits were computed from, int16, or int8 if all of them fit;
+                    None if they are not stored
 
     Its torch twin, which also holds the mass that a student lacks, is `emkd.vlm.truncated.TruncatedLogits`.
     """
@@ -55,7 +56,7 @@ class TopLogits:
     logits: NDArray[np.float32]
     tail_logsumexp: NDArray[np.float32]
     tail_mean: NDArray[np.float32] | None = None
-    codes: NDArray[np.int16] | None = None
+    codes: NDArray[np.signedinteger] | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -131,7 +132,7 @@ class Record:
     affinity: NDArray[np.float32] | None  # [L, Nt]
     answer_positions: NDArray[np.int32]  # [A]
     answer: TopLogits
-    text_codes: NDArray[np.int16] | None = None  # [L, r]
+    text_codes: NDArray[np.signedinteger] | None = None  # [L, r], int16, or int8 if all of them fit
 
     @property
     def n_bytes(self) -> int:

@@ -24,7 +24,7 @@ class TruncatedLogits:
     tail_mean:      [n] float32 mean of those logits, 0 for an empty tail; None if it is not stored (answers)
     known:          [n, k] bool; False for ids that the student lacks, whose mass is in the tail
     vocabulary:     V
-    codes:          [n, r] int16 of the hidden states (see `emkd.vlm.codes`); None if they are not stored
+    codes:          [n, r] int16 or int8 of the hidden states (see `emkd.vlm.codes`); None if they are not stored
     """
 
     ids: torch.Tensor

@@ -1,4 +1,4 @@
-"""Codes of hidden states, [n, r] int16: since format version 4, if the cache has a basis.
+"""Codes of hidden states, [n, r] int16 or int8: since format version 4, if the cache has a basis.
 
 Each image, and each sample's text and answers, makes one frame (see `frames`). The frames of a shard follow each other
 in one array of bytes, and two short arrays say how long each frame is and of how many tokens. So a sample's codes are
@@ -11,12 +11,13 @@ found and decoded without those of others, and a shard in memory takes hardly mo
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from emkd.storage.arrays.frames import decode_frame, encode_frame
+from emkd.storage.arrays.frames import decode_frame, encode_frame, fits_int8
 from emkd.storage.arrays.kind import ArrayKind, Arrays
 from emkd.storage.arrays.layout import ArrayLayout, TokenAxis, frame_axes
 from emkd.storage.manifest.codes import BasisIdentity
@@ -45,14 +46,18 @@ class CodeFrames(ArrayKind):
         }
 
     def decode(self, arrays: Mapping[str, NDArray[Any]], shape: tuple[int, ...]) -> NDArray[Any]:
-        """Return the codes [n, r] of the frames in the arrays, as a transpose of [r, n]."""
-        out = np.empty((shape[1], shape[0]), np.int16)
-        data, byte, token = np.ascontiguousarray(arrays[self.codes.name]).data, 0, 0
-        frames = zip(arrays[self.n_bytes.name].tolist(), arrays[self.n_tokens.name].tolist(), strict=True)
-        for n_bytes, n_tokens in frames:
-            part = out[:, token : token + n_tokens]
-            decode_frame(self.codes.name, data[byte : byte + n_bytes], self.groups, part)
-            byte, token = byte + n_bytes, token + n_tokens
+        """Return the codes [n, r] of the frames in the arrays, as a transpose of [r, n].
+
+        They are int8 if no frame has a number that needs more: half of the memory to write, to keep and to send.
+        """
+        data = np.ascontiguousarray(arrays[self.codes.name]).data
+        ends = accumulate(arrays[self.n_bytes.name].tolist(), initial=0)
+        frames = [data[first:last] for first, last in pairwise(ends)]
+        small = bool(frames) and all(fits_int8(frame, self.groups) for frame in frames)
+        out, token = np.empty((shape[1], shape[0]), np.int8 if small else np.int16), 0
+        for frame, n_tokens in zip(frames, arrays[self.n_tokens.name].tolist(), strict=True):
+            decode_frame(self.codes.name, frame, self.groups, out[:, token : token + n_tokens])
+            token += n_tokens
         return out.T
 
 

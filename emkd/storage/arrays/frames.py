@@ -40,8 +40,8 @@ _LEAST_BLOCK = 2048
 _of_thread = threading.local()
 
 
-def encode_frame(codes: NDArray[np.int16], groups: Sequence[int]) -> bytes:
-    """Return the frame of codes [n, r]. groups: columns of each group, r together
+def encode_frame(codes: NDArray[np.signedinteger], groups: Sequence[int]) -> bytes:
+    """Return the frame of codes [n, r], int16 or int8. groups: columns of each group, r together
 
     Raises ValueError if the groups do not have r columns.
     """
@@ -72,7 +72,9 @@ def _segments(forms: Sequence[int], groups: Sequence[int]) -> Iterator[tuple[int
         first += sum(sizes)
 
 
-def _packed(by_column: NDArray[np.int16], form: int, columns: slice, n_groups: int) -> Iterator[NDArray[np.uint8]]:
+def _packed(
+    by_column: NDArray[np.signedinteger], form: int, columns: slice, n_groups: int
+) -> Iterator[NDArray[np.uint8]]:
     """Yield the bytes of a segment, in as many parts as may become blocks."""
     numbers = by_column[columns].reshape(-1)
     if form == 0:
@@ -114,10 +116,15 @@ def _compressed(parts: Sequence[NDArray[np.uint8]]) -> bytes:
     return b"".join([*found, compressor.flush()])
 
 
-def decode_frame(where: str, data: bytes | memoryview, groups: Sequence[int], out: NDArray[np.int16]) -> None:
+def fits_int8(data: bytes | memoryview, groups: Sequence[int]) -> bool:
+    """Return whether all codes of a frame do, by the forms of its groups."""
+    return 16 not in bytes(data[: len(groups)])
+
+
+def decode_frame(where: str, data: bytes | memoryview, groups: Sequence[int], out: NDArray[np.signedinteger]) -> None:
     """Decode a frame into `out`, [r, n]: the transpose of what was encoded.
 
-    where: of the data, for messages
+    where: of the data, for messages;  out: int16, or int8 if the frame `fits_int8`
 
     Raises DamagedCacheError if the bytes are not the frame of r columns in these groups and n tokens.
     """
@@ -157,7 +164,7 @@ def _stored_segments(forms: bytes, groups: tuple[int, ...]) -> tuple[tuple[int, 
     return tuple((form, columns, columns.stop - columns.start) for form, columns, _ in _segments(list(forms), groups))
 
 
-def _unpack(packed: NDArray[np.uint8], form: int, out: NDArray[np.int16]) -> None:
+def _unpack(packed: NDArray[np.uint8], form: int, out: NDArray[np.signedinteger]) -> None:
     """Unpack the numbers of a segment into `out`, some of the rows of [r, n]."""
     if form == 0:
         out[...] = 0
@@ -174,5 +181,4 @@ def _unpack(packed: NDArray[np.uint8], form: int, out: NDArray[np.int16]) -> Non
         for part, some in enumerate(lower):
             np.bitwise_and(packed >> (form * part) if part else packed, (1 << form) - 1, out=some)
         np.right_shift(packed, 8 - form, out=uppermost)
-        numbers -= np.uint8(1 << (form - 1))
-        out[...] = numbers[: out.size].view(np.int8).reshape(out.shape)
+        np.subtract(numbers[: out.size].view(np.int8).reshape(out.shape), np.int8(1 << (form - 1)), out=out)

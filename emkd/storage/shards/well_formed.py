@@ -48,39 +48,39 @@ def _check_row(row: CapturedRow, manifest: Manifest) -> None:
 
 def _check_shapes(record: Record, manifest: Manifest) -> None:
     n_text, n_vision, n_answer = len(record.text_ids), len(record.vision), len(record.answer)
-    _check_array("text_ids", record.text_ids, np.int32, (n_text,))
+    _check_array("text_ids", record.text_ids, (n_text,), np.int32)
     _check_top_logits_shapes("vision", record.vision, manifest.top_k, has_mean=True)
     _check_codes("vision.codes", record.vision.codes, n_vision, manifest, expected=manifest.has_codes("vision"))
     _check_codes("answer.codes", record.answer.codes, n_answer, manifest, expected=manifest.has_codes("answer"))
     _check_codes("text_codes", record.text_codes, n_text, manifest, expected=manifest.has_codes("text"))
     _expect((record.affinity is not None) == manifest.stores_affinity, "affinity and the manifest do not fit together")
     if record.affinity is not None:
-        _check_array("affinity", record.affinity, np.float32, (n_text, n_vision))
-    _check_array("answer_positions", record.answer_positions, np.int32, (n_answer,))
+        _check_array("affinity", record.affinity, (n_text, n_vision), np.float32)
+    _check_array("answer_positions", record.answer_positions, (n_answer,), np.int32)
     _check_top_logits_shapes("answer", record.answer, manifest.answer_top_k, has_mean=False)
 
 
 def _check_top_logits_shapes(name: str, top: TopLogits, k: int, *, has_mean: bool) -> None:
-    _check_array(f"{name}.ids", top.ids, np.int32, (len(top), k))
-    _check_array(f"{name}.logits", top.logits, np.float32, (len(top), k))
-    _check_array(f"{name}.tail_logsumexp", top.tail_logsumexp, np.float32, (len(top),))
+    _check_array(f"{name}.ids", top.ids, (len(top), k), np.int32)
+    _check_array(f"{name}.logits", top.logits, (len(top), k), np.float32)
+    _check_array(f"{name}.tail_logsumexp", top.tail_logsumexp, (len(top),), np.float32)
     _expect(
         (top.tail_mean is not None) == has_mean,
         f"{name}.tail_mean is {'missing' if has_mean else 'not None, but is not stored'}",
     )
     if top.tail_mean is not None:
-        _check_array(f"{name}.tail_mean", top.tail_mean, np.float32, (len(top),))
+        _check_array(f"{name}.tail_mean", top.tail_mean, (len(top),), np.float32)
 
 
 def _check_codes(name: str, found: NDArray[Any] | None, n: int, manifest: Manifest, *, expected: bool) -> None:
     _expect((found is not None) == expected, f"{name} is {'missing' if expected else 'not None, but is not stored'}")
     if found is not None and manifest.basis is not None:
-        _check_array(name, found, np.int16, (n, manifest.basis.n_columns))
+        _check_array(name, found, (n, manifest.basis.n_columns), np.int16, np.int8)
 
 
-def _check_array(name: str, found: NDArray[Any], kind: type[np.generic], shape: tuple[int, ...]) -> None:
+def _check_array(name: str, found: NDArray[Any], shape: tuple[int, ...], *kinds: type[np.generic]) -> None:
     _expect(found.shape == shape, f"{name} has shape {found.shape}, expected {shape}")
-    _expect(found.dtype == kind, f"{name} is {found.dtype}, expected {np.dtype(kind)}")
+    _expect(found.dtype in kinds, f"{name} is {found.dtype}, expected {' or '.join(kind.__name__ for kind in kinds)}")
 
 
 def _check_top_logits(name: str, top: TopLogits, manifest: Manifest) -> None:

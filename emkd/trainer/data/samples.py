@@ -35,7 +35,7 @@ class TeacherSample:
     answer:   t̂ of the A logits that predict answer tokens
     affinity: [L, Nt] float32; None if the cache has codes of the text instead
     images:   spans into the Nt tokens
-    text_codes: [L, r] int16; None if affinities are stored
+    text_codes: [L, r] int16 or int8; None if affinities are stored
     """
 
     vision: TruncatedLogits

@@ -26,6 +26,20 @@ class TestVisionCodes(ArrayCodecTests):
     def values(self, rng, n):
         return some_codes(rng, n)
 
+    def test_codes_take_one_byte_in_memory_if_all_fit(self):
+        """Half of what a loader keeps and sends; one large number in any frame makes all of the sample two bytes."""
+        rng = np.random.default_rng(0)
+        small, large = some_codes(rng, 5).clip(-128, 127), some_codes(rng, 4)
+        large[0, 0] = 128
+        for parts, dtype in (((small, small), np.int8), ((small, large), np.int16), ((large, small), np.int16)):
+            encoded = [self.kind.encode(part) for part in parts]
+            arrays = {name: np.concatenate([one[name] for one in encoded]) for name in encoded[0]}
+            values = np.concatenate(parts)
+            found = self.kind.decode(arrays, values.shape)
+            assert found.dtype == dtype
+            np.testing.assert_array_equal(found, values)
+            np.testing.assert_equal(self.kind.encode(found), self.kind.encode(values))  # as it is when copied
+
 
 class TestAnswerCodes(TestVisionCodes):
     kind = codes("answer", make_basis(GROUPS).identity(b""))
