@@ -2,6 +2,7 @@
 
     python -m benchmarks.step.optimizer_step       # demo, cpu-larger, cpu-real, and gpu if there is one
     python -m benchmarks.step.optimizer_step --cases tiny --output step.json
+    python -m benchmarks.step.optimizer_step --cases cpu-real --variants cache codes --output step_codes.json
 
 Five variants take steps in turn, on the same student and the same batch (cases.py):
 
@@ -26,6 +27,9 @@ import argparse
 import gc
 import json
 import tempfile
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -124,9 +128,9 @@ def memory(variant: str, name: str, folder: Path, device: str) -> int:
     return int(in_process("benchmarks.step.optimizer_step", *options))
 
 
-def measure_case(name: str, device: str) -> dict[str, Any]:
-    """Return medians and raw repeats of one case."""
-    case = CASES[name]
+def measure_case(name: str, device: str, only: Sequence[str] = VARIANTS) -> dict[str, Any]:
+    """Return medians and raw repeats of one case. only: its other variants are left out"""
+    case = replace(CASES[name], variants=tuple(variant for variant in CASES[name].variants if variant in only))
     with tempfile.TemporaryDirectory(prefix="emkd-step-") as scratch:
         folder = Path(scratch)
         prepare(case, folder, device)
@@ -152,10 +156,10 @@ def ratios(middle: dict[str, Figures]) -> Figures:
     return found | {f"memory {name}": middle[a]["peak_mib"] / middle[b]["peak_mib"] for name, (a, b) in pairs.items()}
 
 
-def measure(names: list[str] | None = None) -> dict[str, Any]:
+def measure(names: Sequence[str] | None = None, only: Sequence[str] = VARIANTS) -> dict[str, Any]:
     """Measure some cases; default: all but `tiny`. `gpu` is "not measured" without a GPU."""
     agreed = agreement(CASES["demo"])
-    cases = measure_cases(names or ["demo", "cpu-larger", "cpu-real", "gpu"], measure_case)
+    cases = measure_cases(list(names or ("demo", "cpu-larger", "cpu-real", "gpu")), partial(measure_case, only=only))
     return {
         "agreement_at_full_vocabulary": agreed,
         "cases": cases,
@@ -185,6 +189,7 @@ def show(result: dict[str, Any]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cases", nargs="+", choices=list(CASES))
+    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=VARIANTS, help="measure only these")
     parser.add_argument("--output", type=Path, default=RESULTS / "step.json")
     parser.add_argument("--memory", choices=VARIANTS, help="measure this variant in this process and print bytes")
     parser.add_argument("--folder", type=Path, help="with --memory: the folder of the case's rows and cache")
@@ -195,7 +200,7 @@ def main() -> None:
         print(json.dumps(memory_here(arguments.memory, CASES[name], arguments.folder, arguments.device)))
         return
     origin = provenance()
-    result = measure(arguments.cases)
+    result = measure(arguments.cases, arguments.variants)
     print(show(result))
     write_results(arguments.output, {**origin, **result})
 

@@ -99,7 +99,7 @@ def test_ratios_and_what_is_not_measured(monkeypatch: pytest.MonkeyPatch) -> Non
         for name, seconds in {"sft": 1.0, "cache": 2.0, "dense": 6.0, "live": 5.0}.items()
     }
     monkeypatch.setattr(step, "agreement", lambda case: {})
-    monkeypatch.setattr(step, "measure_case", lambda name, device: {"median": middle})
+    monkeypatch.setattr(step, "measure_case", lambda name, device, only: {"median": middle})
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     found = step.measure()
     assert found["cases"]["gpu"] == found["step_ratio"]["gpu"] == "not measured"
