@@ -121,7 +121,8 @@ class BasisChooser:
         self.weight = head.weight[: head.n_tokens].detach()
         self._bias = None if head.bias is None else head.bias[: head.n_tokens].detach()
         self.most_columns = max(1, head_memory // (2 * head.n_tokens))
-        self.spectrum = Spectrum.of(sample.halves, head_metric(self.weight))
+        self._after = head.after
+        self.spectrum = Spectrum.of(sample.halves, head.after.scale**2 * head_metric(self.weight))
         self.n_tokens = sum(map(len, sample.images))
         self._coefficients = self._columns(sample.images)
         self.top_bytes = self._top_bytes(teacher, sample.images, manifest)
@@ -159,7 +160,7 @@ class BasisChooser:
 
     def basis(self, cut: Cut) -> Basis:
         """Return the basis of a cut."""
-        return self.spectrum.basis(cut, self.weight, self._bias)
+        return self.spectrum.basis(cut, self.weight, self._bias, self._after)
 
     def choose(self, asked: CodesAsked) -> Choice:
         """Return the basis for what was asked. Raises UsageError if it cannot be had."""
