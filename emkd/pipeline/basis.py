@@ -155,9 +155,7 @@ class Spectrum:
         octave = (2 * spread.log2()).floor().clamp(min=-HALF_OCTAVES_BELOW)
         return tuple(torch.unique_consecutive(octave, return_counts=True)[1].tolist())
 
-    def basis(
-        self, cut: "Cut", weight: torch.Tensor, bias: torch.Tensor | None, after: AfterHead = NOTHING
-    ) -> Basis:
+    def basis(self, cut: "Cut", weight: torch.Tensor, bias: torch.Tensor | None, after: AfterHead = NOTHING) -> Basis:
         """Return the basis. weight, bias: the head's rows below V, [V, d] and [V];  after: what follows it
 
         Raises UsageError if a number of the projected head does not fit into float16.

@@ -92,9 +92,7 @@ def _of_image(teacher: Teacher, sample: LiveSample, used: slice, distance: Dista
     ]
     n_tokens = teacher.vlm.n_tokens
     head = LMHead.of(teacher.vlm.model, n_tokens)
-    dense = Dense.of(
-        view(teacher, *own), view(teacher, text, vision, predicting), head.weight[:n_tokens], head.after
-    )
+    dense = Dense.of(view(teacher, *own), view(teacher, text, vision, predicting), head.weight[:n_tokens], head.after)
     stored = TeacherLimits(vocabulary=n_tokens, n_student_tokens=n_tokens)(sample.record).to(vision.device)
     answer = stored.answer.rows(slice(len(predicting)))
     affinities = stored.affinity_to(torch.arange(used.start, used.stop, device=vision.device), teacher.codes)

@@ -39,8 +39,8 @@ class BasisIdentity(Stored):
     groups:      numbers of columns that are compressed together, in the order of the columns (see `arrays/frames.py`)
     step:        of the integers, in the unit of the columns
     logit_error: predicted root mean square error of a logit
-    cap:         of the softcap behind the LM head. None, and no field of the file, if the model has none: an older emkd,
-                 which would read other logits, refuses a file that has it
+    cap:         of the softcap behind the LM head. None, and no field of the file, if the model has none; a version of
+                 emkd that does not know it refuses the file, instead of reading other logits
     """
 
     sha256: str
