@@ -38,7 +38,7 @@ class BasisIdentity(Stored):
     width:       d, the width of a hidden state
     groups:      numbers of columns that are compressed together, in the order of the columns (see `arrays/frames.py`)
     step:        of the integers, in the unit of the columns
-    logit_error: predicted root mean square error of a logit
+    logit_error: predicted root mean square error of a logit; an upper bound if there is a cap
     cap:         of the softcap behind the LM head. None, and no field of the file, if the model has none; a version of
                  emkd that does not know it refuses the file, instead of reading other logits
     """
