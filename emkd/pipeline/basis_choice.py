@@ -104,8 +104,8 @@ class Choice:
         bound = "" if basis.cap is None else "at most: logits have a softcap; "
         return (
             f"codes with a predicted logit error of {basis.logit_error:.3g} ({bound}{why}): {sum(basis.groups)} "
-            f"columns of {len(basis.mean)}, step {basis.step:.3g}; {self.top_bytes:.0f} bytes a vision token for the largest "
-            f"logits and {self.code_bytes:.0f} for codes; the basis takes {basis.n_bytes / 2**20:.1f} MiB once"
+            f"columns of {len(basis.mean)}, step {basis.step:.3g}; {self.top_bytes:.0f} bytes a vision token for the "
+            f"largest logits and {self.code_bytes:.0f} for codes; the basis takes {basis.n_bytes / 2**20:.1f} MiB once"
         )
 
 
