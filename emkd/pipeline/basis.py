@@ -12,6 +12,9 @@ eigenvectors Q of L^T cov(h) L give P = L Q and R = L^-T Q. Then the mean square
 the first term for rounding errors that are spread evenly over a step, which is an upper bound for columns that vary
 less than a step. The second term is measured on rows that the columns were not fitted to.
 
+If the model multiplies logits after its head, W and b are taken times that scale. A softcap is applied when logits are
+read; as tanh has a slope of at most 1, it changes no logit's error for the worse, and the prediction is an upper bound.
+
 Shape legend: n tokens, d hidden size, V ids, r columns
 """
 
@@ -24,6 +27,7 @@ import torch
 
 from emkd.errors import UsageError
 from emkd.storage.basis import Basis
+from emkd.vlm.after_head import NOTHING, AfterHead
 
 # mu, as a multiple of the mean eigenvalue of G.
 RIDGE = 1.6
@@ -151,15 +155,15 @@ class Spectrum:
         octave = (2 * spread.log2()).floor().clamp(min=-HALF_OCTAVES_BELOW)
         return tuple(torch.unique_consecutive(octave, return_counts=True)[1].tolist())
 
-    def basis(self, cut: "Cut", weight: torch.Tensor, bias: torch.Tensor | None) -> Basis:
-        """Return the basis. weight, bias: the head's rows below V, [V, d] and [V]
+    def basis(self, cut: "Cut", weight: torch.Tensor, bias: torch.Tensor | None, after: AfterHead = NOTHING) -> Basis:
+        """Return the basis. weight, bias: the head's rows below V, [V, d] and [V];  after: what follows it
 
         Raises UsageError if a number of the projected head does not fit into float16.
         """
         mean, used = self.mean.float(), slice(cut.n_columns)
         reconstruction = self.reconstruction[:, used].float()
         offset = torch.cat([rows.float() @ mean for rows in weight.split(ROWS)])
-        head = torch.cat([rows.float() @ reconstruction for rows in weight.split(ROWS)])
+        head = torch.cat([rows.float() @ reconstruction for rows in weight.split(ROWS)]) * after.scale
         if not bool((head.abs() <= LARGEST_HALF).all()):
             raise UsageError("the projected LM head does not fit into float16; use --logit-error none")
         return Basis(
@@ -167,10 +171,11 @@ class Spectrum:
             projection=_array(self.projection[:, used].float()),
             reconstruction=_array(reconstruction),
             head=_array(head.half()),
-            offset=_array(offset if bias is None else offset + bias.float()),
+            offset=_array(after.scale * (offset if bias is None else offset + bias.float())),
             groups=self.groups(cut),
             step=cut.step,
             logit_error=cut.error,
+            cap=after.cap,
         )
 
 

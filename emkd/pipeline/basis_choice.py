@@ -101,10 +101,11 @@ class Choice:
             why = f"{wanted:g} would take more than {limit} bytes a vision token"
         else:
             why = "as asked" if limit is None else f"it takes no more than {limit} bytes a vision token"
+        bound = "" if basis.cap is None else "at most: logits have a softcap; "
         return (
-            f"codes with a predicted logit error of {basis.logit_error:.3g} ({why}): {sum(basis.groups)} columns of "
-            f"{len(basis.mean)}, step {basis.step:.3g}; {self.top_bytes:.0f} bytes a vision token for the largest "
-            f"logits and {self.code_bytes:.0f} for codes; the basis takes {basis.n_bytes / 2**20:.1f} MiB once"
+            f"codes with a predicted logit error of {basis.logit_error:.3g} ({bound}{why}): {sum(basis.groups)} "
+            f"columns of {len(basis.mean)}, step {basis.step:.3g}; {self.top_bytes:.0f} bytes a vision token for the "
+            f"largest logits and {self.code_bytes:.0f} for codes; the basis takes {basis.n_bytes / 2**20:.1f} MiB once"
         )
 
 
@@ -121,7 +122,8 @@ class BasisChooser:
         self.weight = head.weight[: head.n_tokens].detach()
         self._bias = None if head.bias is None else head.bias[: head.n_tokens].detach()
         self.most_columns = max(1, head_memory // (2 * head.n_tokens))
-        self.spectrum = Spectrum.of(sample.halves, head_metric(self.weight))
+        self._after = head.after
+        self.spectrum = Spectrum.of(sample.halves, head.after.scale**2 * head_metric(self.weight))
         self.n_tokens = sum(map(len, sample.images))
         self._coefficients = self._columns(sample.images)
         self.top_bytes = self._top_bytes(teacher, sample.images, manifest)
@@ -159,7 +161,7 @@ class BasisChooser:
 
     def basis(self, cut: Cut) -> Basis:
         """Return the basis of a cut."""
-        return self.spectrum.basis(cut, self.weight, self._bias)
+        return self.spectrum.basis(cut, self.weight, self._bias, self._after)
 
     def choose(self, asked: CodesAsked) -> Choice:
         """Return the basis for what was asked. Raises UsageError if it cannot be had."""

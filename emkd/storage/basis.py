@@ -1,7 +1,7 @@
 """The basis of a cache's codes: what turns hidden states into integers, and integers into logits.
 
     q = round((h - mean) projection / step)                codes of a hidden state h
-    t = step * q head^T + offset                           its logits
+    t = step * q head^T + offset                           its logits; cap * tanh(t / cap) if the model has a softcap
     h = mean + step * q reconstruction^T                   the hidden state, for affinities
 
 One object, written once before the manifest, which has its hash. docs/method.md has the formulas.
@@ -31,11 +31,12 @@ class Basis:
     mean:           [d] float32, of the preflight's hidden states
     projection:     [d, r] float32, columns by descending variance
     reconstruction: [d, r] float32
-    head:           [V, r] float16, the rows of the LM head times `reconstruction`
+    head:           [V, r] float16, the rows of the LM head times `reconstruction`, and times the scale of its logits
     offset:         [V] float32, the logits of `mean`
     groups:         as in `BasisIdentity`
     step:           of the integers
-    logit_error:    predicted root mean square error of a logit
+    logit_error:    predicted root mean square error of a logit, an upper bound if there is a cap
+    cap:            of the softcap that logits go through; None if there is none
     """
 
     mean: NDArray[np.float32]
@@ -46,6 +47,7 @@ class Basis:
     groups: tuple[int, ...]
     step: float
     logit_error: float
+    cap: float | None = None
 
     @property
     def n_bytes(self) -> int:
@@ -64,7 +66,10 @@ class Basis:
         """Return the object, a pure function of the fields. Its numbers are arrays, too, so that it says all itself."""
         arrays = {name: np.ascontiguousarray(getattr(self, name)) for name in _ARRAYS}
         numbers = np.array([self.step, self.logit_error], np.float64)
-        return save({**arrays, "groups": np.array(self.groups, np.int64), "step_and_logit_error": numbers})
+        arrays |= {"groups": np.array(self.groups, np.int64), "step_and_logit_error": numbers}
+        if self.cap is not None:
+            arrays["cap"] = np.array(self.cap, np.float64)
+        return save(arrays)
 
     def identity(self, data: bytes) -> BasisIdentity:
         """Return what a manifest says of this basis. data: the output of `to_bytes`"""
@@ -74,6 +79,7 @@ class Basis:
             groups=self.groups,
             step=self.step,
             logit_error=self.logit_error,
+            cap=self.cap,
         )
 
     @classmethod
@@ -109,6 +115,7 @@ def _parse(data: bytes) -> Basis:
         groups=tuple(found["groups"].tolist()),
         step=step,
         logit_error=logit_error,
+        cap=float(found["cap"]) if "cap" in found else None,
     )
     (width,), (n_ids,), r = basis.mean.shape, basis.offset.shape, sum(basis.groups)
     shapes = [basis.projection.shape, basis.reconstruction.shape, basis.head.shape]
@@ -118,7 +125,8 @@ def _parse(data: bytes) -> Basis:
 
 
 _NOT_A_BASIS = (SafetensorError, KeyError, ValueError, IndexError, TypeError)
-_ARRAYS = tuple(field.name for field in fields(Basis) if field.name not in ("groups", "step", "logit_error"))
+_NUMBERS = ("groups", "step", "logit_error", "cap")
+_ARRAYS = tuple(field.name for field in fields(Basis) if field.name not in _NUMBERS)
 RESTORE = (
     "Codes cannot be read without it, and it cannot be computed again: restore the file from a copy of the cache, or "
     "make the cache again"

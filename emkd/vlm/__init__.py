@@ -6,6 +6,7 @@ The modules, in reading order:
     identity       what a cache records of a model: hashes, settings, licence
     forward        batches, hidden states, logits
     states         hidden states of one sample by what they are for
+    after_head     what a model does to logits after its LM head: a scale, a softcap
     head           the LM head alone: logits of chosen ids
     truncated      a distribution of which the top-k and the tail are known
     codes          hidden states as integers, and logits read from them

@@ -11,6 +11,7 @@ import torch
 
 from emkd.errors import SampleError
 from emkd.storage.basis import Basis
+from emkd.vlm.after_head import AfterHead
 from emkd.vlm.truncated import TruncatedLogits
 
 # Reasons for skipping a row (docs/data.md).
@@ -31,7 +32,7 @@ class Codes:
         def tensor(array: object) -> torch.Tensor:
             return torch.as_tensor(array, device=device)
 
-        self.step = basis.step
+        self.step, self.after = basis.step, AfterHead(cap=basis.cap)
         self.mean, self.projection = tensor(basis.mean), tensor(basis.projection)
         self.reconstruction, self.offset = tensor(basis.reconstruction), tensor(basis.offset)
         self.head = tensor(basis.head)
@@ -75,14 +76,18 @@ class Codes:
             for start in range(0, len(offset), IDS):  # a whole head in float32 would take twice its memory again
                 some = slice(start, start + IDS)
                 out[:, some] = torch.addmm(offset[some], numbers, head[some].float().T)
-        return out
+        return self.after(out)
 
     def over(self, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Return (mean [r + 1], centred [u, r + 1], covariance [r + 1, r + 1]) of logits over chosen ids [u].
 
         They are those of one step of each column, with the offset as the last column: the logits of a token are the
         columns times its codes and 1. Kept for the next call with the same ids.
+
+        Raises ValueError for capped logits, which are not such a product.
         """
+        if self.after.cap is not None:
+            raise ValueError("logits with a softcap are no linear function of codes; compute them with `logits`")
         if self._over is None or self._over[0] is not ids:
             columns = torch.cat([self.head[ids].float() * self.step, self.offset[ids][:, None]], dim=1)
             mean = columns.mean(dim=0)

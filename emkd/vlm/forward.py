@@ -11,6 +11,7 @@ import torch
 
 from emkd.errors import ModelError
 from emkd.samples.encode import Encoded
+from emkd.vlm.after_head import after_head
 
 
 def collate(encoded: Sequence[Encoded], pad_token_id: int) -> dict[str, torch.Tensor]:
@@ -99,9 +100,9 @@ def lm_logits(model: Any, hidden: torch.Tensor, n_tokens: int) -> torch.Tensor:
 
 
 def head_logits(model: Any, hidden: torch.Tensor, n_tokens: int) -> torch.Tensor:
-    """Return the logits [n, V] of `lm_logits` in the dtype of the LM head."""
+    """Return the logits [n, V] of `lm_logits` in the dtype of the LM head. Raises ModelError as `after_head`."""
     logits: torch.Tensor = model.get_output_embeddings()(hidden)
-    return logits[:, :n_tokens]
+    return after_head(model)(logits[:, :n_tokens])
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""The LM head alone: logits of chosen ids from hidden states, without computing those of all ids.
+"""The LM head alone, with what follows it: logits of chosen ids from hidden states, without computing those of all ids.
 
 Shape legend: n tokens, d hidden size, V ids, u chosen ids
 """
@@ -11,6 +11,7 @@ import torch
 from torch.nn import functional
 
 from emkd.errors import ModelError
+from emkd.vlm.after_head import NOTHING, AfterHead, after_head
 
 # Elements of the weight that are copied at a time; on a CPU they should fit into its cache.
 GATHERED = {"cpu": 1 << 20, "other": 1 << 24}
@@ -20,23 +21,24 @@ GATHERED = {"cpu": 1 << 20, "other": 1 << 24}
 class LMHead:
     """A linear LM head. Its first `n_tokens` rows are ids, the rest is padding.
 
-    weight: [rows, d];  bias: [rows] or None
+    weight: [rows, d];  bias: [rows] or None;  after: what turns its output into the model's logits
     """
 
     weight: torch.Tensor
     bias: torch.Tensor | None
     n_tokens: int
+    after: AfterHead = NOTHING
 
     @classmethod
     def of(cls, model: Any, n_tokens: int) -> "LMHead":
-        """Return the head of a model. Raises ModelError if it is not a linear layer."""
+        """Return the head of a model. Raises ModelError if it is not a linear layer, and as `after_head`."""
         head = model.get_output_embeddings()
         if not isinstance(head, torch.nn.Linear):
             raise ModelError(
                 f"the LM head of {type(model).__name__} is a {type(head).__name__}, not a linear layer: emkd "
                 "cannot compute logits of chosen ids alone, and does not support it"
             )
-        return cls(weight=head.weight, bias=head.bias, n_tokens=n_tokens)
+        return cls(weight=head.weight, bias=head.bias, n_tokens=n_tokens, after=after_head(model))
 
     @property
     def dtype(self) -> torch.dtype:
@@ -54,14 +56,15 @@ class LMHead:
             some = ids[start : start + size]
             bias = None if self.bias is None else self.bias[some]
             out[start : start + size] = self._product(hidden, self.weight[some], bias).T
-        return out
+        return self.after(out)
 
     @torch.no_grad()
     def blocks(self, hidden: torch.Tensor, size: int) -> Iterator[torch.Tensor]:
         """Yield float32 logits [n, <= size] of all V ids for hidden states [n, d], block by block of ids."""
         for start in range(0, self.n_tokens, size):
             ids = slice(start, min(self.n_tokens, start + size))
-            yield self._product(hidden, self.weight[ids], None if self.bias is None else self.bias[ids]).float()
+            bias = None if self.bias is None else self.bias[ids]
+            yield self.after(self._product(hidden, self.weight[ids], bias).float())
 
     @torch.no_grad()
     def logsumexp(self, hidden: torch.Tensor, size: int) -> torch.Tensor:

@@ -1,5 +1,5 @@
-"""Families that emkd was not written for, in the form of `tests.families`: three that meet its conditions, two that do
-not."""
+"""Families that emkd was not written for, in the form of `tests.families`: five that meet its conditions, of which two
+change logits after their head, and two that do not."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -7,7 +7,7 @@ from typing import Any
 
 import transformers as hf
 
-from tests.families import ID, PATCH, SIDE, llava, mrope, sections, siglip, text_settings, tokenizer, write
+from tests.families import ID, PATCH, PINPOINTS, SIDE, llava, mrope, sections, siglip, text_settings, tokenizer, write
 
 
 def aya_vision(hidden: int) -> tuple[Any, Any]:
@@ -89,6 +89,56 @@ def glm4v(hidden: int) -> tuple[Any, Any]:
     )
 
 
+def mistral_large4(hidden: int, cap: float = 2.0) -> tuple[Any, Any]:
+    """A softcap after the LM head; else Mistral 3 with experts."""
+    base, processor = mistral3(hidden)
+    text = {
+        **text_settings(hidden),
+        "num_key_value_heads": 2,
+        "final_logit_softcapping": cap,
+        "moe_intermediate_size": 16,
+        "n_routed_experts": 4,
+        "num_experts_per_tok": 2,
+        "kv_lora_rank": 16,
+        "qk_rope_head_dim": 8,
+        "qk_nope_head_dim": 8,
+        "v_head_dim": 8,
+        "index_topk": 64,
+        "index_head_dim": 16,
+        "index_n_heads": 2,
+    }
+    config = hf.MistralLarge4Config(
+        vision_config=base.vision_config, text_config=text, image_token_index=ID["<image>"], spatial_merge_size=2
+    )
+    return config, processor
+
+
+def granite4_vision(hidden: int, divisor: float = 3.0) -> tuple[Any, Any]:
+    """Logits are divided after the LM head; else LLaVA-NeXT with other projectors, for several layers."""
+    vision = {**siglip().to_dict(), "hidden_size": 64}
+    qformer = {"model_type": "blip_2_qformer", "num_hidden_layers": 1, "intermediate_size": 48, "vocab_size": 8}
+    config = hf.Granite4VisionConfig(
+        vision_config=vision,
+        text_config={**text_settings(hidden), "logits_scaling": divisor},
+        qformer_config={**qformer, "max_position_embeddings": 64},
+        image_token_index=ID["<image>"],
+        vision_feature_layer=-1,
+        vision_feature_select_strategy="full",
+        image_grid_pinpoints=PINPOINTS,
+        downsample_rate="1/2",
+        deepstack_layer_map=[[-1, 0]],
+        spatial_target_layers=[1],
+    )
+    square = {"height": SIDE, "width": SIDE}
+    return config, hf.Granite4VisionProcessor(
+        hf.LlavaNextImageProcessor(size=square, crop_size=square, image_grid_pinpoints=PINPOINTS),
+        tokenizer("granite4_vision"),
+        patch_size=PATCH,
+        vision_feature_select_strategy="full",
+        downsample_rate="1/2",
+    )
+
+
 def paligemma(hidden: int) -> tuple[Any, Any]:
     """Its processor writes a begin token after the image and a newline after the text."""
     text = hf.GemmaConfig(**{**text_settings(hidden), "vocab_size": 1280}, head_dim=16)  # it adds 1152 tokens
@@ -109,7 +159,13 @@ def both_directions(hidden: int) -> tuple[Any, Any]:
 
 
 Build = Callable[[int], tuple[Any, Any]]
-WORK: dict[str, Build] = {"aya_vision": aya_vision, "mistral3": mistral3, "glm4v": glm4v}
+WORK: dict[str, Build] = {
+    "aya_vision": aya_vision,
+    "mistral3": mistral3,
+    "glm4v": glm4v,
+    "mistral_large4": mistral_large4,
+    "granite4_vision": granite4_vision,
+}
 REFUSED: dict[str, tuple[Build, str]] = {
     "paligemma": (paligemma, "PaliGemmaProcessor changes more of a text than its image placeholders"),
     "both_directions": (both_directions, "its attention is not causal"),

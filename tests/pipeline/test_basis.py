@@ -7,6 +7,7 @@ import torch
 from emkd.errors import SampleError, UsageError
 from emkd.pipeline.basis import Moments, Spectrum, head_metric
 from emkd.storage.arrays.frames import encode_frame
+from emkd.vlm.after_head import NOTHING, AfterHead
 from emkd.vlm.codes import Codes
 
 D, V = 24, 90
@@ -38,6 +39,30 @@ def test_moments_are_those_of_all_rows_together():
 def test_the_metric_is_that_of_the_rows_of_the_head():
     weight, _ = head()
     torch.testing.assert_close(head_metric(weight), weight.double().T @ weight.double() / V, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("after", [AfterHead(scale=0.2), AfterHead(cap=6.0), AfterHead(scale=3.0, cap=6.0)], ids=str)
+def test_what_follows_the_head_is_in_the_logits_and_the_prediction(after):
+    """A scale changes the prediction with the logits; with a softcap, the prediction is an upper bound."""
+    weight, bias = head()
+    halves = [Moments.of(states(4000, seed)) for seed in (0, 1)]
+    found = Spectrum.of(halves, after.scale**2 * head_metric(weight))
+    basis = found.basis(found.at_error(0.3, D), weight, bias, after)
+    assert (basis.cap, basis.logit_error) == (after.cap, 0.3)
+    unseen = states(2000, 7)
+    exact = after.scale * (unseen.double() @ weight.double().T + bias.double())
+    exact = exact if after.cap is None else after.cap * torch.tanh(exact / after.cap)
+    codes = Codes(basis, "cpu")
+    measured = float((codes.logits(codes.encode(unseen)).double() - exact).pow(2).mean().sqrt())
+    assert measured <= 1.1 * 0.3
+    assert measured >= (0.85 if after.cap is None else 0.05) * 0.3
+
+
+def test_nothing_behind_the_head_leaves_the_basis_as_it_was():
+    weight, bias = head()
+    found = spectrum(weight)
+    cut = found.at_error(0.5, D)
+    assert found.basis(cut, weight, bias).to_bytes() == found.basis(cut, weight, bias, NOTHING).to_bytes()
 
 
 @pytest.mark.parametrize("bias", [True, False])

@@ -13,6 +13,7 @@ from emkd.storage.lifecycle.create import delete_unread_bases
 from emkd.storage.lifecycle.repair import withdraw
 from emkd.storage.lifecycle.seal import seal
 from emkd.storage.manifest.manifest import Manifest
+from emkd.storage.manifest.read import read_manifest
 from emkd.storage.objects.local import LocalFiles
 from emkd.storage.objects.names import MANIFEST_NAME, basis_name
 from emkd.storage.shards.writer import write_shard
@@ -52,6 +53,25 @@ def test_hidden_states_and_affinities_against_float64():
     np.testing.assert_allclose(BASIS.hidden(text), states[0], rtol=1e-5, atol=1e-5)
     unit = [x / np.linalg.norm(x, axis=1, keepdims=True) for x in states]
     np.testing.assert_allclose(BASIS.affinity(text, vision), unit[0] @ unit[1].T, rtol=1e-5, atol=1e-5)
+
+
+def test_a_softcap_is_in_the_file_and_in_the_manifest_and_only_then(tmp_path):
+    capped = replace(BASIS, cap=30.0)
+    data = capped.to_bytes()
+    assert b"cap" in data
+    assert b"cap" not in DATA
+    found = Basis.from_bytes("here", data, capped.identity(data))
+    assert (found.cap, found.to_bytes()) == (30.0, data)
+    assert Basis.from_bytes("here", DATA, BASIS.identity(DATA)).cap is None
+    with pytest.raises(DamagedCacheError, match="not the basis that the manifest describes"):
+        Basis.from_bytes("here", data, capped.identity(data).model_copy(update={"cap": None}))
+    plain, manifest = coded_manifest(), coded_manifest(basis=capped)
+    assert b'"cap"' not in plain.to_bytes()
+    assert b'"cap": 30.0' in manifest.to_bytes()
+    assert Manifest.from_bytes(manifest.to_bytes()) == manifest
+    assert Manifest.from_bytes(plain.to_bytes()) == plain
+    files = create_cache(tmp_path, manifest, TOKENIZER_JSON, data)
+    assert read_basis(files, read_manifest(files).basis).cap == 30.0
 
 
 @pytest.mark.parametrize("other", [b"x", DATA[:-1], DATA + b"x", make_basis(seed=1).to_bytes()])

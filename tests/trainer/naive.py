@@ -49,6 +49,8 @@ def read(teacher: TruncatedLogits, found: Basis) -> torch.Tensor:
     """What codes alone say, [n, V] float64."""
     head = torch.from_numpy(found.head).double()
     logits = found.step * (teacher.codes.double() @ head.T) + torch.from_numpy(found.offset).double()
+    if found.cap is not None:
+        logits = found.cap * torch.tanh(logits / found.cap)
     return logits[:, : teacher.vocabulary]
 
 

@@ -2,13 +2,17 @@
 
 import pytest
 import torch
+from transformers import PreTrainedConfig
 
 from emkd.errors import ModelError
 from emkd.vlm import head as head_module
+from emkd.vlm.after_head import AfterHead, keep
 from emkd.vlm.head import LMHead
 
 
 class Model:
+    config = PreTrainedConfig()
+
     def __init__(self, head: torch.nn.Module) -> None:
         self.head = head
 
@@ -36,6 +40,21 @@ def test_columns_and_blocks_are_the_modules_logits(linear, gathered, dtype, monk
     assert [block.shape for block in blocks] == [(5, 10), (5, 10), (5, 10), (5, 7)]
     torch.testing.assert_close(torch.cat(blocks, 1).double(), expected, rtol=bound, atol=bound)
     assert {tensor.dtype for tensor in (*blocks, head.columns(hidden, ids))} == {torch.float32}
+
+
+@pytest.mark.parametrize("after", [AfterHead(scale=0.5), AfterHead(cap=0.7), AfterHead(scale=3.0, cap=0.7)])
+def test_what_follows_the_head_is_in_all_logits(linear, after, monkeypatch):
+    monkeypatch.setattr(head_module, "GATHERED", {"cpu": 24})
+    model, hidden = Model(linear), torch.randn(5, 12)
+    keep(model, after)
+    head = LMHead.of(model, 37)
+    expected = after.scale * (hidden.double() @ linear.weight.double().T + linear.bias.double())[:, :37]
+    if after.cap is not None:
+        expected = after.cap * torch.tanh(expected / after.cap)
+    ids = torch.tensor([36, 0, 7, 7])
+    torch.testing.assert_close(head.columns(hidden, ids).double(), expected[:, ids].T, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(torch.cat(list(head.blocks(hidden, 10)), 1).double(), expected, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(head.logsumexp(hidden, 10).double(), expected.logsumexp(1), rtol=1e-5, atol=1e-6)
 
 
 def test_the_product_is_in_the_dtype_of_autocast(linear):

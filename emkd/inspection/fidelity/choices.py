@@ -176,8 +176,8 @@ def _add_image(found: Sequence[Found], teacher: Teacher, chooser: BasisChooser, 
 def _dense(teacher: Teacher, states: States, theirs: View, distance: Distance, seed: int) -> Dense:
     parts = ((states.text, None), (states.vision, n_student(len(states.vision))), (states.predicting, None))
     own = [synthetic_student(hidden, n or len(hidden), distance, seed=seed) for hidden, n in parts]
-    weight = LMHead.of(teacher.vlm.model, teacher.vlm.n_tokens).weight[: teacher.vlm.n_tokens]
-    return Dense.of(view(teacher, *own), theirs, weight)
+    head = LMHead.of(teacher.vlm.model, teacher.vlm.n_tokens)
+    return Dense.of(view(teacher, *own), theirs, head.weight[: head.n_tokens], head.after)
 
 
 def _cut(teacher: Teacher, hidden: torch.Tensor, k: int, codes: Codes | None) -> TruncatedLogits:

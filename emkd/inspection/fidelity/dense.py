@@ -25,6 +25,7 @@ from emkd.trainer.losses.divergence import Divergence, Tail, vlad
 from emkd.trainer.losses.reverse_kl import CutTail
 from emkd.trainer.matching.match import Pairs, assign, matching_cost
 from emkd.vlm.affinity import affinity
+from emkd.vlm.after_head import NOTHING, AfterHead
 from emkd.vlm.codes import Codes
 from emkd.vlm.truncated import TruncatedLogits
 
@@ -108,11 +109,12 @@ def through_head(
     weight: torch.Tensor | None,
     pairs: Pairs,
     teacher: Callable[[torch.Tensor], Any],
+    after: AfterHead = NOTHING,
 ) -> tuple[float, torch.Tensor]:
     """Return (a loss of paired tokens, summed; its gradient [Ns, d] for the hidden states).
 
-    student: logits [Ns, V];  weight: rows [V, d] of the head, None for the gradient of the logits, d = V
-    teacher: what the loss compares with, by its indices
+    student: logits [Ns, V];  weight: rows [V, d] of the head, None for the gradient of the head's logits, d = V
+    teacher: what the loss compares with, by its indices;  after: what makes `student` of the head's logits
     """
     own, theirs = pairs
     width = student.shape[1] if weight is None else weight.shape[1]
@@ -120,7 +122,9 @@ def through_head(
     size = max(1, CHUNK // student.shape[1])
     for start in range(0, len(own), size):
         rows = slice(start, start + size)
-        value, of_logits = _with_gradient(loss, student[own[rows]].float(), teacher(theirs[rows]))
+        logits = student[own[rows]].float()
+        value, of_logits = _with_gradient(loss, logits, teacher(theirs[rows]))
+        of_logits = after.backward(of_logits, logits)
         total += value
         gradient[own[rows]] += of_logits.float() if weight is None else of_logits.float() @ weight.float()
     return total, gradient
@@ -215,22 +219,26 @@ class Dense:
     """One image with nothing cut. cost: [Ns, Nt];  best: pairs of the assignment of least cost
 
     weight: the rows [V, d] of the student's LM head; None if gradients are to be those of the logits, d = V
+    after:  what the student does to its logits after the head
     exact:  VSD at the best pairs and its gradient [Ns, d]
     """
 
     student: View
     teacher: View
     weight: torch.Tensor | None
+    after: AfterHead
     cost: torch.Tensor
     best: Pairs
     exact: tuple[float, torch.Tensor]
 
     @classmethod
-    def of(cls, student: View, teacher: View, weight: torch.Tensor | None = None) -> "Dense":
+    def of(
+        cls, student: View, teacher: View, weight: torch.Tensor | None = None, after: AfterHead = NOTHING
+    ) -> "Dense":
         cost = dense_cost(student.vision_logits, teacher.vision_logits)
         best = assign(cost)
-        exact = through_head(_dense_kl, student.vision_logits, weight, best, lambda j: teacher.vision_logits[j])
-        return cls(student=student, teacher=teacher, weight=weight, cost=cost, best=best, exact=exact)
+        exact = through_head(_dense_kl, student.vision_logits, weight, best, lambda j: teacher.vision_logits[j], after)
+        return cls(student=student, teacher=teacher, weight=weight, after=after, cost=cost, best=best, exact=exact)
 
     def against(
         self,
@@ -269,4 +277,4 @@ class Dense:
     def _cut_vsd(
         self, loss: Callable[..., torch.Tensor], vision: TruncatedLogits, pairs: Pairs
     ) -> tuple[float, torch.Tensor]:
-        return through_head(loss, self.student.vision_logits, self.weight, pairs, vision.rows)
+        return through_head(loss, self.student.vision_logits, self.weight, pairs, vision.rows, self.after)

@@ -91,8 +91,8 @@ def _of_image(teacher: Teacher, sample: LiveSample, used: slice, distance: Dista
         for states, n in ((text, len(text)), (vision, n_student(len(vision))), (predicting, len(predicting)))
     ]
     n_tokens = teacher.vlm.n_tokens
-    weight = LMHead.of(teacher.vlm.model, n_tokens).weight[:n_tokens]
-    dense = Dense.of(view(teacher, *own), view(teacher, text, vision, predicting), weight)
+    head = LMHead.of(teacher.vlm.model, n_tokens)
+    dense = Dense.of(view(teacher, *own), view(teacher, text, vision, predicting), head.weight[:n_tokens], head.after)
     stored = TeacherLimits(vocabulary=n_tokens, n_student_tokens=n_tokens)(sample.record).to(vision.device)
     answer = stored.answer.rows(slice(len(predicting)))
     affinities = stored.affinity_to(torch.arange(used.start, used.stop, device=vision.device), teacher.codes)

@@ -5,9 +5,9 @@ read back as step * q U^T + offset. mean, P and U make the basis, an object of i
 preflight makes from a few rows and the manifest freezes: every shard and every extension has the same.
 """
 
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import Field, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from emkd.storage.manifest.plan import Positive, Stored
 
@@ -38,7 +38,9 @@ class BasisIdentity(Stored):
     width:       d, the width of a hidden state
     groups:      numbers of columns that are compressed together, in the order of the columns (see `arrays/frames.py`)
     step:        of the integers, in the unit of the columns
-    logit_error: predicted root mean square error of a logit
+    logit_error: predicted root mean square error of a logit; an upper bound if there is a cap
+    cap:         of the softcap behind the LM head. None, and no field of the file, if the model has none; a version of
+                 emkd that does not know it refuses the file, instead of reading other logits
     """
 
     sha256: str
@@ -46,6 +48,11 @@ class BasisIdentity(Stored):
     groups: tuple[Positive, ...]
     step: Above0
     logit_error: Above0
+    cap: Above0 | None = None
+
+    @model_serializer(mode="wrap")
+    def _without_no_cap(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {name: value for name, value in dump(self).items() if name != "cap" or value is not None}
 
     @property
     def n_columns(self) -> int:

@@ -1,6 +1,7 @@
 """Losses of logits without ever holding all logits: the LM head, a loss and its gradient, chunk by chunk.
 
-    hidden states [n, d] --head--> logits of a chunk --loss--> values, gradient --> gradients of states and weight
+    hidden states [n, d] --head, and what follows it--> logits of a chunk --loss--> values, gradient
+        --> gradients of states and weight
 
 The gradient of a sum of losses is known as soon as the chunk's logits are, so the forward pass already propagates it to
 hidden states and weight; backward only scales it. Nothing is computed twice: there is one product with the weight for
@@ -93,9 +94,11 @@ class _HeadLosses(torch.autograd.Function):
             run.sums.update({name: run.sums.get(name, total.clone()) for name in part.weights})
         for part, rows, rows_of_all in run.chunks():
             states = hidden[rows_of_all].to(run.dtype)
-            logits = functional.linear(states, *products).float()
+            logits = run.head.after(functional.linear(states, *products).float())
             value, gradient = _value_and_gradient(part, rows, logits, run.sums, gradients.wanted)
             total += value
+            if gradient is not None:
+                gradient = run.head.after.backward(gradient, logits.detach())
             del logits
             if gradient is not None:
                 gradients.add(gradient, rows_of_all, states, products[0])

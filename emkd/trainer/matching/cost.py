@@ -17,6 +17,8 @@ distributed over the ids, with mean δ and variance σ² = var s + var t̂ - 2 c
     cost[i, j] = V (δ erf(δ / √2σ) + σ √(2/π) exp(-δ² / 2σ²))
 
 That takes matrix products alone, so that the sample can be several times as large as one whose distances are summed.
+The moments of t̂ over the ids follow from those of the columns of codes, unless the teacher has a softcap: then its
+logits of the sampled ids are computed, a few tokens at a time, and the moments taken from them.
 
 In the space of log-probabilities, the logsumexp over all ids is subtracted from each token's logits before.
 
@@ -135,14 +137,39 @@ def moments(
 
     read: codes [Nt, r];  ids: [u]
     """
-    levels, centred, spread = codes.over(ids)
-    coefficients = torch.cat([read.float(), read.new_ones(len(read), 1, dtype=torch.float32)], dim=1)
     mean = own.mean(dim=1)
     off = own - mean[:, None]
-    covariance = (off @ centred / len(ids)) @ coefficients.T
-    theirs = ((coefficients @ spread) * coefficients).sum(dim=1)
+    of_read = _of_columns if codes.after.cap is None else _of_logits
+    level, theirs, covariance = of_read(off, read, codes, ids)
     variance = off.square().mean(dim=1)[:, None] + theirs - 2 * covariance
-    return mean[:, None] - coefficients @ levels, variance.clamp(min=0)
+    return mean[:, None] - level, variance.clamp(min=0)
+
+
+def _of_columns(
+    off: torch.Tensor, read: torch.Tensor, codes: Codes, ids: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return (mean [Nt], variance [Nt], covariance [Ns, Nt] with `off`) of logits read from codes, over ids.
+
+    off: [Ns, u] without their mean
+    """
+    levels, centred, spread = codes.over(ids)
+    coefficients = torch.cat([read.float(), read.new_ones(len(read), 1, dtype=torch.float32)], dim=1)
+    covariance = (off @ centred / len(ids)) @ coefficients.T
+    return coefficients @ levels, ((coefficients @ spread) * coefficients).sum(dim=1), covariance
+
+
+def _of_logits(
+    off: torch.Tensor, read: torch.Tensor, codes: Codes, ids: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return what `_of_columns` does, from the logits themselves: those with a softcap are not linear in codes."""
+    parts = []
+    for some in read.split(max(1, LOGITS // len(ids))):
+        theirs = codes.logits(some, ids)
+        level = theirs.mean(dim=1)
+        theirs -= level[:, None]
+        parts.append((level, theirs.square().mean(dim=1), off @ theirs.T / len(ids)))
+    level, variance, covariance = (torch.cat(each, dim=-1) for each in zip(*parts, strict=True))
+    return level, variance, covariance
 
 
 def mean_absolute(mean: torch.Tensor, variance: torch.Tensor) -> torch.Tensor:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from emkd.trainer.data.samples import StudentSample
-from emkd.vlm.checks import check_causal, check_same_logits
+from emkd.vlm.checks import check_causal, check_same_logits, find_after_head
 from emkd.vlm.forward import keep_last_hidden_state
 from emkd.vlm.head import LMHead
 
@@ -34,8 +34,8 @@ class HiddenStates:
 
         model: the model to call, which may be wrapped for data parallelism;  base: the model itself
 
-        Raises ModelError for a model whose logits are not the output of a plain LM head on its hidden states, or whose
-        attention is not causal (vlm/checks.py).
+        Raises ModelError for a model whose logits are not what a linear LM head makes of its hidden states, with
+        nothing, a scale or a softcap after it, or whose attention is not causal (vlm/checks.py).
         """
         if samples and not self._causal_checked:
             check_causal(base, samples[0].encoded)
@@ -45,6 +45,7 @@ class HiddenStates:
             logits = model(**inputs, use_cache=False, logits_to_keep=keep).logits
         hidden = kept[0]
         if not self._head_checked:
+            find_after_head(base, inputs, self.n_tokens)
             self._check_head(base, logits[:, 0].detach(), hidden[:, 0].detach())
         return hidden, 0.0 if hidden.requires_grad else logits[:, :0].float().sum()
 

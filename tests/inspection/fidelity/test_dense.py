@@ -16,9 +16,11 @@ from emkd.inspection.fidelity.dense import (
     View,
     kl_comparison,
     regret,
+    through_head,
     vlad_comparison,
 )
 from emkd.inspection.fidelity.synthetic_student import DISTANCES, NOISE, synthetic_student
+from emkd.vlm.after_head import AfterHead
 from tests.trainer import naive
 
 V = 12
@@ -140,6 +142,21 @@ def test_vsd_is_compared_at_the_best_pairs_whatever_the_cut_finds() -> None:
     assert found.vsd["uniform"].dense == pytest.approx(float(dense_kl(own, teacher.vision_logits[best])), rel=1e-6)
     wanted = naive.reverse_kl(own, cut.rows(torch.tensor(best)), "uniform").sum()
     assert found.vsd["uniform"].cut == pytest.approx(float(wanted), rel=1e-5)
+
+
+def test_gradients_go_through_what_follows_the_head() -> None:
+    """A scale and a softcap, against autograd in float64."""
+    after, weight = AfterHead(scale=0.5, cap=2.0), logits(6, 3).T
+    hidden, teacher = states(4, 1).double().requires_grad_(), logits(4, 2)
+    own = 2 * torch.tanh(0.5 * hidden @ weight.double().T / 2)
+    expected = dense_kl(own, teacher)
+    (reference,) = torch.autograd.grad(expected, hidden)
+    every = torch.arange(4)
+    value, gradient = through_head(
+        fidelity._dense_kl, own.detach().float(), weight, (every, every), lambda j: teacher[j], after
+    )
+    assert value == pytest.approx(float(expected.detach()), rel=1e-5)
+    torch.testing.assert_close(gradient.double(), reference, rtol=1e-4, atol=1e-5)
 
 
 def test_parts_add_up_and_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

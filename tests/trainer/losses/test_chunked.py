@@ -6,6 +6,7 @@ import torch
 from emkd.trainer.losses import chunked
 from emkd.trainer.losses.chunked import Part, head_losses
 from emkd.trainer.losses.divergence import Divergence, supervised
+from emkd.vlm.after_head import NOTHING, AfterHead
 from emkd.vlm.head import LMHead
 from tests.trainer import naive
 
@@ -39,14 +40,26 @@ def parts(vision: torch.Tensor, answers: torch.Tensor, tail: str) -> list[Part]:
     ]
 
 
-def plain(vision: torch.Tensor, answers: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, tail: str):
+def plain(
+    vision: torch.Tensor,
+    answers: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor,
+    tail: str,
+    after: AfterHead = NOTHING,
+):
     """All logits at once, in float64, by torch's autograd of the naive losses."""
+
+    def of(hidden):
+        logits = after.scale * (hidden @ weight.T + bias)[:, :V]
+        return logits if after.cap is None else after.cap * torch.tanh(logits / after.cap)
+
     theirs, said = naive.cut(3 * numbers(5, 7, V), 8), naive.cut(5 * numbers(6, 5, V), 8)
-    logits = (answers @ weight.T + bias)[:, :V]
+    logits = of(answers)
     found = {
         "sup": torch.nn.functional.cross_entropy(logits, torch.tensor([3, 1, 4, 1, 5]), reduction="sum"),
         "rld": naive.reverse_kl(logits, said, tail).sum(),
-        "vsd": naive.reverse_kl((vision @ weight.T + bias)[:, :V], theirs, tail).sum(),
+        "vsd": naive.reverse_kl(of(vision), theirs, tail).sum(),
     }
     return sum(WEIGHTS[name] * loss for name, loss in found.items()), found
 
@@ -55,14 +68,16 @@ def gradients(total: torch.Tensor, leaves: list[torch.Tensor]) -> list[torch.Ten
     return [g.double() for g in torch.autograd.grad(3.0 * total, leaves)]
 
 
+@pytest.mark.parametrize("after", [NOTHING, AfterHead(cap=4.0), AfterHead(scale=0.3), AfterHead(scale=2.0, cap=5.0)])
 @pytest.mark.parametrize("tail", ["bucket", "uniform"])
 @pytest.mark.parametrize("rows", [1, 3, 100])
-def test_losses_and_gradients_are_those_of_whole_logits(leaves, rows, tail, monkeypatch):
+def test_losses_and_gradients_are_those_of_whole_logits(leaves, rows, tail, after, monkeypatch):
     monkeypatch.setattr(chunked, "CHUNK", rows * V)
     own = [leaf.clone().requires_grad_() for leaf in leaves]
-    total, sums = head_losses(LMHead(weight=own[2], bias=own[3], n_tokens=V), parts(own[0], own[1], tail))
+    head = LMHead(weight=own[2], bias=own[3], n_tokens=V, after=after)
+    total, sums = head_losses(head, parts(own[0], own[1], tail))
     doubles = [leaf.double().requires_grad_() for leaf in leaves]
-    expected, each = plain(*doubles, tail)
+    expected, each = plain(*doubles, tail, after)
     assert float(total.detach()) == pytest.approx(float(expected.detach()), rel=1e-6)
     assert {name: float(value) for name, value in sums.items()} == {
         name: pytest.approx(float(value.detach()), rel=1e-6) for name, value in each.items()

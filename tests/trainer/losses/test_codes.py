@@ -31,11 +31,11 @@ def exact(kind, student, teacher_logits, temperature=1.0):
     )
 
 
-def compare(divergence, student, teacher, expected):
+def compare(divergence, student, teacher, expected, codes=CODES):
     """Values and gradients, of tokens with different weights; `expected` is of a float64 leaf `student`."""
     single = student.detach().float().requires_grad_()
     weights = torch.arange(1.0, len(single) + 1)
-    found = divergence(single, teacher, CODES)
+    found = divergence(single, teacher, codes)
     torch.testing.assert_close(found.double(), expected, rtol=2e-5, atol=3e-6 * max(1, divergence.temperature**2))
     (gradient,) = torch.autograd.grad((weights * found).sum(), single)
     (reference,) = torch.autograd.grad((weights * expected).sum(), student)
@@ -61,6 +61,21 @@ def test_ids_that_the_student_lacks_leave_their_mass_to_the_tail(kind, k):
     assert (~teacher.known).any()
     student = logits(1)[:, :35].double().requires_grad_()
     compare(Divergence(kind=kind, tail="codes"), student, teacher, exact(kind, student, naive.t_hat(teacher, BASIS)))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_logits_with_a_softcap_are_read_with_it(kind):
+    basis = replace(BASIS, cap=1.5)
+    codes, teacher = Codes(basis, "cpu"), naive.with_codes(naive.cut(1.5 * torch.tanh(logits(2)), 5), 3)
+    read = naive.read(teacher, basis)
+    torch.testing.assert_close(codes.logits(teacher.codes).double(), read, rtol=1e-5, atol=1e-5)
+    assert float(read.abs().max()) <= 1.5 < float(naive.read(teacher, BASIS).abs().max())
+    student = logits(1).double().requires_grad_()
+    compare(
+        Divergence(kind=kind, tail="codes"), student, teacher, exact(kind, student, naive.t_hat(teacher, basis)), codes
+    )
+    with pytest.raises(ValueError, match="no linear function of codes"):
+        codes.over(torch.arange(4))
 
 
 def test_dense_logits_keep_what_is_stored():

@@ -29,13 +29,14 @@ def log_z(teacher):
 
 @pytest.mark.parametrize(("n_student", "n_teacher"), [(4, 16), (16, 4)])
 @pytest.mark.parametrize("space", SPACES)
-def test_with_codes_the_cost_is_the_distance_to_what_they_read(space, n_student, n_teacher):
-    teacher = naive.with_codes(naive.cut(tokens(2, n_teacher), 8), 3)
-    student, theirs = tokens(1, n_student), naive.read(teacher, BASIS)
+@pytest.mark.parametrize("cap", [None, 2.0])
+def test_with_codes_the_cost_is_the_distance_to_what_they_read(cap, space, n_student, n_teacher):
+    teacher, basis = naive.with_codes(naive.cut(tokens(2, n_teacher), 8), 3), replace(BASIS, cap=cap)
+    student, theirs = tokens(1, n_student), naive.read(teacher, basis)
     ours = student.double()
     if space == "log_probabilities":
         ours, theirs = ours.log_softmax(1), theirs - log_z(teacher)
-    found = matching_cost(student, teacher, Cost(space=space), CODES)
+    found = matching_cost(student, teacher, Cost(space=space), Codes(basis, "cpu"))
     torch.testing.assert_close(found.double(), manhattan(ours, theirs), rtol=1e-4, atol=1e-3)
 
 
@@ -88,14 +89,16 @@ def test_from_hidden_states(space, top_k):
 
 @pytest.mark.parametrize("space", SPACES)
 @pytest.mark.parametrize(("n_student", "n_teacher"), [(4, 9), (9, 4)])
-def test_a_large_vocabulary_takes_moments_over_a_sample(monkeypatch, space, n_student, n_teacher):
+@pytest.mark.parametrize("cap", [None, 2.0, 1e6])
+def test_a_large_vocabulary_takes_moments_over_a_sample(monkeypatch, cap, space, n_student, n_teacher):
     """The formula in float64 over the same ids, and near the distance over all ids."""
     v = 6000
     generator = torch.Generator().manual_seed(0)
-    basis, dense = naive.basis(1, v), torch.randn(n_teacher, v, generator=generator)
+    basis, dense = replace(naive.basis(1, v), cap=cap), torch.randn(n_teacher, v, generator=generator)
     teacher = naive.with_codes(naive.cut(dense, 8), 3)
     student = 2 * torch.randn(n_student, v, generator=generator) + torch.randn(n_student, 1, generator=generator)
     monkeypatch.setattr(module, "SAMPLED", 3000)
+    monkeypatch.setattr(module, "LOGITS", 3 * 3000)
     module._sample.cache_clear()
     ids = module._sample(v, torch.device("cpu"))
     assert len(ids.unique()) == 3000

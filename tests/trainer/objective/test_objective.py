@@ -110,10 +110,12 @@ def test_no_logits_are_ever_held_whole(student_batch, monkeypatch):
     assert max(shape[0] for shape in ours) == 5
 
 
-def test_a_head_with_something_behind_it_is_refused(student_batch):
-    """Losses are computed from the LM head's weight, without a softcap that follows it."""
+@pytest.mark.parametrize("named", [None, 3.0])
+def test_an_unknown_function_behind_the_head_is_refused(student_batch, named):
+    """Losses are computed from the LM head's weight, and from what the config may name: here another function."""
     student, batch = student_batch
-    student.model.lm_head.register_forward_hook(lambda _m, _i, out: 3 * torch.tanh(out / 3))
+    student.model.config.text_config.final_logit_softcapping = named
+    student.model.lm_head.register_forward_hook(lambda _m, _i, out: out.sign() * out.abs().sqrt())
     with pytest.raises(ModelError, match="changes logits after its head"):
         cached_losses(student, batch)
 
