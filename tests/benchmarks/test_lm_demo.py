@@ -21,7 +21,7 @@ from benchmarks.lm.demo.scenes import (
     write_scenes,
 )
 from benchmarks.lm.demo.sizes import SIZES
-from benchmarks.lm.demo.teacher import parsed
+from benchmarks.lm.demo.training import parsed
 from emkd.demo.models import new_processor, new_teacher, save_model
 from emkd.demo.scenes import write_scenes as write_digits
 from emkd.trainer import evaluate_checkpoint, make_recipe

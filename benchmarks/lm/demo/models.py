@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from transformers import (
-    AutoModelForCausalLM,
     AutoTokenizer,
     LlavaConfig,
     LlavaForConditionalGeneration,
@@ -26,6 +25,7 @@ from transformers import (
 
 from benchmarks.lm.demo.scenes import WIDTH
 from benchmarks.lm.environment import MODEL, model_folder
+from benchmarks.lm.language_model import load_language_model
 from emkd.demo.models import CHAT_TEMPLATE, PATCHES_PER_SIDE, sine_positions
 from emkd.demo.models import IMAGE_TOKEN as DEMO_IMAGE_TOKEN
 
@@ -76,11 +76,9 @@ def new_processor(tokenizer: PreTrainedTokenizerFast, *, pads: bool) -> LlavaPro
 
 def new_teacher(tokenizer: PreTrainedTokenizerFast, layers: int, seed: int) -> LlavaForConditionalGeneration:
     """Return a LLaVA around the first layers of the language model; tower and projector are random, from the seed."""
-    lm: Any = AutoModelForCausalLM.from_pretrained(model_folder(), gguf_file=MODEL, dtype=torch.float32)
+    lm = load_language_model()
     lm.model.layers = lm.model.layers[:layers]
     lm.config.num_hidden_layers = layers
-    lm.config._name_or_path = MODEL
-    del lm.config.quantization_config  # the weights are float32 now, and a model that says otherwise is not trained
     vision = SiglipVisionConfig(
         hidden_size=TOWER_WIDTH,
         intermediate_size=2 * TOWER_WIDTH,

@@ -9,12 +9,13 @@ WHOLE = 30  # layers of SmolLM2-135M
 @dataclass(frozen=True, kw_only=True)
 class Size:
     """layers:        of the language model, counted from the embeddings
-    tower_steps:      of the teacher's tower, 16 pictures each; projector_steps follow, and then language_steps
+    tower_steps:      of the teacher's tower, 16 pictures each; projector_steps follow, then lookup_steps with two, four
+                      and eight cells, and then language_steps
     scenes:           how many pictures phase 1, phase 2 and the accuracy have
     steps:            of phase 1 and phase 2
-    language_batch:   pictures of each of the teacher's language steps
+    lookup_batch, language_batch: rows and pictures of the teacher's lookup and language steps
     batch:            pictures of each step of both phases
-    rates:            peak learning rates of the teacher's language steps, phase 1 and phase 2
+    rates:            peak learning rates of the teacher's lookup, its language steps, phase 1 and phase 2
     seeds:            of phase 2, unless the command says otherwise
     """
 
@@ -22,12 +23,14 @@ class Size:
     layers: int
     tower_steps: int
     projector_steps: int
+    lookup_steps: tuple[int, int, int]
     language_steps: int
     scenes: tuple[int, int, int]
     steps: tuple[int, int]
+    lookup_batch: int
     language_batch: int
     batch: int
-    rates: tuple[float, float, float]
+    rates: tuple[float, float, float, float]
     seeds: int
 
     def figures(self) -> dict[str, Any]:
@@ -47,12 +50,14 @@ SIZES = {
         layers=4,
         tower_steps=350,
         projector_steps=100,
-        language_steps=200,
+        lookup_steps=(30, 40, 20),
+        lookup_batch=16,
+        language_steps=60,
         scenes=(120, 240, 60),
         steps=(40, 45),
-        language_batch=4,
+        language_batch=8,
         batch=8,
-        rates=(1e-3, 1e-3, 7e-4),
+        rates=(1e-3, 5e-4, 1e-3, 7e-4),
         seeds=1,
     ),
     "gpu": Size(
@@ -60,12 +65,14 @@ SIZES = {
         layers=WHOLE,
         tower_steps=600,
         projector_steps=300,
+        lookup_steps=(50, 50, 50),
+        lookup_batch=32,
         language_steps=500,
         scenes=(400, 600, 150),
         steps=(100, 100),
         language_batch=16,
         batch=16,
-        rates=(3e-4, 2e-4, 2e-4),
+        rates=(3e-4, 3e-4, 2e-4, 2e-4),
         seeds=1,
     ),
 }

@@ -144,7 +144,7 @@ def recipe(size: Size, phase: int) -> dict[str, Any]:
         "training": {
             "max_steps": size.steps[phase],
             "per_device_train_batch_size": size.batch,
-            "learning_rate": size.rates[1 + phase],
+            "learning_rate": size.rates[2 + phase],
             "warmup_steps": size.steps[phase] // 10,
             "lr_scheduler_type": "cosine",
             "weight_decay": 0.01,
