@@ -20,6 +20,7 @@ from benchmarks.lm.demo.scenes import CELLS, WORDS
 from benchmarks.lm.demo.training import CELL_SHARE, TURN, Training, optimise
 
 STAGES = (2, 4, 8)  # cells of a sequence
+LEARNT = 0.3  # the loss that ends a stage
 QUESTIONS = 4  # of a sequence, at most
 
 
@@ -58,10 +59,10 @@ def embedded(rows: Rows, embed: nn.Module, words: torch.Tensor, cells: torch.Ten
     return torch.cat([shown, embed(turns.flatten(1))], dim=1)
 
 
-def train_lookup(training: Training, steps: tuple[int, int, int], batch: int, rate: float, seed: int) -> list[float]:
+def train_lookup(training: Training, steps: int, batch: int, rate: float, seed: int) -> list[float]:
     """Train the language model on rows of each of STAGES in turn; return each step's loss, over WORDS alone.
 
-    steps: of each stage;  batch: rows of a step;  rate: peak learning rate
+    steps: of each stage, at most: it ends when the loss is below LEARNT;  batch: rows of a step;  rate: peak of each
     """
     language, generator = training.model.model.language_model, np.random.default_rng(seed)
     embed = training.model.get_input_embeddings()
@@ -69,13 +70,15 @@ def train_lookup(training: Training, steps: tuple[int, int, int], batch: int, ra
     names = training.names
     words = torch.from_numpy(names.words[: len(WORDS)]).to(training.device)
     cells, read = torch.from_numpy(names.cells[: len(CELLS)]).to(training.device), names.one(" Read")
-    stages = iter(np.repeat(STAGES, steps))
 
-    def loss() -> torch.Tensor:
-        rows = draw_rows(generator, batch, int(next(stages)))
+    def loss(k: int) -> torch.Tensor:
+        rows = draw_rows(generator, batch, k)
         hidden = language(inputs_embeds=embedded(rows, embed, words, cells, read), use_cache=False).last_hidden_state
-        asked = hidden[:, rows.cells.shape[1] + TURN - 2 :: TURN]
+        asked = hidden[:, k + TURN - 2 :: TURN]
         answers = torch.from_numpy(rows.answers).to(training.device)
         return functional.cross_entropy((asked @ embed.weight[words].T).flatten(0, 1), answers.flatten())
 
-    return optimise([p for p in language.parameters() if p.requires_grad], loss, sum(steps), rate, "lookup")
+    trained, losses = [p for p in language.parameters() if p.requires_grad], []
+    for k in STAGES:
+        losses += optimise(trained, lambda k=k: loss(k), steps, rate, f"lookup of {k}", learnt=LEARNT)
+    return losses

@@ -9,8 +9,8 @@ WHOLE = 30  # layers of SmolLM2-135M
 @dataclass(frozen=True, kw_only=True)
 class Size:
     """layers:        of the language model, counted from the embeddings
-    tower_steps:      of the teacher's tower, 16 pictures each; projector_steps follow, then lookup_steps with two, four
-                      and eight cells, and then language_steps
+    tower_steps:      of the teacher's tower, 16 pictures each; projector_steps follow, then at most lookup_steps with
+                      each of two, four and eight cells, and then language_steps
     scenes:           how many pictures phase 1, phase 2 and the accuracy have
     steps:            of phase 1 and phase 2
     lookup_batch, language_batch: rows and pictures of the teacher's lookup and language steps
@@ -23,7 +23,7 @@ class Size:
     layers: int
     tower_steps: int
     projector_steps: int
-    lookup_steps: tuple[int, int, int]
+    lookup_steps: int
     language_steps: int
     scenes: tuple[int, int, int]
     steps: tuple[int, int]
@@ -47,10 +47,10 @@ class Size:
 SIZES = {
     "cpu": Size(
         name="cpu",
-        layers=4,
-        tower_steps=350,
+        layers=2,
+        tower_steps=300,
         projector_steps=100,
-        lookup_steps=(30, 40, 20),
+        lookup_steps=150,
         lookup_batch=16,
         language_steps=60,
         scenes=(120, 240, 60),
@@ -65,7 +65,7 @@ SIZES = {
         layers=WHOLE,
         tower_steps=600,
         projector_steps=300,
-        lookup_steps=(50, 50, 50),
+        lookup_steps=100,
         lookup_batch=32,
         language_steps=500,
         scenes=(400, 600, 150),

@@ -19,6 +19,7 @@ from emkd.demo.progress import Steps
 
 CELL_SHARE = 0.7  # of the embedding of a cell's letter in a vision token's target
 BLANK = " blank"  # the name of padding
+RECENT = 5  # steps
 TURN = 3  # tokens: " Read f" and the answer
 
 
@@ -88,9 +89,18 @@ def parsed(messages: list[dict[str, str]]) -> list[dict[str, Any]]:
 
 
 def optimise(
-    parameters: Sequence[nn.Parameter], loss_of_next: Callable[[], torch.Tensor], steps: int, rate: float, part: str
+    parameters: Sequence[nn.Parameter],
+    loss_of_next: Callable[[], torch.Tensor],
+    steps: int,
+    rate: float,
+    part: str,
+    *,
+    learnt: float = 0.0,
 ) -> list[float]:
-    """Run AdamW with warm-up and cosine decay; return the loss of each step."""
+    """Run AdamW with warm-up and cosine decay; return the loss of each step.
+
+    learnt: stop before all `steps` as soon as the mean loss of RECENT steps is below this
+    """
     optimiser = torch.optim.AdamW(parameters, lr=rate, betas=(0.9, 0.98), weight_decay=0.01)
     schedule = get_cosine_schedule_with_warmup(optimiser, steps // 10, steps)
     losses, said = [], Steps()
@@ -103,4 +113,6 @@ def optimise(
         schedule.step()
         losses.append(loss.item())
         said(f"{part} (loss {losses[-1]:.3f})", step + 1, steps)
+        if len(losses) >= RECENT and np.mean(losses[-RECENT:]) < learnt:
+            break
     return losses
