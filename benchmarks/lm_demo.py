@@ -13,8 +13,8 @@ GPU if there was none.
 The table warns of a teacher below 85%, whose students say nothing about the method.
 
 Accuracies are of the test pictures; choices are made with --split validation. --reuse keeps data, teacher, cache and
-the student after phase 1 of an earlier run of the same size, with their times; the results
-name the commit that prepared them.
+the student after phase 1 of an earlier run of the same size, with their times; the results name the commit that
+prepared them.
 """
 
 import argparse
@@ -72,6 +72,7 @@ def measure(folder: Path, size: Size, seeds: int, variants: list[str], split: st
         for seed in range(seeds):
             for variant, accuracies in found["students"].items():
                 accuracies.append(run.accuracy_of(LOSSES[variant], seed, split))
+                write_results(folder / f"students-{split}.json", found["students"])  # in case the run is stopped
                 say(f"  {variant}, seed {seed}: {accuracies[-1]:.3f}")
     return found
 

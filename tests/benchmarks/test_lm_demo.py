@@ -105,6 +105,7 @@ def test_the_table_says_what_was_not_run_and_what_is_not_the_whole_model():
         "pairs": {"random": {"content": 0.1, "place": 0.1}},
         "cache": {"bytes_per_vision_token": 100.0},
         "seconds": {"teacher": 1.0},
+        "processor_seconds": {"teacher": 0.5},
     }
     printed = report.table(found, SIZES["cpu"].describe())
     assert "GPU: not run" in printed

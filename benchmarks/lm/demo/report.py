@@ -36,7 +36,9 @@ def table(found: dict[str, Any], described: str) -> str:
     for matching, share in found["pairs"].items():
         lines.append(f"  {matching:<38}{100 * share['content']:5.0f}% / {100 * share['place']:.0f}%")
     lines += ["", f"cache: {found['cache']['bytes_per_vision_token']:.0f} bytes for each vision token"]
+    worked = found["processor_seconds"]
     lines.append("time: " + ", ".join(f"{name} {value:.0f} s" for name, value in found["seconds"].items()))
+    lines.append("of a processor: " + ", ".join(f"{name} {value:.0f} s" for name, value in worked.items()))
     return "\n".join(lines)
 
 
