@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 from statistics import mean, median, stdev
 
+from benchmarks.lm.demo.report import NAMES as LM_DEMO_NAMES
 from emkd.demo.report import NAMES
 from emkd.demo.variants import COSTS
 
@@ -142,6 +143,18 @@ def demo_rows():
 def demo_paired_rows():
     for name, entry in results("demo_seeds")["paired_differences"].items():
         yield f"| {name} | {100 * entry['mean']:+.1f} ± {100 * entry['standard_error']:.1f} |"
+
+
+def lm_demo_rows():
+    """docs/demonstration.md: the demonstration around a real language model; no rows until it was run."""
+    if not (ROOT / "benchmarks" / "results" / "lm_demo.json").exists():
+        return
+    found = results("lm_demo")
+    yield f"| teacher | all 64 vision tokens | {100 * found['teacher']:.1f} | |"
+    yield f"| student-init | the student after phase 1 | {100 * found['student-init']:.1f} | |"
+    for name, values in found["students"].items():
+        seeds = ", ".join(f"{100 * value:.1f}" for value in values)
+        yield f"| {name} | {LM_DEMO_NAMES[name]} | {100 * mean(values):.1f} | {seeds} |"
 
 
 def demo_pairs_rows():

@@ -19,6 +19,7 @@ from tests.figures import (
     demo_pairs_rows,
     demo_rows,
     demo_weights,
+    lm_demo_rows,
     page,
     results,
     standard_error,
@@ -30,7 +31,7 @@ PROSE = " ".join(PAGE.split())
 
 
 def test_each_row_is_what_was_measured_and_no_other_row_is_there():
-    makers = (demo_rows, demo_paired_rows, demo_pairs_rows, demo_condition_rows, demo_in_memory_rows)
+    makers = (demo_rows, demo_paired_rows, demo_pairs_rows, demo_condition_rows, demo_in_memory_rows, lm_demo_rows)
     assert table_rows(PAGE) == [row for maker in makers for row in maker()]
 
 

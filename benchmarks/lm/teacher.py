@@ -10,7 +10,6 @@ import pyarrow.parquet as pq
 import torch
 from PIL import Image
 from transformers import (
-    AutoModelForCausalLM,
     AutoTokenizer,
     LlavaProcessor,
     PreTrainedTokenizerFast,
@@ -20,6 +19,7 @@ from transformers import (
 
 from benchmarks.lm.environment import MODEL, model_folder
 from benchmarks.lm.kinds import COLOURS, SIDE, corpus, photographs, smooth, text
+from benchmarks.lm.language_model import load_language_model
 from benchmarks.lm.modeling_table_llava import TableLlavaConfig, TableLlavaForConditionalGeneration
 from emkd.demo.scenes import SCHEMA
 
@@ -35,7 +35,7 @@ QUESTION, ANSWER = 150, 30  # tokens
 def make_teacher(folder: Path, kind: str, n_images: int) -> None:
     """Write the checkpoint `folder`/teacher and the rows `folder`/data.parquet, one for each image."""
     source = model_folder()
-    lm = AutoModelForCausalLM.from_pretrained(source, gguf_file=MODEL, dtype=torch.float32)
+    lm = load_language_model()
     tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=MODEL)
     ids = tokenizer(corpus())["input_ids"]
     with torch.no_grad():
