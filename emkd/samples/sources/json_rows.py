@@ -73,7 +73,7 @@ def _unpacked(path: Path, data: bytes) -> bytes:
 
 
 def _as_utf8(path: Path, data: bytes) -> bytes:
-    """The same text in UTF-8 without a byte order mark: lines of UTF-16, which Windows writes, are no lines of bytes."""
+    """The same text in UTF-8, without a byte order mark: lines of UTF-16, as Windows writes, are no lines of bytes."""
     encoding = json.detect_encoding(data)
     if encoding == "utf-8":
         return data
