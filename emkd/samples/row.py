@@ -83,11 +83,9 @@ def text_hash(raw: RawRow | SampleError) -> str:
 
 def image_entries(raw: RawRow) -> list[Any]:
     """The row's own image entries. Raises SampleError if two columns have different ones."""
-    found = []
-    for name in IMAGE_COLUMNS:
-        value = raw.get(name)
-        if value:
-            found.append(value if isinstance(value, list) else [value])  # LLaVA names a single image without a list
+    values = [raw[name] for name in IMAGE_COLUMNS if raw.get(name)]
+    values = [value for value in values if not is_empty(value)] or values[:1]
+    found = [value if isinstance(value, list) else [value] for value in values]  # LLaVA names one without a list
     if len(found) > 1 and found[0] != found[1]:
         names = " and ".join(map(repr, IMAGE_COLUMNS))
         raise SampleError(CONTRADICTORY, f"the row has {names}, and they differ; keep the one that its messages mark")
@@ -136,6 +134,8 @@ def _images(raw: RawRow, places: Sequence[Place]) -> tuple[Any, ...]:
                 "image-count", f"the messages show the images {sorted(set(indices))} and the row has {len(entries)}"
             )
         return tuple(entries[index] for index in indices)
+    if not places and is_empty(entries):  # {bytes: null, path: null} in a row without pictures
+        return ()
     if len(places) != len(entries):
         raise SampleError(
             "image-count",
