@@ -30,8 +30,8 @@ def text_columns(where: str, schema: pa.Schema) -> list[str]:
 
 
 def row_columns(schema: pa.Schema) -> list[str]:
-    """The columns of a row that are read: known ones, and those that may be a reason to skip the row. Numbers and
-    nested values without bytes, whose names promise no media, are not."""
+    """The columns of a row that are read: known ones, and those that may be a reason to skip the row. Numbers,
+    and lists and objects of numbers, are not, unless their names have a word for media."""
     first = [name for name in ("id", *IMAGE_COLUMNS, *CONVERSATION_COLUMNS) if name in schema.names]
     return first + [field.name for field in schema if field.name not in first and _may_matter(field)]
 
@@ -39,22 +39,20 @@ def row_columns(schema: pa.Schema) -> list[str]:
 def _may_matter(field: pa.Field) -> bool:
     if field.name in ROW.refused or is_media_name(field.name):
         return True
-    return _is_text(field.type) or _has_bytes(field.type)
+    return _has_texts(field.type)
 
 
-def _is_text(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
-
-
-def _has_bytes(kind: pa.DataType) -> bool:
+def _has_texts(kind: pa.DataType) -> bool:
+    """Whether values of a type may hold text or bytes, at any depth."""
+    if pa.types.is_dictionary(kind):
+        return _has_texts(kind.value_type)
     if pa.types.is_nested(kind):
-        return any(_has_bytes(kind.field(n).type) for n in range(kind.num_fields))
-    return bool(
-        pa.types.is_binary(kind)
-        or pa.types.is_large_binary(kind)
-        or pa.types.is_binary_view(kind)
-        or pa.types.is_fixed_size_binary(kind)
+        return any(_has_texts(kind.field(n).type) for n in range(kind.num_fields))
+    tests = (
+        *(pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view),
+        *(pa.types.is_binary, pa.types.is_large_binary, pa.types.is_binary_view, pa.types.is_fixed_size_binary),
     )
+    return any(test(kind) for test in tests)
 
 
 def unread_names(schema: pa.Schema) -> set[str]:
