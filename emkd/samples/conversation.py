@@ -39,6 +39,8 @@ IMAGE_MARK = re.compile(r"\n?<image>\n?")
 _STREAM_MARK = re.compile(r"^\s*<\|?(video|audio)\|?>|<\|?(video|audio)\|?>\s*$", re.MULTILINE)
 _IMAGE_MARKS = re.compile(r"<image_?\d+>|<\|image(_\d+)?\|>|<ImageHere>|<img>[^<>\n]*</img>|<\|image_pad\|>")
 
+_LEARNT = frozenset(LEARNT_KEYS)
+
 ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
 
 
@@ -108,16 +110,18 @@ def _parse_turn(number: int, message: Any, places: list[Place]) -> Turn:
     return Turn(role=role, parts=parts, learnt=_learnt(where, role, message))
 
 
-def _one_of(where: str, item: Mapping[str, Any], names: Sequence[str]) -> Any:
-    """The value that an item has under one of the names. Raises SampleError if it has two that differ."""
-    found = [item[name] for name in names if item.get(name) is not None]
-    if len(found) > 1 and any(value != found[0] for value in found[1:]):
+def _one_of(where: str, item: Mapping[str, Any], names: tuple[str, str]) -> Any:
+    """The value that an item has under one of two names. Raises SampleError if it has both and they differ."""
+    first, second = item.get(names[0]), item.get(names[1])
+    if first is not None and second is not None and first != second:
         raise SampleError(CONTRADICTORY, f"{where} has {' and '.join(map(repr, names))}, and they differ")
-    return found[0] if found else None
+    return second if first is None else first
 
 
 def _learnt(where: str, role: str, message: Mapping[str, Any]) -> bool:
     """Whether the turn is to be learnt: `loss`, `weight` and `train` may say no. Raises SampleError for a share."""
+    if _LEARNT.isdisjoint(message):
+        return True
     given = {name: message[name] for name in LEARNT_KEYS if not is_empty(message.get(name))}
     for name, value in given.items():
         if not isinstance(value, int | float) or value not in (0, 1):
@@ -151,6 +155,8 @@ def _checked(text: str, where: str, role: str) -> str:
 
 
 def _split_text(text: str) -> tuple[Part, ...]:
+    if "<image>" not in text:  # most texts
+        return (text,) if text else ()
     texts = IMAGE_MARK.split(text)
     parts: list[Part] = [texts[0]]
     for following in texts[1:]:

@@ -12,6 +12,7 @@ A name without a value (null, "", [], {bytes: null, path: null}) counts as absen
 """
 
 import re
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -102,6 +103,8 @@ def check_known(level: Level, where: str, item: Mapping[str, Any], *, has_images
     where:      for the message, such as "turn 2"
     has_images: the row has images that are read, so that a path elsewhere tells where they come from
     """
+    if level.read.issuperset(item):  # nearly all rows, and text hashes of all rows are computed at the start
+        return
     for name, value in item.items():
         if name in level.read or is_empty(value):
             continue
@@ -193,16 +196,16 @@ def is_told(level: Level, name: str) -> bool:
 
 def told_names(rows: Iterable[Mapping[str, Any]]) -> set[str]:
     """The names in rows of which `is_told` is true: `source`, `messages[].name`, `messages[].content[].detail`."""
-    found: set[str] = set()
+    found: dict[tuple[str, Level], set[str]] = defaultdict(set)  # names by where they stand
     for row in rows:
-        found |= {name for name in row if is_told(ROW, name)}
+        found["", ROW].update(row)
         for column in CONVERSATION_COLUMNS:
             for turn in _objects(row.get(column)):
-                found |= {f"{column}[].{name}" for name in turn if is_told(TURN, name)}
+                found[f"{column}[].", TURN].update(turn)
                 for key in CONTENT_KEYS:
                     for part in _objects(turn.get(key)):
-                        found |= {f"{column}[].{key}[].{name}" for name in part if is_told(PART, name)}
-    return found
+                        found[f"{column}[].{key}[].", PART].update(part)
+    return {where + name for (where, level), names in found.items() for name in names if is_told(level, name)}
 
 
 def _objects(value: object) -> list[Mapping[str, Any]]:

@@ -74,12 +74,12 @@ class ParquetSource:
                 yield from rows_of(table)
 
     def _piece(self, group: int, number: int) -> pa.Table:
-        """A piece of a row group, from memory or from the file; the oldest pieces in memory give way."""
+        """A piece of a row group, from memory or from the file; the oldest ones in memory give way first."""
         key = (group, number)
         if key not in self._pieces:
-            self._pieces[key] = self._read_piece(group, number)
-            while len(self._pieces) > 1 and sum(table.nbytes for table in self._pieces.values()) > KEPT_BYTES:
+            while self._pieces and sum(table.nbytes for table in self._pieces.values()) > KEPT_BYTES - PIECE_BYTES:
                 self._pieces.popitem(last=False)
+            self._pieces[key] = self._read_piece(group, number)
         self._pieces.move_to_end(key)
         return self._pieces[key]
 
