@@ -37,7 +37,7 @@ from emkd.trainer.recipe.recipe import Recipe
 PICTURE_BYTES = 220_000
 ROWS_PER_SHARD = 256
 N_TRAINED = 2048
-N_JUMPS = 20
+N_JUMPS = 8
 WAYS = ("write", "whole", "in order", "texts", "training", "jumps")
 
 SCHEMA = pa.schema(
