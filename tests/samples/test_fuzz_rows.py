@@ -197,7 +197,10 @@ part = mostly(
     ),
     objects({"type": junk, "text": junk, "index": junk, "image": entry, "path": st.just("a.png")}, "part"),
 )
-content = st.one_of(text, st.lists(part, max_size=3))
+indexed = st.permutations(
+    [{"type": "image", "index": 0}, {"type": "image", "index": 1}, {"type": "text", "text": "what"}]
+)
+content = st.one_of(text, indexed, st.lists(part, max_size=3))
 flag = mostly(st.sampled_from([0, 1, True, False, None]), junk)
 
 
@@ -216,9 +219,19 @@ clean = st.one_of(
 odd = objects({"messages": mostly(messages, junk), "conversations": mostly(messages, junk)}, "row")
 
 
+shown = st.fixed_dictionaries(
+    {
+        "images": st.permutations(["a.png", "sub/b.png"]),
+        "messages": indexed.map(lambda parts: [{"role": "user", "content": parts}, tiny.turn("assistant", "cat")]),
+    }
+)
+
+
 @st.composite
 def rows(draw: st.DrawFn) -> dict[str, Any]:
     """Mostly with as many pictures as are marked, and mostly without strangers."""
+    if draw(st.integers(0, 5)) == 0:
+        return {**draw(shown), **draw(mostly(st.just({}), objects({}, "row"), 2))}
     row = draw(mostly(clean, odd, 6))
     marks = json.dumps(row).count("<image>") + len(re.findall(r'"type": "image"(?!, "image)', json.dumps(row)))
     fitting = st.sampled_from(["images", "image"]).flatmap(
