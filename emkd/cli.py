@@ -14,6 +14,7 @@ from emkd.commands.inspection import inspect
 from emkd.commands.student import init_student, train_student
 from emkd.commands.teacher import cache_teacher
 from emkd.errors import EmkdError
+from emkd.plain import one_line
 
 INTERRUPTED = 130
 
@@ -83,7 +84,8 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _leave(message: str, code: int) -> None:
-    typer.echo(f"emkd: {message}", err=True)
+    """Exit with a message; what it quotes of files and rows has no control characters."""
+    typer.echo("\n".join(one_line(line, 10_000) for line in f"emkd: {message}".splitlines()), err=True)
     sys.exit(code)
 
 

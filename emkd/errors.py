@@ -26,6 +26,8 @@ A message says what is wrong, where, what was expected, what was found, and what
 and exits with `exit_code`; only exceptions outside this hierarchy show a traceback.
 """
 
+from emkd.plain import one_line
+
 
 class EmkdError(Exception):
     """Root of all errors that emkd raises on purpose."""
@@ -64,7 +66,7 @@ class DataMismatchError(UsageError):
 
 
 class DataFormatError(EmkdError, ValueError):
-    """A dataset file cannot be read as Parquet, JSON or JSONL with the documented columns."""
+    """A dataset file cannot be read in one of the documented formats with the documented columns."""
 
 
 class ModelError(EmkdError, ValueError):
@@ -120,10 +122,12 @@ class TrainingDivergedError(EmkdError, ArithmeticError):
 class SampleError(EmkdError, ValueError):
     """One row of a dataset cannot be used.
 
-    `reason` is a short stable code (stored in the index); the message has the details.
+    `reason` is a short stable code; `detail` is one line without control characters, whatever the row has. The index
+    stores both, and the terminal shows them.
     """
 
     def __init__(self, reason: str, detail: str) -> None:
+        detail = one_line(detail)
         super().__init__(f"{reason}: {detail}")
         self.reason = reason
         self.detail = detail

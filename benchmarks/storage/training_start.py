@@ -27,7 +27,8 @@ from benchmarks.common.manifests import TOKENIZER, synthetic_manifest
 from benchmarks.common.measuring import medians, seconds
 from benchmarks.common.provenance import RESULTS, provenance, write_results
 from emkd.samples import Dataset
-from emkd.samples.sample import parse_turns, sample_key, text_sha256
+from emkd.samples.conversation import parse_turns
+from emkd.samples.sample import sample_key, text_sha256
 from emkd.storage.cache import Cache, create_cache
 from emkd.storage.index.commit import commit_shard
 from emkd.storage.lifecycle.seal import seal

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from emkd.commands.options import ImageRoot, RemoteCode, Revision, no_bars_in_files
+from emkd.commands.options import FollowLinks, ImageRoot, RemoteCode, Revision, no_bars_in_files
 from emkd.errors import UsageError
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ def inspect(
         int | None, typer.Option(min=1, help="With --against-teacher: how many, evenly spread. (default 8)")
     ] = None,
     image_root: ImageRoot = None,
+    follow_links: FollowLinks = False,
     attn_implementation: Annotated[
         str | None, typer.Option(help="With --against-teacher: for instance eager. (default: the cache's own)")
     ] = None,
@@ -41,6 +42,7 @@ def inspect(
             "--data": data,
             "--samples": samples,
             "--image-root": image_root,
+            "--follow-links": follow_links or None,
             "--attn-implementation": attn_implementation,
             "--revision": revision,
             "--trust-remote-code": trust_remote_code or None,
@@ -62,6 +64,7 @@ def inspect(
         against_teacher=against_teacher,
         data=data,
         image_root=image_root,
+        follow_links=follow_links,
         samples=LiveSettings.samples if samples is None else samples,
         revision=revision,
         attn_implementation=attn_implementation,

@@ -6,8 +6,17 @@ from typing import Annotated
 
 import typer
 
-Data = Annotated[str, typer.Option(help="Parquet or LLaVA-style JSON/JSONL: a file, a folder or a glob.")]
+Data = Annotated[
+    str,
+    typer.Option(
+        help="Parquet, LLaVA-style JSON/JSONL, WebDataset tars or a save_to_disk folder: a file, a folder, a glob, or "
+        "the name of a data set in the hub's local cache."
+    ),
+]
 ImageRoot = Annotated[Path | None, typer.Option(help="Folder that image paths in the data are relative to.")]
+FollowLinks = Annotated[
+    bool, typer.Option("--follow-links", help="Follow links inside --image-root that lead out of it.")
+]
 Revision = Annotated[str | None, typer.Option(help="Revision of a model on the hub.")]
 RemoteCode = Annotated[bool, typer.Option("--trust-remote-code", help="Run code that comes with the model.")]
 

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from emkd.commands.options import Data, ImageRoot, RemoteCode, Revision, no_bars_in_files
+from emkd.commands.options import Data, FollowLinks, ImageRoot, RemoteCode, Revision, no_bars_in_files
 
 
 def train_student(
@@ -16,6 +16,7 @@ def train_student(
         str | None, typer.Option(help="The teacher's cache; only --alpha 1 --beta 0 --gamma 0 needs none.")
     ] = None,
     image_root: ImageRoot = None,
+    follow_links: FollowLinks = False,
     recipe: Annotated[Path | None, typer.Option(help="YAML file; flags override it.")] = None,
     alpha: Annotated[float | None, typer.Option(help="Weight of Sup; RLD has 1 - alpha. (default 0.5)")] = None,
     beta: Annotated[float | None, typer.Option(help="Weight of VSD. (default 0.25)")] = None,
@@ -103,6 +104,7 @@ def train_student(
         recipe=with_flags(load_recipe(recipe), flags),
         cache=cache,
         image_root=image_root,
+        follow_links=follow_links,
         eval_data=eval_data,
         revision=revision,
         trust_remote_code=trust_remote_code,

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, cast
 
 import typer
 
-from emkd.commands.options import Data, ImageRoot, RemoteCode, Revision
+from emkd.commands.options import Data, FollowLinks, ImageRoot, RemoteCode, Revision
 from emkd.errors import UsageError
 from emkd.pipeline.settings import JobSettings
 
@@ -19,6 +19,7 @@ def cache_teacher(
     data: Data,
     cache: Annotated[str, typer.Option(help="Folder of the cache: a new one, or one to resume.")],
     image_root: ImageRoot = JobSettings.image_root,
+    follow_links: FollowLinks = JobSettings.follow_links,
     top_k: Annotated[
         int | None,
         typer.Option(help="Logits stored per vision token; 0 stores all. (default: 8 with codes, 64 without)"),
@@ -120,6 +121,7 @@ def cache_teacher(
         data=data,
         cache=cache,
         image_root=image_root,
+        follow_links=follow_links,
         top_k=top_k,
         answer_top_k=answer_top_k,
         logit_error=_logit_error(logit_error),

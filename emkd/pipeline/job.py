@@ -120,7 +120,10 @@ class JobPlan:
 def _prepared(settings: JobSettings) -> tuple[JobSettings, Dataset, Manifest, bytes]:
     """(settings with absolute paths, dataset, manifest and tokenizer.json as this run alone would write them)"""
     settings = settings.with_absolute_paths()
-    dataset = Dataset(settings.data, settings.image_root)
+    dataset = Dataset(settings.data, settings.image_root, settings.follow_links)
+    unread = dataset.unread()
+    if unread is not None:
+        log(unread)
     run, tokenizer = job_manifest(settings, dataset, _version(open_files(settings.cache)))
     if settings.for_student is not None:
         check_student(settings, run, tokenizer, dataset)

@@ -33,6 +33,7 @@ class JobSettings:
     max_length:           longest sample in tokens; None means the model's own limit
     max_skipped:          share of the rows that may be skipped before the job fails
     limit:                use only the first rows; None means all
+    follow_links:         links inside the image root may lead out of it
     for_student:          a student that must be able to use the cache; the cache does not record it
     """
 
@@ -40,6 +41,7 @@ class JobSettings:
     data: str
     cache: str
     image_root: Path | None = None
+    follow_links: bool = False
     top_k: int | None = None
     answer_top_k: int = 64
     logit_error: "float | Literal['none'] | None" = None
@@ -98,11 +100,13 @@ class JobSettings:
 
     def with_absolute_paths(self) -> "JobSettings":
         """The same settings with absolute local paths: Ray's workers run in other folders."""
+        from emkd.samples.sources.find import absolute_data
+
         return replace(
             self,
             teacher=_model(self.teacher) or self.teacher,
             for_student=_model(self.for_student),
-            data=_absolute(self.data),
+            data=absolute_data(self.data),
             cache=self.cache if "://" in self.cache else _absolute(self.cache),
             image_root=None if self.image_root is None else Path(_absolute(str(self.image_root))),
         )

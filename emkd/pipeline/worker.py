@@ -235,7 +235,7 @@ class CaptureWorker:
 
     def _loaded(self) -> tuple[Teacher, Dataset]:
         if self._teacher is None or self._dataset is None:
-            self._dataset = Dataset(self.settings.data, self.settings.image_root)
+            self._dataset = Dataset(self.settings.data, self.settings.image_root, self.settings.follow_links)
             vlm = load(
                 self.settings.teacher,
                 revision=self.manifest.teacher.revision,

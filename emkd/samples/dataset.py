@@ -1,16 +1,14 @@
-"""Datasets: Parquet files or LLaVA-style JSON/JSONL, as rows numbered from 0 in a fixed order.
+"""Datasets: the rows of all data files, numbered from 0 in a fixed order.
 
     Dataset("data/*.parquet") -> .n_rows, .fingerprint -> .row(17) -> ParsedRow -> .sample() -> Sample
 
 A row has `messages` (list of {role, content}) or `conversations` (list of {from, value}), and may have `id` and
-`images` or `image`: in Parquet {bytes, path}, in JSON and JSONL paths below the image root. Files are read in the order
-of their names.
+`images` or `image`: {bytes, path}, base64, or paths below the image root. Files are read in the order of their names.
 
-Opening a dataset reads the footers of Parquet files and the whole of JSON files (see sources.py). Images are read with
+Opening a dataset reads the footers of Parquet files and the whole of JSON files (see sources/). Images are read with
 their row; `text_hashes` reads the texts of all rows without any image.
 """
 
-import glob
 import hashlib
 import json
 from bisect import bisect_right
@@ -21,11 +19,13 @@ from pathlib import Path
 from typing import Any
 
 from emkd.errors import DataFormatError, InputNotFoundError, SampleError, UsageError
+from emkd.plain import one_line
+from emkd.samples.image_entry import ImageFolder
 from emkd.samples.row import ParsedRow, text_hash
 from emkd.samples.sample import Sample
-from emkd.samples.sources import JsonSource, ParquetSource, RawRow, Source
-
-SUFFIXES = (".parquet", ".json", ".jsonl")
+from emkd.samples.sources.find import find_files
+from emkd.samples.sources.open import open_source
+from emkd.samples.sources.source import RawRow, Source
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,22 +41,22 @@ class DataFile:
 class Dataset:
     """The rows of all files that `data` names. Pickles by name, so that each loader worker opens the files itself.
 
-    data:       a file, a folder or a glob
-    image_root: the folder that image paths start from
+    data:         a file, a folder, a glob, or the name of a data set in the hub's local cache
+    image_root:   the folder that image paths start from
+    follow_links: links inside the image root may lead out of it
 
-    Raises InputNotFoundError, DataFormatError, and UsageError for JSON without an image root.
+    Raises InputNotFoundError, DataFormatError, and UsageError for JSON that names paths without an image root.
     """
 
-    def __init__(self, data: str, image_root: Path | None = None) -> None:
-        self.data, self.image_root = data, image_root
+    def __init__(self, data: str, image_root: Path | None = None, follow_links: bool = False) -> None:
+        self.data, self.image_root, self.follow_links = data, image_root, follow_links
         paths = find_files(data)
         if image_root is not None and not image_root.is_dir():
             raise InputNotFoundError(f"--image-root {image_root} is not a folder")
-        if image_root is None and any(path.suffix != ".parquet" for path in paths):
+        self._sources: list[Source] = [open_source(path) for path in paths]
+        if image_root is None and any(source.names_paths() for source in self._sources):
             raise UsageError(f"{data}: JSON names images by path; name their folder with --image-root FOLDER")
-        self._sources: list[Source] = [
-            ParquetSource(path) if path.suffix == ".parquet" else JsonSource(path) for path in paths
-        ]
+        self._folder = ImageFolder(path=image_root, follow_links=follow_links)
         self._starts = [0]
         for source in self._sources:
             self._starts.append(self._starts[-1] + source.n_rows)
@@ -64,7 +64,7 @@ class Dataset:
             raise DataFormatError(f"{data} has no rows")
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return (Dataset, (self.data, self.image_root))
+        return (Dataset, (self.data, self.image_root, self.follow_links))
 
     @property
     def n_rows(self) -> int:
@@ -73,7 +73,7 @@ class Dataset:
     @cached_property
     def files(self) -> list[DataFile]:
         return [
-            DataFile(name=s.path.name, n_rows=s.n_rows, n_bytes=s.path.stat().st_size, digest=s.digest())
+            DataFile(name=s.name, n_rows=s.n_rows, n_bytes=s.path.stat().st_size, digest=s.digest())
             for s in self._sources
         ]
 
@@ -83,6 +83,12 @@ class Dataset:
         listing = [[f.name, f.n_rows, f.n_bytes, f.digest] for f in self.files]
         return hashlib.sha256(json.dumps(listing).encode()).hexdigest()
 
+    def unread(self) -> str | None:
+        """A line that names the columns and keys that are not read, None if all are. Told once, by whoever opens the
+        data for a user; rows with names that would change what is learnt are skipped instead (see known.py)."""
+        names = sorted(set().union(*(source.unread() for source in self._sources)))
+        return one_line(f"{self.data}: not read: {', '.join(names)}") if names else None
+
     def row(self, row: int) -> ParsedRow:
         """Read and parse one row; its images are read by `ParsedRow.sample`. Raises DataFormatError, OSError."""
         source = bisect_right(self._starts, row) - 1
@@ -90,7 +96,7 @@ class Dataset:
             raw: RawRow | SampleError = self._sources[source].row(row - self._starts[source])
         except SampleError as error:
             raw = error
-        return ParsedRow.of(row, raw, self.image_root)
+        return ParsedRow.of(row, raw, self._folder)
 
     def sample(self, row: int) -> Sample:
         """The row as a Sample, its images read but not decoded. Raises SampleError if it cannot be used."""
@@ -116,24 +122,3 @@ class Dataset:
             return self.sample(row).key
         except SampleError:
             return None
-
-
-def find_files(data: str) -> list[Path]:
-    """The files of a path, a folder or a glob, sorted by name. Raises InputNotFoundError, DataFormatError."""
-    path = Path(data)
-    if path.is_dir():
-        paths = [p for p in sorted(path.iterdir()) if p.suffix in SUFFIXES]
-        # A folder of Parquet files may have JSON files that describe it (dataset_info.json and the like).
-        paths = [p for p in paths if p.suffix == ".parquet"] or paths
-    elif path.is_file():
-        paths = [path]
-    else:
-        paths = [Path(p) for p in sorted(glob.glob(data))]
-    if not paths:
-        raise InputNotFoundError(
-            f"no data at {data}: expected a {', '.join(SUFFIXES)} file, a folder of them, or a glob"
-        )
-    strange = [str(p) for p in paths if p.suffix not in SUFFIXES]
-    if strange:
-        raise DataFormatError(f"{strange[0]}: unknown format; expected one of {', '.join(SUFFIXES)}")
-    return paths

@@ -223,9 +223,11 @@ def _image_keys(
 
 def _check_answered(turns: Sequence[Turn]) -> None:
     """Raise SampleError without an answer to train on: an empty answer would teach only its end token."""
-    answers = [turn.parts for turn in turns if turn.role == "assistant"]
-    if not answers:
+    if not any(turn.role == "assistant" for turn in turns):
         raise SampleError("no-answer", "the conversation has no assistant turn")
+    answers = [turn.parts for turn in turns if turn.is_answer]
+    if not answers:
+        raise SampleError("no-answer", "none of the assistant's turns is to be learnt (loss, weight or train)")
     if not any(isinstance(part, str) and part.strip() for parts in answers for part in parts):
         raise SampleError("no-answer", "the assistant's turns are empty")
 

@@ -1,39 +1,19 @@
-"""Encoded image bytes: reading them, and decoding them to pixels.
+"""Encoded image bytes become pixels.
 
-    entry of a row --read_image_bytes--> encoded bytes --decode_image--> upright RGB image, 8 bits a channel
+    entry of a row --image_entry.py--> encoded bytes --decode_image--> upright RGB image, 8 bits a channel
 
-For any entry and any bytes, the result is an image or a SampleError that says why there is none. Errors that are not
-the row's fault (a disk that fails, a machine without memory) are raised unchanged: running again may help.
+For any bytes, the result is an image or a SampleError that says why there is none. A machine without memory is not the
+row's fault: that error is raised unchanged.
 """
 
-import errno
 import io
-import os
-import stat
 import warnings
-from pathlib import Path
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 from PIL.TiffImagePlugin import BITSPERSAMPLE, PHOTOMETRIC_INTERPRETATION, TiffImageFile
 
 from emkd.errors import SampleError
-
-# No image within Pillow's limit of pixels needs a larger file, even uncompressed with 16 bits per channel.
-MAX_FILE_BYTES = 1 << 30
-
-# Errors of a path. Other errors (EIO, ESTALE, EMFILE) are the machine's, not the row's.
-PATH_ERRORS = {
-    errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENAMETOOLONG, errno.EINVAL,
-}  # fmt: skip
-
-FILE_KINDS = {
-    stat.S_IFDIR: "a folder",
-    stat.S_IFIFO: "a named pipe",
-    stat.S_IFSOCK: "a socket",
-    stat.S_IFCHR: "a device",
-    stat.S_IFBLK: "a device",
-}
 
 DEEP_MODES = {"I", "I;16", "I;16B", "I;16L", "I;16N", "F"}  # grey of more than 8 bits, as Pillow names it
 # Formats whose deep grey Pillow returns in, or scales to, 16 bits: 65535 is white. TIFF states its bits, others do not.
@@ -49,55 +29,6 @@ UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-
-
-def read_image_bytes(entry: object, image_root: Path | None) -> bytes:
-    """Read one image entry: {bytes, path}, raw bytes, or a path below `image_root`.
-
-    Raises SampleError(image-missing | image-outside-root | image-too-large), and OSError if the disk fails.
-    """
-    if isinstance(entry, dict):
-        data, entry = entry.get("bytes"), entry.get("path")
-        if data is not None and not isinstance(data, bytes):
-            raise SampleError("image-missing", f"the image entry has bytes of type {type(data).__name__}")
-        if data is not None:
-            return data
-    if isinstance(entry, bytes):
-        return entry
-    if not isinstance(entry, str) or not entry:
-        raise SampleError("image-missing", "the image entry has neither bytes nor a path")
-    if image_root is None:
-        raise SampleError(
-            "image-missing", f"{entry!r} is a path: name the folder that it starts from with --image-root"
-        )
-    return _read_below(entry, image_root.resolve())
-
-
-def _read_below(name: str, root: Path) -> bytes:
-    try:
-        path = (root / name).resolve()  # follows links in all its parts: a link out of the root is outside, too
-    except (OSError, ValueError, RuntimeError) as error:  # RuntimeError: a link that points to itself
-        raise SampleError("image-missing", f"{name!r:.200} is not a path: {type(error).__name__}") from error
-    if not path.is_relative_to(root):
-        raise SampleError("image-outside-root", f"{name!r} is outside the image root")
-    try:
-        _check_file(name, path.stat())
-        return path.read_bytes()
-    except FileNotFoundError:
-        raise SampleError("image-missing", f"no file {name!r} below the image root") from None
-    except OSError as error:
-        if error.errno not in PATH_ERRORS:
-            raise
-        raise SampleError("image-missing", f"cannot read {name!r:.200}: {error.strerror}") from error
-
-
-def _check_file(name: str, status: os.stat_result) -> None:
-    """Check a file before it is opened: reading a pipe, a device or a sparse file might never end."""
-    if not stat.S_ISREG(status.st_mode):
-        kind = FILE_KINDS.get(stat.S_IFMT(status.st_mode), "something else")
-        raise SampleError("image-missing", f"{name!r} is {kind}, not a regular file")
-    if status.st_size > MAX_FILE_BYTES:
-        raise SampleError("image-too-large", f"{name!r} has {status.st_size} bytes, the limit is {MAX_FILE_BYTES}")
 
 
 def decode_image(data: bytes) -> Image.Image:

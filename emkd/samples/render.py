@@ -2,7 +2,8 @@
 
 The chat template decides the text. If it marks what the assistant says (`{% generation %}`, as LLaVA's do), the marked
 text is the answer. If it does not (most templates), an answer is what an assistant turn adds to the prompt that asks
-for it. An end token that follows directly belongs to the answer; white space around the answer does not.
+for it. An end token that follows directly belongs to the answer; white space around the answer does not. Turns of the
+assistant that are not to be learnt (`Turn.learnt`) are no answers.
 """
 
 import re
@@ -30,10 +31,9 @@ def render(processor: Any, turns: Sequence[Turn]) -> tuple[str, tuple[Span, ...]
     alternate), template-prefix if a template without marks renders earlier turns differently once later ones follow,
     too-long if such a template would take minutes.
     """
-    messages = [turn.as_message() for turn in turns]
     find = _marked if GENERATION_MARK.search(template_of(processor) or "") else _by_prefixes
     try:
-        text, spans = find(processor, messages)
+        text, spans = find(processor, turns)
     except (SampleError, MemoryError):
         raise
     # A template is a program of the checkpoint's author that runs on the row's content: it may raise anything. If it
@@ -60,8 +60,24 @@ def end_token(processor: Any) -> str | None:
     return max(found, key=len, default=None)
 
 
-def _marked(processor: Any, messages: list[dict[str, Any]]) -> tuple[str, list[Span]]:
+def _marked(processor: Any, turns: Sequence[Turn]) -> tuple[str, list[Span]]:
     """(text, answers) by the template's marks. Adjacent marks (one per part of a turn) are one answer."""
+    messages = [turn.as_message() for turn in turns]
+    text, marks = _rendered_with_marks(processor, messages)
+    spans: list[Span] = []
+    for first, last in marks:
+        if spans and spans[-1][1] == first:
+            spans[-1] = (spans[-1][0], last)
+        else:
+            spans.append((first, last))
+    spans = [(first, last + _following_end(processor, text[last:])) for first, last in spans]
+    for number, turn in enumerate(turns):
+        if turn.role == "assistant" and not turn.learnt:
+            spans = [part for span in spans for part in _without(span, _turn_span(processor, messages, number, text))]
+    return text, spans
+
+
+def _rendered_with_marks(processor: Any, messages: list[dict[str, Any]]) -> tuple[str, list[Span]]:
     found: Any = render_jinja_template(
         [messages],
         chat_template=template_of(processor),
@@ -69,13 +85,22 @@ def _marked(processor: Any, messages: list[dict[str, Any]]) -> tuple[str, list[S
         **processor.tokenizer.special_tokens_map,
     )
     (text,), (marks,) = found
-    spans: list[Span] = []
-    for first, last in marks:
-        if spans and spans[-1][1] == first:
-            spans[-1] = (spans[-1][0], last)
-        else:
-            spans.append((first, last))
-    return text, [(first, last + _following_end(processor, text[last:])) for first, last in spans]
+    return text, marks
+
+
+def _turn_span(processor: Any, messages: list[dict[str, Any]], number: int, text: str) -> Span:
+    """The characters that one turn adds to the text of those before it."""
+    before = _rendered_with_marks(processor, messages[:number])[0] if number else ""
+    upto = _rendered_with_marks(processor, messages[: number + 1])[0]
+    if not (upto.startswith(before) and text.startswith(upto)):
+        raise SampleError("template-prefix", f"the template renders turn {number} differently in its context")
+    return len(before), len(upto)
+
+
+def _without(span: Span, cut: Span) -> list[Span]:
+    """What is left of a span without the characters of another."""
+    parts = ((span[0], min(span[1], cut[0])), (max(span[0], cut[1]), span[1]))
+    return [(first, last) for first, last in parts if first < last]
 
 
 def _following_end(processor: Any, rest: str) -> int:
@@ -84,7 +109,8 @@ def _following_end(processor: Any, rest: str) -> int:
     return max(map(len, tokens), default=0)
 
 
-def _by_prefixes(processor: Any, messages: list[dict[str, Any]]) -> tuple[str, list[Span]]:
+def _by_prefixes(processor: Any, turns: Sequence[Turn]) -> tuple[str, list[Span]]:
+    messages = [turn.as_message() for turn in turns]
     if len(messages) > MAX_TURNS:
         raise SampleError("too-long", f"{len(messages)} turns, at most {MAX_TURNS} without generation marks")
 
@@ -93,14 +119,32 @@ def _by_prefixes(processor: Any, messages: list[dict[str, Any]]) -> tuple[str, l
 
     text = rendered(len(messages))
     spans = []
-    for number, message in enumerate(messages):
-        if message["role"] != "assistant":
+    for number, turn in enumerate(turns):
+        if not turn.is_answer:
             continue
-        prompt, upto = rendered(number, ask=True) if number else "", rendered(number + 1)
+        upto = rendered(number + 1)
+        prompt = rendered(number, ask=True) if number else _first_header(processor, messages[0], upto)
         if not (upto.startswith(prompt) and text.startswith(upto)):
             raise SampleError("template-prefix", f"the template renders turn {number} differently in its context")
         spans.append((len(prompt), len(upto)))
     return text, spans
+
+
+def _first_header(processor: Any, message: dict[str, Any], upto: str) -> str:
+    """What a template writes before the content of a conversation's first turn: few templates can be asked for it.
+
+    upto: the turn as the template writes it. What another content leaves unchanged stands before both.
+    """
+    said = "".join(part.get("text", "") for part in message["content"]).lstrip()
+    word = "Xq7" if not said.startswith("X") else "q7X"
+    other = {**message, "content": [{"type": "text", "text": word}]}
+    compared = str(processor.apply_chat_template([other], tokenize=False, add_generation_prompt=False))
+    return upto[: n_in_common(upto, compared)]
+
+
+def n_in_common(one: str, other: str) -> int:
+    """Length of the common prefix."""
+    return next((n for n, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
 
 
 def _trimmed(text: str, span: Span) -> Span:

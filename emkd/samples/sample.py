@@ -2,24 +2,14 @@
 
     row of a file --ParsedRow--> turns, images --sample_key--> Sample
 
-Identical content gives identical samples, from Parquet and from LLaVA-style JSON. `encode.py` turns a
-Sample into token ids.
+Identical content gives identical samples, from every format. `encode.py` turns a Sample into token ids.
 """
 
 import hashlib
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import repeat
 from typing import Any
-
-from emkd.errors import SampleError
-
-# LLaVA's data mark an image by this word, with a newline between it and the text. The newline belongs to the
-# mark: the chat template writes its own separator.
-IMAGE_MARK = re.compile(r"\n?<image>\n?")
-
-ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
 
 
 @dataclass(frozen=True)
@@ -32,10 +22,21 @@ Part = str | ImagePart
 
 @dataclass(frozen=True, kw_only=True)
 class Turn:
-    """One message: `role` is user, assistant or system; `parts` are texts and images in order."""
+    """One message.
+
+    role:   user, assistant or system
+    parts:  texts and images in order
+    learnt: False for an assistant's turn that is context and no answer (`loss: false` in the row)
+    """
 
     role: str
     parts: tuple[Part, ...]
+    learnt: bool = True
+
+    @property
+    def is_answer(self) -> bool:
+        """Whether the student learns what this turn says."""
+        return self.role == "assistant" and self.learnt
 
     def as_message(self) -> dict[str, Any]:
         """The message in the form that chat templates of transformers expect."""
@@ -60,75 +61,6 @@ class Sample:
     images: tuple[bytes, ...]
 
 
-def parse_turns(messages: Sequence[dict[str, Any]]) -> tuple[Turn, ...]:
-    """Parse messages with role and content, or LLaVA's with from and value. Raises SampleError."""
-    if not messages:
-        raise SampleError("no-messages", "the conversation is empty")
-    if not isinstance(messages, list):
-        raise SampleError("bad-content", f"the conversation is a {type(messages).__name__}, expected a list of turns")
-    return tuple(_parse_turn(number, message) for number, message in enumerate(messages))
-
-
-def _parse_turn(number: int, message: Any) -> Turn:
-    if not isinstance(message, dict):
-        raise SampleError("bad-content", f"turn {number} is a {type(message).__name__}, expected role and content")
-    said_by = message.get("role", message.get("from"))
-    content = message.get("content", message.get("value"))
-    role = ROLES.get(said_by) if isinstance(said_by, str) else None
-    if role is None:
-        raise SampleError("bad-role", f"turn {number} has role {said_by!r}; expected one of {sorted(ROLES)}")
-    if isinstance(content, str):
-        parts = _split_text(_checked(content, number))
-    elif isinstance(content, list):
-        parts = tuple(_parse_part(number, part) for part in content)
-    else:
-        raise SampleError("bad-content", f"turn {number} has content of type {type(content).__name__}")
-    _check_answer(number, role, parts)
-    return Turn(role=role, parts=parts)
-
-
-def _check_answer(number: int, role: str, parts: Sequence[Part]) -> None:
-    """Raise SampleError for an image in an answer: a student would learn to say the tokens around the image."""
-    if role == "assistant" and any(isinstance(part, ImagePart) for part in parts):
-        raise SampleError("image-in-answer", f"turn {number} is the assistant's and has an image")
-
-
-def _checked(text: str, number: int) -> str:
-    """Return the text. Raises SampleError for a lone surrogate, which no tokenizer accepts."""
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise SampleError("bad-content", f"turn {number} has a text that is not valid Unicode: {error}") from error
-    return text
-
-
-def _split_text(text: str) -> tuple[Part, ...]:
-    texts = IMAGE_MARK.split(text)
-    parts: list[Part] = [texts[0]]
-    for following in texts[1:]:
-        parts += [ImagePart(), following]
-    return tuple(part for part in parts if part != "")
-
-
-def _parse_part(number: int, part: Any) -> Part:
-    kind = part.get("type") if isinstance(part, dict) else None
-    if kind == "image":
-        return ImagePart()
-    if kind == "text" and isinstance(part.get("text"), str):
-        return _checked(part["text"], number)
-    raise SampleError("bad-content", f"turn {number} has a part that is neither text nor image: {part!r:.200}")
-
-
-def check_image_count(turns: Sequence[Turn], n_images: int) -> None:
-    """Raise SampleError unless the turns mark each image: guessing would show the model another prompt."""
-    n_marked = sum(isinstance(part, ImagePart) for turn in turns for part in turn.parts)
-    if n_marked != n_images:
-        raise SampleError(
-            "image-count",
-            f"the messages mark {n_marked} images (by <image> or a part of type image) and the row has {n_images}",
-        )
-
-
 def sample_key(turns: Sequence[Turn], images: Sequence[bytes]) -> str:
     """SHA-256 of length-prefixed roles, texts and encoded image bytes, in order.
 
@@ -147,6 +79,8 @@ def _hashed(kind: bytes, turns: Sequence[Turn], images: Iterable[bytes]) -> str:
     remaining = iter(images)
     for turn in turns:
         _feed(digest, b"R", turn.role.encode())
+        if not turn.learnt:
+            _feed(digest, b"N", b"")
         for part in turn.parts:
             if isinstance(part, str):
                 _feed(digest, b"T", part.encode())

@@ -3,7 +3,7 @@
 from typing import Any
 
 from emkd.errors import SampleError
-from emkd.samples.render import render
+from emkd.samples.render import n_in_common, render
 from emkd.samples.sample import ImagePart, Part, Turn
 
 # A word that no template contains.
@@ -23,15 +23,10 @@ def image_text(processor: Any) -> str | None:
             )
         except SampleError:
             continue
-        first = _in_common(text, without)
-        last = _in_common(text[first:][::-1], without[first:][::-1])
+        first = n_in_common(text, without)
+        last = n_in_common(text[first:][::-1], without[first:][::-1])
         return text[first : len(text) - last].strip()
     return None
-
-
-def _in_common(one: str, other: str) -> int:
-    """Length of the common prefix."""
-    return next((n for n, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
 
 
 def _question(parts: tuple[Part, ...]) -> tuple[Turn, ...]:

@@ -24,6 +24,7 @@ from ray.util.queue import Empty, Queue
 from emkd.background import BackgroundCall
 from emkd.errors import EmkdError, JobFailedError
 from emkd.ray_session import check_resources, session
+from emkd.samples.sources.find import absolute_data
 from emkd.trainer import report
 from emkd.trainer.loop.checkpoints import last_complete
 from emkd.trainer.loop.first_run import RUN_NAME
@@ -142,9 +143,9 @@ def _with_absolute_paths(settings: TrainSettings) -> TrainSettings:
     return replace(
         settings,
         student=absolute(settings.student) if Path(settings.student).exists() else settings.student,
-        data=absolute(settings.data),
+        data=absolute_data(settings.data),
         cache=None if settings.cache is None else absolute(settings.cache),
-        eval_data=None if settings.eval_data is None else absolute(settings.eval_data),
+        eval_data=None if settings.eval_data is None else absolute_data(settings.eval_data),
         output=settings.output.absolute(),
         image_root=None if settings.image_root is None else settings.image_root.absolute(),
     )

@@ -3,8 +3,8 @@ from transformers import AutoProcessor
 
 from emkd.agreement.template import adopt_template, check_places_images
 from emkd.errors import TokenizerMismatchError
+from emkd.samples.conversation import parse_turns
 from emkd.samples.render import template_of
-from emkd.samples.sample import parse_turns
 from emkd.samples.template import image_text
 from tests import families, tiny
 from tests.samples.test_render import CHATML, LLAVA, ONEVISION, TWO, byte_level, processor_of

@@ -12,9 +12,10 @@ import pytest
 
 from emkd.errors import DataFormatError, InputNotFoundError, SampleError, UsageError
 from emkd.samples import Dataset
+from emkd.samples.conversation import IMAGE_MARK
 from emkd.samples.encode import Encoder
-from emkd.samples.images import read_image_bytes
-from emkd.samples.sample import IMAGE_MARK, ImagePart
+from emkd.samples.image_entry import ImageFolder, read_image_bytes
+from emkd.samples.sample import ImagePart
 from tests import tiny
 
 
@@ -206,7 +207,7 @@ def test_links_and_dots_that_stay_below_the_root_are_followed(tmp_path):
     (tmp_path / "link").symlink_to("folder")
     (tmp_path / "folder" / "b.png").symlink_to("../a.png")
     for path in ("a.png", "folder/../a.png", "link/b.png", str(tmp_path / "a.png")):
-        assert read_image_bytes(path, tmp_path) == b"picture"
+        assert read_image_bytes(path, ImageFolder(path=tmp_path)) == b"picture"
 
 
 def test_a_disk_that_fails_is_not_the_rows_fault(tmp_path, monkeypatch):
@@ -218,7 +219,7 @@ def test_a_disk_that_fails_is_not_the_rows_fault(tmp_path, monkeypatch):
     (tmp_path / "a.png").write_bytes(b"picture")
     monkeypatch.setattr(Path, "read_bytes", fail)
     with pytest.raises(OSError, match=r"Input/output error: .*a\.png"):
-        read_image_bytes("a.png", tmp_path)
+        read_image_bytes("a.png", ImageFolder(path=tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -236,7 +237,7 @@ def test_what_is_no_readable_file_says_what_it_is(tmp_path, monkeypatch, kind, c
     else:
         path.mkdir() if "folder" in kind else os.mkfifo(path)
     with pytest.raises(SampleError, match=f"image-missing: .*{kind}") as error:
-        read_image_bytes("x.png", tmp_path)
+        read_image_bytes("x.png", ImageFolder(path=tmp_path))
     assert str(tmp_path) not in str(error.value), "where a dataset lies does not belong into the index"
 
 

@@ -65,6 +65,10 @@ def test_refusals(tmp_path):
     picture = [tiny.png(1)]
     with pytest.raises(SampleError, match="no-answer: the conversation has no assistant turn"):
         encoder()(sample(tmp_path, [question], picture))
+    bare = tiny.new_processor()
+    bare.chat_template = "{% for m in messages %}{{ m['content'][0]['text'] + ' ' }}{% endfor %}"
+    with pytest.raises(SampleError, match="no-prompt: the answer starts at the first token"):
+        Encoder(bare, IMAGE)(sample(tmp_path, [answer]))
     with pytest.raises(SampleError, match="too-long: 21 tokens, --max-length is 20"):
         encoder(max_length=20)(sample(tmp_path, [question, answer], picture))
     assert encoder(max_length=21)(sample(tmp_path, [question, answer], picture)).n_tokens == 21

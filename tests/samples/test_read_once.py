@@ -6,7 +6,7 @@ import pytest
 
 from emkd.pipeline.capture import CaptureSettings, Teacher
 from emkd.samples import Dataset
-from emkd.samples import sample as sample_module
+from emkd.samples import conversation as conversation_module
 from emkd.samples.encode import Encoder
 from emkd.samples.sources import ParquetSource
 from emkd.storage.cache import Cache
@@ -21,19 +21,19 @@ N = 6  # rows of tiny.rows()
 def counts(monkeypatch):
     """Reads and parses of each row, the parses by the text of its first turn."""
     found = {"reads": Counter(), "parses": Counter()}
-    read, parse = ParquetSource.row, sample_module._parse_turn
+    read, parse = ParquetSource.row, conversation_module._parse_turn
 
     def counted_read(self, index):
         found["reads"][index] += 1
         return read(self, index)
 
-    def counted_parse(number, message):
+    def counted_parse(number, message, places):
         if number == 0:
             found["parses"][str(message)] += 1
-        return parse(number, message)
+        return parse(number, message, places)
 
     monkeypatch.setattr(ParquetSource, "row", counted_read)
-    monkeypatch.setattr(sample_module, "_parse_turn", counted_parse)
+    monkeypatch.setattr(conversation_module, "_parse_turn", counted_parse)
     return found
 
 

@@ -6,9 +6,10 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre
 from transformers import PreTrainedTokenizerFast
 
 from emkd.errors import SampleError
+from emkd.samples.conversation import parse_turns
 from emkd.samples.encode import Encoder
 from emkd.samples.render import end_token, template_of
-from emkd.samples.sample import Sample, parse_turns
+from emkd.samples.sample import Sample
 from tests import tiny
 
 CORPUS = ["USER: what is in the picture? ASSISTANT: a red cat. yes and no user assistant system big dog"] * 3

@@ -55,7 +55,7 @@ def compare_with_teacher(uri: str | Path, settings: LiveSettings, log: Log) -> d
     cache = open_for_inspection(uri)
     if cache.n_samples == 0:
         raise SampleNotFoundError(f"{uri} has no sample yet: there is nothing to compare a teacher with")
-    dataset = Dataset(settings.data, settings.image_root)
+    dataset = Dataset(settings.data, settings.image_root, settings.follow_links)
     selection = select(cache, dataset, log)
     chosen = pick(cache, selection, settings.samples)
     teacher = load_teacher(cache, settings)

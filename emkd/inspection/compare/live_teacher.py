@@ -37,12 +37,14 @@ from emkd.vlm.loading import load, resolve
 class LiveSettings:
     """The arguments of `emkd inspect --against-teacher`, by the same names.
 
+    follow_links:        links inside the image root may lead out of it
     attn_implementation: None for the implementation that the cache was made with
     """
 
     against_teacher: str
     data: str
     image_root: Path | None = None
+    follow_links: bool = False
     samples: int = 8
     revision: str | None = None
     attn_implementation: str | None = None

@@ -88,7 +88,10 @@ def open_run_data(settings: TrainSettings) -> RunData:
     Raises UsageError and its subclasses (TokenizerMismatchError, DataMismatchError, ...), CacheError, DataFormatError.
     """
     cache = open_cache(settings)
-    dataset = Dataset(settings.data, settings.image_root)
+    dataset = Dataset(settings.data, settings.image_root, settings.follow_links)
+    unread = dataset.unread()
+    if unread is not None:
+        log(unread)
     if cache is None:
         return RunData(dataset=dataset)
     teacher = TeacherSide.of(cache.manifest, cache.tokenizer_json)
@@ -139,7 +142,7 @@ def evaluation_samples(settings: TrainSettings, student: VisionLanguageModel) ->
     """Return the rows of --eval-data, or None without that flag."""
     if settings.eval_data is None:
         return None
-    return EvaluationSamples(Dataset(settings.eval_data, settings.image_root), encoder(student))
+    return EvaluationSamples(Dataset(settings.eval_data, settings.image_root, settings.follow_links), encoder(student))
 
 
 def encoder(student: VisionLanguageModel) -> Encoder:

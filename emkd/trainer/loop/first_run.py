@@ -85,7 +85,7 @@ def _evaluated_on(settings: TrainSettings) -> str | None:
     """Return the fingerprint of data that may choose the best checkpoint or the learning rate; None if none does."""
     if settings.eval_data is None or settings.recipe.training.get("eval_strategy", "no") == "no":
         return None
-    return Dataset(settings.eval_data, settings.image_root).fingerprint
+    return Dataset(settings.eval_data, settings.image_root, settings.follow_links).fingerprint
 
 
 def _deciding(whole: Recipe, has_codes: bool) -> dict[str, Any]:

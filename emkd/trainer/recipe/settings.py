@@ -12,6 +12,7 @@ class TrainSettings:
 
     student:    name on the hub or folder;  revision: of that name
     data:       the dataset (see docs/data.md);  image_root: folder of its image paths
+    follow_links: links inside that folder may lead out of it
     output:     folder for checkpoints and the trained student
     cache:      the teacher's cache; may be None if all distillation losses are off (α = 1, β = γ = 0)
     partial:    whether a cache that is not sealed may be used
@@ -27,6 +28,7 @@ class TrainSettings:
     recipe: Recipe
     cache: str | None = None
     image_root: Path | None = None
+    follow_links: bool = False
     eval_data: str | None = None
     revision: str | None = None
     trust_remote_code: bool = False
