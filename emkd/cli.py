@@ -1,4 +1,4 @@
-"""The command line: cache-teacher, train-student, init-student, inspect, demo (see `emkd.commands`).
+"""The command line: cache-teacher, train-student, init-student, recipes, inspect, demo (see `emkd.commands`).
 
 Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted (what was committed stays).
 """
@@ -11,6 +11,7 @@ import typer
 
 import emkd
 from emkd.commands.inspection import inspect
+from emkd.commands.recipes import recipes
 from emkd.commands.student import init_student, train_student
 from emkd.commands.teacher import cache_teacher
 from emkd.errors import EmkdError
@@ -27,6 +28,7 @@ app = typer.Typer(
 app.command("cache-teacher")(cache_teacher)
 app.command("train-student")(train_student)
 app.command("init-student")(init_student)
+app.command("recipes")(recipes)
 app.command("inspect")(inspect)
 
 

@@ -5,7 +5,8 @@ from typing import Annotated
 
 import typer
 
-from emkd.commands.options import Data, ImageRoot, RemoteCode, Revision, no_bars_in_files
+from emkd.commands.options import PARTS, Data, ImageRoot, RemoteCode, Revision, no_bars_in_files
+from emkd.recipes import recipe_names
 
 
 def train_student(
@@ -16,7 +17,14 @@ def train_student(
         str | None, typer.Option(help="The teacher's cache; only --alpha 1 --beta 0 --gamma 0 needs none.")
     ] = None,
     image_root: ImageRoot = None,
-    recipe: Annotated[Path | None, typer.Option(help="YAML file; flags override it.")] = None,
+    recipe: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME|FILE",
+            help="A recipe of emkd (`emkd recipes` lists them) or a YAML file; flags override it.",
+            autocompletion=recipe_names,
+        ),
+    ] = None,
     alpha: Annotated[float | None, typer.Option(help="Weight of Sup; RLD has 1 - alpha. (default 0.5)")] = None,
     beta: Annotated[float | None, typer.Option(help="Weight of VSD. (default 0.25)")] = None,
     gamma: Annotated[float | None, typer.Option(help="Weight of VLAD. (default 25)")] = None,
@@ -43,7 +51,12 @@ def train_student(
     ] = None,
     vision_pool: Annotated[int | None, typer.Option(help="R: average R x R vision tokens into one.")] = None,
     freeze: Annotated[
-        list[str] | None, typer.Option(help="Freeze parameters whose names start with this; may be repeated.")
+        list[str] | None,
+        typer.Option(
+            help=f"Do not train {', '.join(PARTS[:-1])} or {PARTS[-1]}, or parameters whose names start with this; "
+            "may be repeated.",
+            autocompletion=lambda: list(PARTS),
+        ),
     ] = None,
     eval_data: Annotated[str | None, typer.Option(help="Data to evaluate on, in the same formats.")] = None,
     epochs: Annotated[float | None, typer.Option(min=0.001, help="Passes over the data. (default 1)")] = None,
@@ -69,7 +82,7 @@ def train_student(
 ) -> None:
     """Train a student from a cache; the teacher is not loaded.
 
-    Set everything else in --recipe, which takes the fields of transformers.TrainingArguments: see docs/training.md.
+    Set everything else in --recipe, which takes the fields of transformers.TrainingArguments.
 
     Resume a run that was stopped with the same command and --resume: it continues from its last checkpoint
     (training.save_steps).
@@ -132,7 +145,7 @@ def init_student(
 ) -> None:
     """Compose a student from a vision tower, a language model and a new projector: LLaVA-NeXT with averaged tiles.
 
-    Align it (recipes/phase1-align.yaml) before you distil it.
+    Align it (train-student --recipe phase1-align) before you distil it.
     """
     from emkd.init_student.compose import check_output, compose, save
 

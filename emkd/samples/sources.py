@@ -24,7 +24,10 @@ RawRow = dict[str, Any]
 CONVERSATION_COLUMNS = ("messages", "conversations")
 IMAGE_COLUMNS = ("images", "image")
 
-_SEE = "See docs/data.md"
+_SEE = (
+    "Expected one row for each sample: messages, a list of {role, content}, or conversations, a list of {from, value}; "
+    "and images, if it has any"
+)
 
 
 def sampled_sha256(path: Path, block: int = 1 << 16, n_blocks: int = 256) -> str:

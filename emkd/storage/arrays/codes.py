@@ -66,7 +66,7 @@ def codes(axis: TokenAxis, basis: BasisIdentity) -> CodeFrames:
         shuffle="noshuffle",
         compression="lz4",  # saves the zeros that fill the last chunk; nothing of the frames
         once_plain=True,
-        attributes={"meaning": "frames of codes, see docs/format.md", "step": basis.step, "groups": list(basis.groups)},
+        attributes={"meaning": "frames of codes", "step": basis.step, "groups": list(basis.groups)},
     )
     n_bytes, n_tokens = (
         ArrayLayout(
