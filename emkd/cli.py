@@ -15,6 +15,7 @@ from emkd.commands.recipes import recipes
 from emkd.commands.student import init_student, train_student
 from emkd.commands.teacher import cache_teacher
 from emkd.errors import EmkdError
+from emkd.text import printable_lines
 
 INTERRUPTED = 130
 
@@ -22,7 +23,6 @@ app = typer.Typer(
     name="emkd",
     help="Distil a vision-language teacher into an efficient student without keeping the teacher in memory.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
 app.command("cache-teacher")(cache_teacher)
@@ -74,6 +74,8 @@ def main(arguments: list[str] | None = None) -> None:
     except Exception as error:
         if not hasattr(error, "exit_code") or not hasattr(error, "format_message"):
             raise
+        if not error.format_message():  # no command was named, and the help has been printed
+            sys.exit(error.exit_code)
         _leave(f"{error.format_message()} (see --help)", error.exit_code)
     if result == INTERRUPTED:  # typer turns Ctrl-C into this exit code
         _leave(
@@ -85,7 +87,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _leave(message: str, code: int) -> None:
-    typer.echo(f"emkd: {message}", err=True)
+    typer.echo(f"emkd: {printable_lines(message)}", err=True)
     sys.exit(code)
 
 

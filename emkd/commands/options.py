@@ -11,9 +11,6 @@ ImageRoot = Annotated[Path | None, typer.Option(help="Folder that image paths in
 Revision = Annotated[str | None, typer.Option(help="Revision of a model on the hub.")]
 RemoteCode = Annotated[bool, typer.Option("--trust-remote-code", help="Run code that comes with the model.")]
 
-# As emkd.vlm.parts has them, which imports torch.
-PARTS = ("vision_tower", "projector", "language_model", "lm_head")
-
 
 def no_bars_in_files() -> None:
     """Switch off transformers' progress bars unless stderr is a terminal: in a log file they bury the lines."""

@@ -5,7 +5,8 @@ from typing import Annotated
 
 import typer
 
-from emkd.commands.options import PARTS, Data, ImageRoot, RemoteCode, Revision, no_bars_in_files
+from emkd.commands.choices import PARTS, Divergence, Matching, Solver, Tail
+from emkd.commands.options import Data, ImageRoot, RemoteCode, Revision, no_bars_in_files
 from emkd.recipes import recipe_names
 
 
@@ -29,25 +30,21 @@ def train_student(
     beta: Annotated[float | None, typer.Option(help="Weight of VSD. (default 0.25)")] = None,
     gamma: Annotated[float | None, typer.Option(help="Weight of VLAD. (default 25)")] = None,
     divergence: Annotated[
-        str | None,
-        typer.Option(help="Divergence of VSD and RLD: reverse_kl, forward_kl or jsd. (default reverse_kl)"),
+        Divergence | None, typer.Option(help="Divergence of VSD and RLD. (default reverse_kl)")
     ] = None,
     temperature: Annotated[
         float | None, typer.Option(help="Divides the logits of VSD and RLD; not with --tail bucket. (default 1)")
     ] = None,
     tail: Annotated[
-        str | None,
+        Tail | None,
         typer.Option(
-            help="Logits that are not stored: codes, uniform or bucket; auto is codes if the cache has them, else "
-            "uniform. (default auto)"
+            help="Logits that are not stored; auto is codes if the cache has them, else uniform. (default auto)"
         ),
     ] = None,
-    matching: Annotated[
-        str | None, typer.Option(help="Matching of vision tokens: logits, pooled or random. (default logits)")
-    ] = None,
+    matching: Annotated[Matching | None, typer.Option(help="Matching of vision tokens. (default logits)")] = None,
     top_k: Annotated[int | None, typer.Option(help="Use fewer stored logits than the cache has.")] = None,
     solver: Annotated[
-        str | None, typer.Option(help="Solver of assignments: scipy, or cuda on a GPU. (default scipy)")
+        Solver | None, typer.Option(help="Solver of assignments; cuda needs a GPU. (default scipy)")
     ] = None,
     vision_pool: Annotated[int | None, typer.Option(help="R: average R x R vision tokens into one.")] = None,
     freeze: Annotated[

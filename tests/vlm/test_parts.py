@@ -4,7 +4,7 @@ import pytest
 import torch
 import transformers as hf
 
-from emkd.commands import options
+from emkd.commands import choices
 from emkd.errors import ModelError, UsageError
 from emkd.recipes import recipe_names
 from emkd.trainer.recipe.recipe import LoraRecipe, load_recipe
@@ -92,7 +92,7 @@ def test_the_list_is_that_of_the_documentation():
         for family in names.replace("`", "").split(", ")
     }
     assert table == LISTED
-    assert options.PARTS == PARTS
+    assert choices.PARTS == PARTS
 
 
 @pytest.mark.parametrize("family", families.FAMILIES)

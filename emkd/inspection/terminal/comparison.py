@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from emkd.inspection.terminal.sample import printable
+from emkd.text import printable
 
 WIDTH = 100  # no table here is wider
 DISTANCES = ("near", "far")
