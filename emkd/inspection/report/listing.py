@@ -5,8 +5,10 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from emkd.errors import SampleNotFoundError, UsageError
+from emkd.errors import DamagedCacheError, SampleNotFoundError, UsageError
 from emkd.storage.cache import Cache
+from emkd.storage.objects.digest import NEXT_STEP
+from emkd.storage.objects.names import TOKENIZER_NAME
 from emkd.storage.record import Record
 
 PAGE = 25  # samples; a page of them fits on a screen, and reads one or two shards
@@ -26,7 +28,7 @@ def list_samples(cache: Cache, page: int) -> dict[str, Any]:
     pages = max(1, -(-cache.n_samples // PAGE))
     if not 1 <= page <= pages:
         raise SampleNotFoundError(f"{cache.files.root}: no page {page}, the samples fill pages 1 to {pages}")
-    tokenizer = Tokenizer.from_buffer(cache.tokenizer_json)
+    tokenizer = tokenizer_of(cache)
     numbers = range((page - 1) * PAGE, min(page * PAGE, cache.n_samples))
     listed = [_entry(cache, number, tokenizer) for number in numbers]
     return {"samples": cache.n_samples, "page": page, "pages": pages, "list": listed}
@@ -43,6 +45,15 @@ def _entry(cache: Cache, number: int, tokenizer: Tokenizer) -> dict[str, Any]:
         "images": len(info.images),
         "text": text if len(text) <= TEXT_LENGTH else text[:TEXT_LENGTH] + "...",
     }
+
+
+def tokenizer_of(cache: Cache) -> Tokenizer:
+    """Return the teacher's tokenizer. Raises DamagedCacheError if tokenizer.json is none."""
+    try:
+        return Tokenizer.from_buffer(cache.tokenizer_json)
+    except Exception as error:  # the library raises no class of its own
+        where = cache.files.where(TOKENIZER_NAME)
+        raise DamagedCacheError(f"{where}: not a tokenizer ({error}). {NEXT_STEP}") from error
 
 
 def find_by_name_or_number(cache: Cache, text: str) -> int:

@@ -15,7 +15,7 @@ from emkd.inspection.report.heatmap import (
     columns_each,
     split_tiles,
 )
-from emkd.inspection.report.listing import find_by_name_or_number, text_of
+from emkd.inspection.report.listing import find_by_name_or_number, text_of, tokenizer_of
 from emkd.storage.cache import Cache
 from emkd.storage.record import ImageSpan, Record
 
@@ -40,7 +40,7 @@ def describe_sample(cache: Cache, key_or_id: str) -> dict[str, Any]:
     """
     info = cache.sample_info(find_by_name_or_number(cache, key_or_id))
     record = cache.record(info.number)
-    tokenizer = Tokenizer.from_buffer(cache.tokenizer_json)
+    tokenizer = tokenizer_of(cache)
     affinity = cache.affinity(record)
     return {
         "sample": info.number,

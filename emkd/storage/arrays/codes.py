@@ -16,10 +16,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from emkd.errors import DamagedCacheError
 from emkd.storage.arrays.frames import decode_frame, encode_frame
 from emkd.storage.arrays.kind import ArrayKind, Arrays
 from emkd.storage.arrays.layout import ArrayLayout, TokenAxis, frame_axes
 from emkd.storage.manifest.codes import BasisIdentity
+from emkd.storage.objects.digest import NEXT_STEP
+from emkd.storage.objects.sizes import check_explained
 
 
 @dataclass(frozen=True)
@@ -46,13 +49,19 @@ class CodeFrames(ArrayKind):
 
     def decode(self, arrays: Mapping[str, NDArray[Any]], shape: tuple[int, ...]) -> NDArray[Any]:
         """Return the codes [n, r] of the frames in the arrays, as a transpose of [r, n]."""
-        out = np.empty((shape[1], shape[0]), np.int16)
         data, byte, token = np.ascontiguousarray(arrays[self.codes.name]).data, 0, 0
+        check_explained(self.codes.name, 2 * shape[0] * shape[1], data.nbytes)
+        out = np.empty((shape[1], shape[0]), np.int16)
         frames = zip(arrays[self.n_bytes.name].tolist(), arrays[self.n_tokens.name].tolist(), strict=True)
         for n_bytes, n_tokens in frames:
             part = out[:, token : token + n_tokens]
             decode_frame(self.codes.name, data[byte : byte + n_bytes], self.groups, part)
             byte, token = byte + n_bytes, token + n_tokens
+        if (byte, token) != (data.nbytes, shape[0]):
+            raise DamagedCacheError(
+                f"{self.codes.name}: frames of {token} tokens in {byte} bytes; expected {shape[0]} tokens in "
+                f"{data.nbytes} bytes. {NEXT_STEP}"
+            )
         return out.T
 
 

@@ -10,6 +10,7 @@ from typing import Annotated
 from pydantic import Field, model_validator
 
 from emkd.storage.manifest.plan import Positive, Stored
+from emkd.storage.objects.sizes import MOST_COLUMNS
 
 Above0 = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
@@ -46,6 +47,12 @@ class BasisIdentity(Stored):
     groups: tuple[Positive, ...]
     step: Above0
     logit_error: Above0
+
+    @model_validator(mode="after")
+    def _check_columns(self) -> "BasisIdentity":
+        if not self.groups or self.n_columns > MOST_COLUMNS:
+            raise ValueError(f"{self.n_columns} columns in {len(self.groups)} groups; expected 1 to {MOST_COLUMNS:,}")
+        return self
 
     @property
     def n_columns(self) -> int:
