@@ -22,7 +22,7 @@ import pyarrow as pa
 
 from emkd.storage.index.table import write_parquet
 from tests.storage.forged import Changes, forge
-from tests.storage.use_all import use_all
+from tests.storage.use_all import WAYS, use_all
 
 MEMORY = 2**30  # more than the process has at its start
 NUMBERS = (0, 1, -1, 2, 3, 255, 2**15, 2**31 - 1, 2**31, 2**32, 2**53, 2**63 - 1, 2**63, 2**64, 10**30, 0.5, 1e300)
@@ -125,7 +125,7 @@ def run(cache: Path, seed: int, seconds: float) -> int:
             what = "nothing"
             try:
                 what = (damage if tries % 2 else stranger)(path, rng)
-                errors.update(name for name in use_all(path) if name)
+                errors.update(name for name in use_all(path, (WAYS[0], rng.choice(WAYS[1:]))) if name)
             except Exception:  # noqa: BLE001  it is what is looked for
                 print(json.dumps({"try": tries, "seed": seed, "change": what, "error": traceback.format_exc()}))
                 return 1

@@ -82,6 +82,11 @@ def many_chunks(found):
     return found
 
 
+def floats(found):
+    found["shape"] = found["chunk_grid"]["configuration"]["chunk_shape"] = [float(n) for n in found["shape"]]
+    return found
+
+
 def long_array(name, length):
     def change(found):
         found["shape"] = found["chunk_grid"]["configuration"]["chunk_shape"] = [length]
@@ -199,7 +204,7 @@ STRANGE = {
     "4 GiB of frames in zarr.json": lambda: long_array("vision_frame_tokens", GIB),
     "counts and zarr.json that agree on 4 GiB": lambda: counts_of(GIB),
     "counts and zarr.json that agree on 1 GiB": lambda: counts_of(GIB // 4),
-    "chunks of floats": lambda: in_zarr_json("text_ids", lambda found: json.loads(json.dumps(found).replace("[11]", "[11.0]"))),
+    "chunks of floats": lambda: in_zarr_json("text_ids", floats),
     "a Blosc header of 2 GiB": lambda: blosc_that_says(decoded=2**31 - 1),
     "a Blosc header beyond its end": lambda: blosc_that_says(encoded=2**31 - 1),
     "frames of fewer tokens": lambda: frames_of(0),
@@ -282,5 +287,5 @@ def test_changes_at_random_are_read_or_refused(good, seed):
     assert found.returncode == 0, found.stdout[-3000:] + found.stderr[-3000:]
     result = json.loads(found.stdout)
     assert result["tries"] > 5
-    assert result["errors"]["DamagedCacheError"] > result["tries"]
+    assert result["errors"]["DamagedCacheError"] > result["tries"] / 2
     assert result["more_mib"] < 512

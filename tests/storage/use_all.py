@@ -19,22 +19,23 @@ from emkd.errors import CacheError, SampleNotFoundError
 from emkd.inspection import inspect_cache, render
 from emkd.storage.cache import Cache, verify
 
+WAYS = (
+    lambda path: _read(path, partial=False),
+    lambda path: _read(path, partial=True),
+    lambda path: _inspect(path),
+    lambda path: _inspect(path, verify_bytes=True),
+    lambda path: _inspect(path, page=1),
+    lambda path: _inspect(path, sample="0"),
+    lambda path: verify(path),
+)
 
-def use_all(path) -> tuple[str, ...]:
+
+def use_all(path, ways=WAYS) -> tuple[str, ...]:
     """The errors of each way, by their names; any exception that is not one of a cache leaves this function."""
-    ways = (
-        lambda: _read(path, partial=False),
-        lambda: _read(path, partial=True),
-        lambda: _inspect(path),
-        lambda: _inspect(path, verify_bytes=True),
-        lambda: _inspect(path, page=1),
-        lambda: _inspect(path, sample="0"),
-        lambda: verify(path),
-    )
     found = []
     for way in ways:
         try:
-            way()
+            way(path)
             found.append("")
         except CacheError as error:
             found.append(type(error).__name__)
