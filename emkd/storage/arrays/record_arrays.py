@@ -150,7 +150,7 @@ class RecordArrays:
         n_text, n_vision = len(arrays["text_ids"]), len(arrays["vision_tail_logsumexp"])
         n_answer = len(arrays["answer_positions"])
         n_codes = 0 if self.text_codes is None else sum(self.text_codes.groups)
-        found = {
+        found: dict[str, Any] = {
             "text_ids": self.text_ids.decode(arrays, (n_text,)),
             "vision": self.vision.decode(arrays, n_vision),
             "affinity": self._affinity(arrays, (n_text, n_vision)),

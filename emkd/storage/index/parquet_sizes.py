@@ -82,7 +82,8 @@ class _PageHeader:
         except IndexError as error:
             raise ValueError(f"the header of a page at byte {at} is cut short") from error
         inner = next((fields[name] for name in (_DATA, _DATA_2, _DICTIONARY) if name in fields), None)
-        sizes = [fields.get(_SIZE), fields.get(_PLAIN_SIZE), None if inner is None else inner.get(_N_VALUES)]
+        inner = inner if isinstance(inner, dict) else {}
+        sizes: list[Any] = [fields.get(_SIZE), fields.get(_PLAIN_SIZE), inner.get(_N_VALUES)]
         if any(type(size) is not int or size < 0 for size in sizes):
             raise ValueError(f"the header of a page at byte {at} has the sizes {sizes}")
         is_dictionary = fields.get(_TYPE) == _DICTIONARY_PAGE
