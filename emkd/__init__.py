@@ -12,6 +12,7 @@ arXiv 2511.21106, in its offline form). The packages and modules, in reading ord
     init_student/  composes a student from a vision tower and a language model
     inspection/    reports what a cache holds, for people and scripts
     demo/          the built-in example on real handwritten digits
+    recipes/       recipes for training, which `--recipe` finds by name
     cli            the command line; its commands are in commands/
     errors         every exception that emkd raises on purpose
     background     background threads

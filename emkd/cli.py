@@ -1,4 +1,4 @@
-"""The command line: cache-teacher, train-student, init-student, inspect, demo (see `emkd.commands`).
+"""The command line: cache-teacher, train-student, init-student, recipes, inspect, demo (see `emkd.commands`).
 
 Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted (what was committed stays).
 """
@@ -11,10 +11,11 @@ import typer
 
 import emkd
 from emkd.commands.inspection import inspect
+from emkd.commands.recipes import recipes
 from emkd.commands.student import init_student, train_student
 from emkd.commands.teacher import cache_teacher
 from emkd.errors import EmkdError
-from emkd.plain import one_line
+from emkd.text import printable_lines
 
 INTERRUPTED = 130
 
@@ -22,12 +23,12 @@ app = typer.Typer(
     name="emkd",
     help="Distil a vision-language teacher into an efficient student without keeping the teacher in memory.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
 app.command("cache-teacher")(cache_teacher)
 app.command("train-student")(train_student)
 app.command("init-student")(init_student)
+app.command("recipes")(recipes)
 app.command("inspect")(inspect)
 
 
@@ -73,6 +74,8 @@ def main(arguments: list[str] | None = None) -> None:
     except Exception as error:
         if not hasattr(error, "exit_code") or not hasattr(error, "format_message"):
             raise
+        if not error.format_message():  # no command was named, and the help has been printed
+            sys.exit(error.exit_code)
         _leave(f"{error.format_message()} (see --help)", error.exit_code)
     if result == INTERRUPTED:  # typer turns Ctrl-C into this exit code
         _leave(
@@ -84,8 +87,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _leave(message: str, code: int) -> None:
-    """Exit with a message; what it quotes of files and rows has no control characters."""
-    typer.echo("\n".join(one_line(line, 10_000) for line in f"emkd: {message}".splitlines()), err=True)
+    typer.echo(f"emkd: {printable_lines(message)}", err=True)
     sys.exit(code)
 
 

@@ -26,7 +26,7 @@ A message says what is wrong, where, what was expected, what was found, and what
 and exits with `exit_code`; only exceptions outside this hierarchy show a traceback.
 """
 
-from emkd.plain import one_line
+from emkd.text import one_line
 
 
 class EmkdError(Exception):

@@ -60,7 +60,7 @@ def test_missing_files(call, teacher_path, student_path, data_path, cache_path, 
     cases = [
         (["cache-teacher", "--teacher", tmp_path, "--data", data_path, "--cache", tmp_path / "c"], "without config.json"),
         (["cache-teacher", "--teacher", teacher_path, "--data", tmp_path / "no", "--cache", tmp_path / "c"], "no data at"),
-        (["cache-teacher", "--teacher", teacher_path, "--data", data_path, "--cache", tmp_path / "c", "--precision", "int4"], "--precision 'int4': expected one of"),
+        (["cache-teacher", "--teacher", teacher_path, "--data", data_path, "--cache", tmp_path / "c", "--precision", "int4"], "Invalid value for .--precision.: .*'int4' is not one of 'bfloat16'"),
         (["cache-teacher", "--teacher", teacher_path, "--data", data_path, "--cache", tmp_path / "c", "--extend"], "no cache at"),
         (["cache-teacher", "--teacher", teacher_path, "--data", data_path, "--cache", tmp_path / "c", "--repair"], "no cache at"),
         (["cache-teacher", "--teacher", teacher_path, "--data", data_path, "--cache", tmp_path / "c", "--for-student", tmp_path / "no"], "no model"),
@@ -68,9 +68,9 @@ def test_missing_files(call, teacher_path, student_path, data_path, cache_path, 
         (["cache-teacher", "--teacher", teacher_path, "--data", data_path, "--cache", tmp_path / "c", "--dry-run", "--extend"], "no cache at"),
         (train(student_path, data_path, tmp_path / "o", "--cache", tmp_path / "no"), "no cache at"),
         (train(tmp_path / "no", data_path, tmp_path / "o", "--cache", cache_path), "no model"),
-        (train(student_path, data_path, tmp_path / "o", "--cache", cache_path, "--recipe", tmp_path / "no"), "does not exist; expected a YAML file"),
+        (train(student_path, data_path, tmp_path / "o", "--cache", cache_path, "--recipe", tmp_path / "no"), "does not exist; expected a YAML file or a name; recipes of emkd: demo"),
         (train(student_path, data_path, tmp_path / "o"), "--cache is missing"),
-        (train(student_path, data_path, tmp_path / "o", "--cache", cache_path, "--tail", "fat"), "losses.tail: .*'bucket' or 'uniform'"),
+        (train(student_path, data_path, tmp_path / "o", "--cache", cache_path, "--tail", "fat"), "Invalid value for .--tail.: .*'fat' is not one of 'auto', 'codes'"),
         (train(student_path, data_path, tmp_path / "o", "--cache", cache_path, "--vision-pool", "3"), "--vision-pool 3 does not divide"),
         (train(student_path, data_path, tmp_path / "o", "--cache", cache_path, "--address", "1.2.3.4:6379"), "set their number with --workers"),
     ]  # fmt: skip
@@ -180,7 +180,7 @@ def test_help_names_every_option_that_is_fixed(call):
         "--dry-run --max-skipped --extend --repair --clean --for-student",
         "train-student": "--student --data --cache --output --recipe --alpha --beta --gamma --tail --vision-pool "
         "--eval-data --epochs --max-steps --batch-size --learning-rate --resume",
-        "inspect": "--sample --verify --json --against-teacher --data --samples",
+        "inspect": "--sample --list --page --verify --json --against-teacher --data --samples",
         "demo": "--out --seeds --ablate",
     }
     for command, options in fixed.items():

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import sysconfig
 import tarfile
+import tomllib
 import venv
 import zipfile
 
@@ -67,13 +68,16 @@ def test_the_wheel_has_licence_types_and_nothing_else(built):
     assert {name.split("/")[0] for name in names} == {"emkd", f"emkd-{emkd.__version__}.dist-info"}
     modules = {file.relative_to(ROOT).as_posix() for file in (ROOT / "emkd").rglob("*.py")}
     assert {name for name in names if name.endswith(".py")} == modules
+    recipes = {file.relative_to(ROOT).as_posix() for file in (ROOT / "emkd").rglob("*.yaml")}
+    assert {name for name in names if name.endswith(".yaml")} == recipes
+    assert "emkd/recipes/phase2-emkd.yaml" in recipes
 
 
 def test_the_sdist_is_enough_to_build_it(built):
     (sdist,) = built.glob("*.tar.gz")
     with tarfile.open(sdist) as files:
         names = {name.partition("/")[2] for name in files.getnames()}
-    assert {"LICENSE", "README.md", "pyproject.toml", "emkd/py.typed", "emkd/cli.py"} <= names
+    assert {"LICENSE", "README.md", "pyproject.toml", "emkd/py.typed", "emkd/cli.py", "emkd/recipes/demo.yaml"} <= names
 
 
 def test_it_runs_in_another_folder(installed, tmp_path):
@@ -84,3 +88,23 @@ def test_it_runs_in_another_folder(installed, tmp_path):
     assert "train-student" in ran([installed / "python", "-m", "emkd", "--help"], tmp_path)
     used = "import emkd; print(emkd.Cache.__module__, emkd.train_student.__name__)"
     assert ran([installed / "python", "-c", used], tmp_path).split() == ["emkd.storage.cache", "train_student"]
+
+
+def test_what_it_needs_to_build_and_to_run_is_in_a_registry():
+    """No dependency is a URL, a path or a repository: an environment with a package registry alone can install it."""
+    found = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    optional = [name for names in found["project"]["optional-dependencies"].values() for name in names]
+    needed = [*found["build-system"]["requires"], *found["project"]["dependencies"], *optional]
+    assert [name for name in needed if "@" in name or "/" in name] == []
+
+
+def test_help_recipes_and_a_recipe_by_name_without_the_checkout(installed, tmp_path):
+    emkd_command = installed / "emkd"
+    assert "--seeds" in ran([emkd_command, "demo", "--help"], tmp_path)
+    assert "recipes" in ran([emkd_command, "--help"], tmp_path)
+    listed = ran([emkd_command, "recipes"], tmp_path)
+    assert [line.split()[0] for line in listed.splitlines()] == sorted(p.stem for p in (ROOT / "emkd").rglob("*.yaml"))
+    printed = ran([emkd_command, "recipes", "phase2-emkd"], tmp_path)
+    assert printed == (ROOT / "emkd" / "recipes" / "phase2-emkd.yaml").read_text()
+    used = "from emkd.trainer import load_recipe; print(load_recipe('phase2-lora').student.lora.r)"
+    assert ran([installed / "python", "-c", used], tmp_path).strip() == "64"

@@ -5,6 +5,7 @@ In reading order:
     options     options that several commands have
     teacher     cache-teacher
     student     train-student, init-student
+    recipes     recipes
     inspection  inspect
 
 Each command imports its package when it is called, so that `--help` and `inspect` stay instant.

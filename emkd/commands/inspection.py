@@ -14,7 +14,11 @@ if TYPE_CHECKING:
 
 def inspect(
     uri: Annotated[str, typer.Argument(help="The cache.")],
-    sample: Annotated[str | None, typer.Option(help="One sample, by its key, the start of its key, or its id.")] = None,
+    sample: Annotated[
+        str | None, typer.Option(help="One sample, by its number, its key, the start of its key, or its id.")
+    ] = None,
+    as_list: Annotated[bool, typer.Option("--list", help="List the samples, a page at a time.")] = False,
+    page: Annotated[int | None, typer.Option(min=1, help="With --list: which page. (default 1)")] = None,
     verify: Annotated[bool, typer.Option("--verify", help="Read and check every byte.")] = False,
     against_teacher: Annotated[
         str | None, typer.Option(help="Compare samples with this live teacher: a folder or a name on the hub.")
@@ -32,11 +36,13 @@ def inspect(
     trust_remote_code: RemoteCode = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout, and nothing else.")] = False,
 ) -> None:
-    """Print what a cache holds: teacher, data, sizes, retained mass; or one of its samples.
+    """Print what a cache holds: teacher, data, sizes, retained mass; or a list of its samples; or one of them.
 
     With --against-teacher, compare some samples with the outputs of a live teacher, and fail if they differ by
     more than the tolerance.
     """
+    if page is not None and not as_list:
+        raise UsageError("--page works only with --list: add that, or leave --page out")
     if against_teacher is None:
         only_live = {  # flags that have no effect without --against-teacher
             "--data": data,
@@ -50,13 +56,14 @@ def inspect(
         stray = [flag for flag, value in only_live.items() if value is not None]
         if stray:
             raise UsageError(f"{stray[0]} works only with --against-teacher MODEL: add that, or leave {stray[0]} out")
-        _show(uri, sample, verify, as_json)
+        _show(uri, sample, (page or 1) if as_list else None, verify, as_json)
         return
     if data is None:
         raise UsageError("--against-teacher needs the data that the cache was made from: name it with --data DATA")
-    if sample is not None or verify:
+    if sample is not None or as_list or verify:
         raise UsageError(
-            "--against-teacher chooses its samples and checks all objects it reads: leave out --sample and --verify"
+            "--against-teacher chooses its samples and checks all objects it reads: leave out --sample, --list and "
+            "--verify"
         )
     from emkd.inspection.compare.live_teacher import LiveSettings
 
@@ -73,10 +80,10 @@ def inspect(
     _compare(uri, settings, as_json)
 
 
-def _show(uri: str, sample: str | None, verify: bool, as_json: bool) -> None:
+def _show(uri: str, sample: str | None, page: int | None, verify: bool, as_json: bool) -> None:
     from emkd.inspection import inspect_cache, render
 
-    report = inspect_cache(uri, sample=sample, verify_bytes=verify)
+    report = inspect_cache(uri, sample=sample, page=page, verify_bytes=verify)
     if as_json:
         typer.echo(json.dumps(report, ensure_ascii=False))
     else:

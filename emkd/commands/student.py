@@ -5,7 +5,9 @@ from typing import Annotated
 
 import typer
 
+from emkd.commands.choices import PARTS, Divergence, Matching, Solver, Tail
 from emkd.commands.options import Data, FollowLinks, ImageRoot, RemoteCode, Revision, no_bars_in_files
+from emkd.recipes import recipe_names
 
 
 def train_student(
@@ -17,34 +19,42 @@ def train_student(
     ] = None,
     image_root: ImageRoot = None,
     follow_links: FollowLinks = False,
-    recipe: Annotated[Path | None, typer.Option(help="YAML file; flags override it.")] = None,
+    recipe: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME|FILE",
+            help="A recipe of emkd (`emkd recipes` lists them) or a YAML file; flags override it.",
+            autocompletion=recipe_names,
+        ),
+    ] = None,
     alpha: Annotated[float | None, typer.Option(help="Weight of Sup; RLD has 1 - alpha. (default 0.5)")] = None,
     beta: Annotated[float | None, typer.Option(help="Weight of VSD. (default 0.25)")] = None,
     gamma: Annotated[float | None, typer.Option(help="Weight of VLAD. (default 25)")] = None,
     divergence: Annotated[
-        str | None,
-        typer.Option(help="Divergence of VSD and RLD: reverse_kl, forward_kl or jsd. (default reverse_kl)"),
+        Divergence | None, typer.Option(help="Divergence of VSD and RLD. (default reverse_kl)")
     ] = None,
     temperature: Annotated[
         float | None, typer.Option(help="Divides the logits of VSD and RLD; not with --tail bucket. (default 1)")
     ] = None,
     tail: Annotated[
-        str | None,
+        Tail | None,
         typer.Option(
-            help="Logits that are not stored: codes, uniform or bucket; auto is codes if the cache has them, else "
-            "uniform. (default auto)"
+            help="Logits that are not stored; auto is codes if the cache has them, else uniform. (default auto)"
         ),
     ] = None,
-    matching: Annotated[
-        str | None, typer.Option(help="Matching of vision tokens: logits, pooled or random. (default logits)")
-    ] = None,
+    matching: Annotated[Matching | None, typer.Option(help="Matching of vision tokens. (default logits)")] = None,
     top_k: Annotated[int | None, typer.Option(help="Use fewer stored logits than the cache has.")] = None,
     solver: Annotated[
-        str | None, typer.Option(help="Solver of assignments: scipy, or cuda on a GPU. (default scipy)")
+        Solver | None, typer.Option(help="Solver of assignments; cuda needs a GPU. (default scipy)")
     ] = None,
     vision_pool: Annotated[int | None, typer.Option(help="R: average R x R vision tokens into one.")] = None,
     freeze: Annotated[
-        list[str] | None, typer.Option(help="Freeze parameters whose names start with this; may be repeated.")
+        list[str] | None,
+        typer.Option(
+            help=f"Do not train {', '.join(PARTS[:-1])} or {PARTS[-1]}, or parameters whose names start with this; "
+            "may be repeated.",
+            autocompletion=lambda: list(PARTS),
+        ),
     ] = None,
     eval_data: Annotated[str | None, typer.Option(help="Data to evaluate on, in the same formats.")] = None,
     epochs: Annotated[float | None, typer.Option(min=0.001, help="Passes over the data. (default 1)")] = None,
@@ -70,7 +80,7 @@ def train_student(
 ) -> None:
     """Train a student from a cache; the teacher is not loaded.
 
-    Set everything else in --recipe, which takes the fields of transformers.TrainingArguments: see docs/training.md.
+    Set everything else in --recipe, which takes the fields of transformers.TrainingArguments.
 
     Resume a run that was stopped with the same command and --resume: it continues from its last checkpoint
     (training.save_steps).
@@ -134,7 +144,7 @@ def init_student(
 ) -> None:
     """Compose a student from a vision tower, a language model and a new projector: LLaVA-NeXT with averaged tiles.
 
-    Align it (recipes/phase1-align.yaml) before you distil it.
+    Align it (train-student --recipe phase1-align) before you distil it.
     """
     from emkd.init_student.compose import check_output, compose, save
 

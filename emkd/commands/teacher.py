@@ -1,17 +1,14 @@
 """`emkd cache-teacher`"""
 
 import json
-from typing import TYPE_CHECKING, Annotated, Literal, cast
+from typing import Annotated, Literal
 
 import typer
 
+from emkd.commands.choices import AffinityForm, AffinityPrecision, Compression, Dtype, LogitsPrecision
 from emkd.commands.options import Data, FollowLinks, ImageRoot, RemoteCode, Revision
 from emkd.errors import UsageError
 from emkd.pipeline.settings import JobSettings
-
-if TYPE_CHECKING:
-    from emkd.storage.manifest.manifest import AffinityForm, Compression
-    from emkd.storage.precision import AffinityPrecision, LogitsPrecision
 
 
 def cache_teacher(
@@ -40,21 +37,20 @@ def cache_teacher(
         typer.Option(help="Most bytes per vision token for ids, logits, tails and codes; the error of codes follows."),
     ] = JobSettings.token_bytes,
     affinity: Annotated[
-        str,
+        AffinityForm,
         typer.Option(help="Affinity: stored, or codes (computed from codes of text and vision tokens: smaller)."),
     ] = JobSettings.affinity,
     head_memory: Annotated[
         int, typer.Option(help="Most MiB of the LM head projected to codes, which readers keep in memory.")
     ] = JobSettings.head_memory,
     precision: Annotated[
-        str,
-        typer.Option(help="Precision of logits: bfloat16, float16, float32, or rounded: step0.1 or step0.2 (smaller)."),
+        LogitsPrecision, typer.Option(help="Precision of logits; step0.1 and step0.2 round to multiples (smaller).")
     ] = JobSettings.precision,
     affinity_precision: Annotated[
-        str, typer.Option(help="Precision of the affinity: int8, float16 or float32.")
+        AffinityPrecision, typer.Option(help="Precision of the affinity.")
     ] = JobSettings.affinity_precision,
     compression: Annotated[
-        str, typer.Option(help="Compression: zstd, or lz4 (larger, faster to read).")
+        Compression, typer.Option(help="Compression; lz4 is larger, and faster to read.")
     ] = JobSettings.compression,
     workers: Annotated[int, typer.Option(help="Ray actors, each with its own teacher.")] = JobSettings.workers,
     gpus_per_worker: Annotated[
@@ -72,9 +68,7 @@ def cache_teacher(
     max_length: Annotated[
         int | None, typer.Option(help="Skip samples with more tokens. (default: the teacher's limit)")
     ] = JobSettings.max_length,
-    dtype: Annotated[
-        str, typer.Option(help="Dtype of the teacher: auto, float32, bfloat16 or float16.")
-    ] = JobSettings.dtype,
+    dtype: Annotated[Dtype, typer.Option(help="Dtype of the teacher; auto is that of its checkpoint.")] = "auto",
     attn_implementation: Annotated[
         str | None, typer.Option(help="Attention of the teacher, for instance sdpa or eager.")
     ] = JobSettings.attn_implementation,
@@ -126,11 +120,11 @@ def cache_teacher(
         answer_top_k=answer_top_k,
         logit_error=_logit_error(logit_error),
         token_bytes=token_bytes,
-        affinity=cast("AffinityForm", affinity),
+        affinity=affinity,
         head_memory=head_memory,
-        precision=cast("LogitsPrecision", precision),  # JobSettings refuses other values
-        affinity_precision=cast("AffinityPrecision", affinity_precision),
-        compression=cast("Compression", compression),
+        precision=precision,
+        affinity_precision=affinity_precision,
+        compression=compression,
         workers=workers,
         gpus_per_worker=gpus_per_worker,
         address=address,

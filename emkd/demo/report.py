@@ -34,11 +34,11 @@ PAIRED = (
 
 REGIME = """\
 If pairs belong together, a student learns from them what the teacher's answers alone do not teach: compare emkd with
-rld and with emkd-random. Over 10 seeds EM-KD is 11.2 points above RLD, and 14.1 above random pairs
-(benchmarks/results/demo_seeds.json). What flatters: SFT learns wrong answers by heart and ends below its start. The
-student starts as a copy of the teacher. The regime was looked for on validation scenes: few questions a picture, grids
-of teacher and student that do not coincide, and a teacher whose vision tokens were trained to name what they show and
-where. It is a small task, and no evidence for large models; docs/demonstration.md says more."""
+rld and with emkd-random. Over 10 seeds EM-KD is 11.2 points above RLD, and 14.1 above random pairs.
+What flatters: SFT learns wrong answers by heart and ends below its start. The student starts as a copy of the teacher.
+The regime was looked for on validation scenes: few questions a picture, grids of teacher and student that do not
+coincide, and a teacher whose vision tokens were trained to name what they show and where. It is a small task, and no
+evidence for large models."""
 
 
 def table(results: dict[str, Any], out: Path) -> str:

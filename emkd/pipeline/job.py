@@ -125,9 +125,20 @@ def _prepared(settings: JobSettings) -> tuple[JobSettings, Dataset, Manifest, by
     if unread is not None:
         log(unread)
     run, tokenizer = job_manifest(settings, dataset, _version(open_files(settings.cache)))
+    _say_what_exceeds_v(settings, run.vocabulary_size)
     if settings.for_student is not None:
         check_student(settings, run, tokenizer, dataset)
     return settings, dataset, run, tokenizer
+
+
+def _say_what_exceeds_v(settings: JobSettings, n_tokens: int) -> None:
+    """Log if more logits were asked for than a token has."""
+    for flag, asked, default, tokens in (
+        ("--top-k", settings.top_k, JobSettings.top_k, "vision"),
+        ("--answer-top-k", settings.answer_top_k, JobSettings.answer_top_k, "answer"),
+    ):
+        if asked is not None and asked > n_tokens and asked != default:
+            log(f"{flag} {asked}: the teacher has {n_tokens} ids; all {n_tokens} logits of {tokens} tokens are stored")
 
 
 def _version(files: Files) -> int:

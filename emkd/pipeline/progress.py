@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
 from emkd.pipeline.worker import ShardReport
+from emkd.text import printable_lines
 from emkd.units import size_text, time_text
 
 EXCESS = 1.1  # of a predicted error
@@ -111,4 +112,4 @@ def too_large_error(report: ShardReport, predicted: float | None) -> str | None:
 
 def log(text: str) -> None:
     """Print one line to stderr."""
-    print(text, file=sys.stderr, flush=True)
+    print(printable_lines(text), file=sys.stderr, flush=True)

@@ -19,13 +19,13 @@ from pathlib import Path
 from typing import Any
 
 from emkd.errors import DataFormatError, InputNotFoundError, SampleError, UsageError
-from emkd.plain import one_line
 from emkd.samples.image_entry import ImageFolder
 from emkd.samples.row import ParsedRow, text_hash
 from emkd.samples.sample import Sample
 from emkd.samples.sources.find import find_files
 from emkd.samples.sources.open import open_source
 from emkd.samples.sources.source import RawRow, Source
+from emkd.text import one_line
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,12 +11,12 @@ from functools import cached_property
 from typing import Any
 
 from emkd.errors import SampleError
-from emkd.plain import one_line
 from emkd.samples.conversation import Conversation, Place, parse_conversation
 from emkd.samples.image_entry import ImageFolder, read_image_bytes
 from emkd.samples.known import CONTRADICTORY, CONVERSATION_COLUMNS, IMAGE_COLUMNS, ROW, check_known, is_empty
 from emkd.samples.sample import Sample, Turn, sample_key, text_sha256
 from emkd.samples.sources.source import RawRow
+from emkd.text import one_line
 
 MAX_ID = 1000  # characters
 

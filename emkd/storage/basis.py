@@ -117,6 +117,9 @@ def _parse(data: bytes) -> Basis:
         logit_error=logit_error,
         cap=float(found["cap"]) if "cap" in found else None,
     )
+    dtypes = {name: array.dtype.name for name, array in found.items()}
+    if dtypes != {name: _DTYPES[name] for name in _DTYPES if name != "cap" or "cap" in found}:
+        raise ValueError(f"its arrays have types {dtypes}")
     (width,), (n_ids,), r = basis.mean.shape, basis.offset.shape, sum(basis.groups)
     shapes = [basis.projection.shape, basis.reconstruction.shape, basis.head.shape]
     if shapes != [(width, r), (width, r), (n_ids, r)]:
@@ -124,9 +127,16 @@ def _parse(data: bytes) -> Basis:
     return basis
 
 
-_NOT_A_BASIS = (SafetensorError, KeyError, ValueError, IndexError, TypeError)
+_NOT_A_BASIS = (SafetensorError, KeyError, ValueError, IndexError, TypeError, AttributeError, OverflowError)
 _NUMBERS = ("groups", "step", "logit_error", "cap")
 _ARRAYS = tuple(field.name for field in fields(Basis) if field.name not in _NUMBERS)
+_DTYPES = {
+    **dict.fromkeys(("mean", "projection", "reconstruction", "offset"), "float32"),
+    "head": "float16",
+    "groups": "int64",
+    "step_and_logit_error": "float64",
+    "cap": "float64",
+}
 RESTORE = (
     "Codes cannot be read without it, and it cannot be computed again: restore the file from a copy of the cache, or "
     "make the cache again"

@@ -33,6 +33,7 @@ from emkd.storage.lifecycle.seal import Seal, read_seal
 from emkd.storage.lifecycle.verify import Damage, verify
 from emkd.storage.manifest.manifest import Manifest
 from emkd.storage.manifest.read import count_extensions, read_manifest, read_tokenizer
+from emkd.storage.objects.digest import NEXT_STEP
 from emkd.storage.objects.files import Files
 from emkd.storage.objects.names import TOKENIZER_NAME, committed_shards, index_name, table_name
 from emkd.storage.objects.open import open_files
@@ -83,6 +84,7 @@ class Cache:
             seal.check(files, TOKENIZER_NAME)
             name = table_name(extensions)
             rows = Rows.read(files.where(name), seal.check(files, name))
+            _check_plan(files.where(name), rows, manifest)
             return cls(files, manifest, seal, rows, seal.totals, window)
         committed = read_indexes(files, manifest, _committed(files, manifest, partial))
         return cls(files, manifest, None, Rows.of(committed.table), committed.totals, window)
@@ -239,6 +241,16 @@ class Cache:
         if not 0 <= number < self.n_samples:
             raise SampleNotFoundError(f"{self.files.root}: no sample {number}, it has {self.n_samples} samples")
         return number
+
+
+def _check_plan(where: str, rows: Rows, manifest: Manifest) -> None:
+    """Check that a consolidated index has the rows of all shards, shard after shard. Raises DamagedCacheError."""
+    shards, counts = np.unique(rows.numbers("shard"), return_counts=True)
+    if len(rows) == manifest.n_rows and (np.diff(rows.numbers("shard")) >= 0).all():
+        planned = [shard for shard in manifest.shards if manifest.n_rows_of(shard)]
+        if shards.tolist() == planned and counts.tolist() == list(map(manifest.n_rows_of, planned)):
+            return
+    raise DamagedCacheError(f"{where}: its rows are not the rows of the plan. {NEXT_STEP}")
 
 
 def _committed(files: Files, manifest: Manifest, partial: bool) -> list[int]:

@@ -7,9 +7,11 @@ from typing import Any
 
 from transformers import TrainerCallback
 
+from emkd.text import printable_lines
+
 
 def _to_stderr(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+    print(printable_lines(text), file=sys.stderr, flush=True)
 
 
 _tell: Callable[[str], object] = _to_stderr

@@ -11,6 +11,7 @@ The modules, in reading order:
     truncated      a distribution of which the top-k and the tail are known
     codes          hidden states as integers, and logits read from them
     affinity       cosine similarity of text and vision tokens
+    parts          vision tower, projector, language model and LM head of any family
     checks         the conditions that a family must meet, checked on the first batch
     tolerance      how much a live teacher may differ from its cache
     pooling        students with fewer vision tokens; `pooled_models` and `pooled_qwen` are saved with them

@@ -3,7 +3,6 @@ recipe train it."""
 
 import json
 import shutil
-from pathlib import Path
 
 import pytest
 import torch
@@ -22,7 +21,6 @@ from tests.trainer.test_recipes import SHORT
 
 pytestmark = pytest.mark.slow
 
-RECIPES = Path(__file__).parents[2] / "recipes"
 SIDE, PATCH = 40, 5  # 8 x 8 patches a tile, 16 tokens once averaged
 
 
@@ -160,7 +158,7 @@ def test_by_commands_and_through_both_phases(tower, request, teacher, tmp_path, 
     cache = tiny.make_cache(teacher, data, tmp_path / "cache")
     phases = {"phase1-align": (tmp_path / "s", None), "phase2-emkd": (tmp_path / "phase1-align", str(cache))}
     for phase, (student, known) in phases.items():
-        recipe = with_flags(load_recipe(RECIPES / f"{phase}.yaml"), SHORT)
+        recipe = with_flags(load_recipe(phase), SHORT)
         metrics = train_student(
             TrainSettings(student=str(student), data=str(data), output=tmp_path / phase, cache=known, recipe=recipe)
         )

@@ -9,7 +9,8 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from emkd.inspection import inspect_cache, render
-from emkd.inspection.terminal.sample import colour, label, printable, word_columns
+from emkd.inspection.terminal.sample import colour, label, word_columns
+from emkd.text import printable
 from tests.inspection.made import WORDS, one_sample, span
 from tests.storage.builders import V
 

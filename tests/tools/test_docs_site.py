@@ -17,9 +17,9 @@ from tools.docs_site import PAGES, with_links
     [
         ("readme.md", "[jobs](docs/job.md)", "[jobs](job.md)"),
         ("readme.md", "[x](docs/benchmarks.md#reading)", "[x](benchmarks.md#reading)"),
-        ("readme.md", "[recipe](recipes)", "recipe (`recipes`)"),
-        ("training.md", "[demo.yaml](../recipes/demo.yaml)", "`recipes/demo.yaml`"),
-        ("training.md", "[recipes/demo.yaml](../recipes/demo.yaml)", "`recipes/demo.yaml`"),
+        ("readme.md", "[recipe](emkd/recipes)", "recipe (`emkd/recipes`)"),
+        ("training.md", "[demo.yaml](../emkd/recipes/demo.yaml)", "`emkd/recipes/demo.yaml`"),
+        ("training.md", "[recipes/demo.yaml](../emkd/recipes/demo.yaml)", "`emkd/recipes/demo.yaml`"),
         ("index.md", "[a](../README.md) and [b](../docker/README.md)", "[a](readme.md) and [b](docker.md)"),
         ("docker.md", "[c](../SECURITY.md)", "[c](security.md)"),
         ("api/emkd.md", "[d](../job.md)", "[d](../job.md)"),

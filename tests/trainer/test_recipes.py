@@ -1,4 +1,4 @@
-"""The recipes of recipes/: each can be used unchanged, and does what its comments say."""
+"""The recipes of emkd/recipes/: each can be used unchanged, and does what its comments say."""
 
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from emkd.trainer.student.student import load_student
 from emkd.vlm.loading import load_model
 from tests import tiny
 
-RECIPES = Path(__file__).parents[2] / "recipes"
+RECIPES = Path(__file__).parents[2] / "emkd" / "recipes"
 NAMES = sorted(path.stem for path in RECIPES.glob("*.yaml"))
 SHORT = {
     "training.max_steps": 2, "training.num_train_epochs": None, "training.per_device_train_batch_size": 2,
@@ -25,7 +25,7 @@ SHORT = {
 
 
 def recipe_of(name):
-    return load_recipe(RECIPES / f"{name}.yaml")
+    return load_recipe(name)
 
 
 def learning(recipe, path):
@@ -70,7 +70,7 @@ def test_phase_2_trains_all_with_the_papers_weights(student_path):
     assert learning(recipe, student_path)[0] == whole
     weights = recipe.losses.weights
     assert (weights.alpha, weights.beta, weights.gamma) == (0.5, 0.25, 25.0)
-    assert recipe.student.learning_rates["model.vision_tower"] < recipe.training["learning_rate"]
+    assert recipe.student.learning_rates["vision_tower"] < recipe.training["learning_rate"]
 
 
 def test_all_that_learns_by_lora_is_additions(student_path):

@@ -104,7 +104,7 @@ def test_freezing(settings, student_path, tmp_path):
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     assert changed
     assert not {name for name in changed if "vision_tower" in name}
-    with pytest.raises(UsageError, match=r"freeze 'no.such': no parameter.*model.language_model"):
+    with pytest.raises(UsageError, match=r"freeze 'no.such': no parameter.*language_model"):
         train_student(settings(with_flags(BASE, {"student.freeze": ["no.such"]}), output=tmp_path / "other"))
 
 

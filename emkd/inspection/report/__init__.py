@@ -1,1 +1,4 @@
-"""Reports as plain values. Reading order: summary (the whole cache), sample (one sample), heatmap (its numbers)."""
+"""Reports as plain values.
+
+Reading order: summary (the whole cache), listing (pages of samples), sample (one sample), heatmap (its numbers).
+"""

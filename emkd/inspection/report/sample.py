@@ -1,6 +1,5 @@
 """One sample: its text as the teacher read it, the likeliest word of each vision token, and the affinity."""
 
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -16,11 +15,10 @@ from emkd.inspection.report.heatmap import (
     columns_each,
     split_tiles,
 )
+from emkd.inspection.report.listing import find_by_name_or_number, text_of, tokenizer_of
 from emkd.storage.cache import Cache
 from emkd.storage.record import ImageSpan, Record
 
-# Marks an image in the text.
-IMAGE_SIGN = "⟦image {number}⟧"
 DECIMALS = 3  # of an affinity; int8 resolves 0.008
 
 
@@ -40,9 +38,9 @@ def describe_sample(cache: Cache, key_or_id: str) -> dict[str, Any]:
 
     Raises SampleNotFoundError, UsageError (several samples have that id), DamagedCacheError.
     """
-    info = cache.sample_info(cache.find(key_or_id))
+    info = cache.sample_info(find_by_name_or_number(cache, key_or_id))
     record = cache.record(info.number)
-    tokenizer = Tokenizer.from_buffer(cache.tokenizer_json)
+    tokenizer = tokenizer_of(cache)
     affinity = cache.affinity(record)
     return {
         "sample": info.number,
@@ -52,24 +50,13 @@ def describe_sample(cache: Cache, key_or_id: str) -> dict[str, Any]:
         "shard": info.shard,
         "tokens": {"text": info.n_text, "vision": info.n_vision, "answer": info.n_answer},
         "retained_mass": info.retained_mass,
-        "text": _text(record, tokenizer),
+        "text": text_of(record, tokenizer),
         "answers": [{"said": word, "teacher": best} for word, best in zip(*_answers(record, tokenizer), strict=True)],
         "images": [
             {**_image(record, span, tokenizer), "affinity": _affinity(affinity, record, span, tokenizer)}
             for span in record.images
         ],
     }
-
-
-def _text(record: Record, tokenizer: Tokenizer) -> str:
-    """The text tokens decoded, with a sign at the position of each image."""
-    cuts = [0, *(span.text_position for span in record.images), len(record.text_ids)]
-    parts = []
-    for number, (start, stop) in enumerate(pairwise(cuts)):
-        parts.append(tokenizer.decode(record.text_ids[start:stop].tolist(), skip_special_tokens=False))
-        if number < len(record.images):
-            parts.append(IMAGE_SIGN.format(number=number))
-    return " ".join(part for part in parts if part)
 
 
 def _answers(record: Record, tokenizer: Tokenizer) -> tuple[list[str], list[str]]:

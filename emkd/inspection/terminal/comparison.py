@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from emkd.inspection.terminal.sample import printable
+from emkd.text import printable
 
 WIDTH = 100  # no table here is wider
 DISTANCES = ("near", "far")
@@ -134,7 +134,7 @@ def _computed_on(found: dict[str, Any]) -> list[str]:
     return [
         f"\nRegret of the assignment (0 the best, 1 random): {regrets}. Length: 1 is that of the dense gradient.",
         "Pairs are found by the paper's cost (losses.cost: logits).",
-        "A smaller --logit-error, or without codes a larger --top-k, brings them closer to dense (docs/method.md).",
+        "A smaller --logit-error, or without codes a larger --top-k, brings them closer to dense.",
         "The students are synthetic: this teacher's hidden states, means of four neighbouring vision tokens,",
         f"with noise ({noise}). Computed on the first images of these samples {answers}:",
         *(f"  sample {line}" for line in seen),

@@ -6,7 +6,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from emkd.inspection.terminal.sample import printable, render_sample
+from emkd.inspection.terminal.listing import render_list
+from emkd.inspection.terminal.sample import render_sample
+from emkd.text import printable
 
 SAME_COMMAND = "the same cache-teacher command"
 FILES_SHOWN = 3
@@ -20,6 +22,8 @@ def render(report: dict[str, Any], console: Console | None = None) -> None:
         _damage(report, console)
     elif "key" in report:
         render_sample(report, console)
+    elif "list" in report:
+        render_list(report, console)
     else:
         _summary(report, console)
 

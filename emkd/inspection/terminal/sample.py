@@ -4,7 +4,6 @@ A cell of a heat map is a shade, and on a colour terminal a colour as well; else
 shades alone must be readable. Widths are in terminal cells: some characters take two.
 """
 
-import re
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
@@ -18,6 +17,7 @@ from rich.style import Style
 from rich.text import Text
 
 from emkd.inspection.report.heatmap import bin_columns, bounds, levels
+from emkd.text import printable
 
 WORD_WIDTH, MIN_WORD_WIDTH = 9, 6
 LABEL_WIDTH = 10
@@ -25,8 +25,6 @@ MARGIN = LABEL_WIDTH + 5  # of a heat map: the answers' mark, a space, the label
 MIN_COLUMNS = 8
 SHADES = " ░▒▓█"
 N_COLOURS = 16
-# Line ends and control characters in data would break a grid, or control the terminal.
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 _ANCHORS = ((68, 1, 84), (33, 145, 140), (253, 231, 37))  # the ends and the middle of viridis
 
 
@@ -133,11 +131,6 @@ def label(word: str) -> str:
     word = printable(word)
     cut = set_cell_size(word, min(cell_len(word), LABEL_WIDTH))
     return " " * (LABEL_WIDTH - cell_len(cut)) + cut
-
-
-def printable(word: str) -> str:
-    """Return the word on one line, with control characters replaced."""
-    return _CONTROL.sub("·", word)
 
 
 @lru_cache

@@ -7,11 +7,11 @@ so that it decodes exactly the bytes that it checked, and to save zarr-python's 
 
 import json
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import numcodecs
 import numcodecs.blosc
-import numcodecs.zstd
 import numpy as np
 import zarr
 from numpy.typing import NDArray
@@ -22,6 +22,7 @@ from zarr.storage import MemoryStore
 from emkd.errors import DamagedCacheError
 from emkd.storage.arrays.layout import ArrayLayout
 from emkd.storage.objects.digest import NEXT_STEP
+from emkd.storage.objects.sizes import unpack_blosc, unpack_zstd
 
 # Blosc's threads suit a process that has the machine to itself; here workers share the cores, and some are forked.
 numcodecs.blosc.use_threads = False
@@ -96,17 +97,27 @@ class StoredArray:
         """
         try:
             found = json.loads(data)
-            shape, chunk = tuple(found["shape"]), tuple(found["chunk_grid"]["configuration"]["chunk_shape"])
+            shape, chunk = (
+                _whole_numbers(found["shape"]),
+                _whole_numbers(found["chunk_grid"]["configuration"]["chunk_shape"]),
+            )
             codecs = [codec["name"] for codec in found["codecs"]]
             length = shape[layout.token_axis] if length is None else length
             described = (shape, found["data_type"], found["attributes"].get("precision"))
-        except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError) as error:
             raise DamagedCacheError(f"{where}: not the metadata of an array ({error!r}). {NEXT_STEP}") from error
         expected = (layout.shape(length), layout.dtype.name, layout.attributes.get("precision"))
         if described != expected:
             raise DamagedCacheError(
                 f"{where}: shape, type and precision are {described}, expected {expected} from the manifest and the "
                 f"index. {NEXT_STEP}"
+            )
+        if not any(
+            chunk == layout.shape(tokens) for tokens in chunk[layout.token_axis :][:1] if 1 <= tokens <= max(1, length)
+        ):
+            raise DamagedCacheError(
+                f"{where}: chunks of shape {chunk} of an array of shape {shape}; expected whole tokens, at most all of "
+                f"them. {NEXT_STEP}"
             )
         expected_codecs = [["blosc"], *([[]] if layout.once_plain else [["zstd"]])]
         if codecs[:1] != ["bytes"] or codecs[1:] not in expected_codecs:
@@ -119,10 +130,19 @@ class StoredArray:
         """Elements of a chunk along the array's axis."""
         return self.chunk[self.layout.token_axis]
 
+    @property
+    def n_chunks(self) -> int:
+        """The number of chunks."""
+        return -(-self.shape[self.layout.token_axis] // self.tokens_per_chunk)
+
+    @property
+    def n_bytes(self) -> int:
+        """Memory of all chunks in bytes."""
+        return self.n_chunks * prod(self.chunk) * self.layout.dtype.itemsize
+
     def chunk_names(self) -> list[str]:
         """Return the names of the chunks in the array's folder, in the order of the tokens."""
-        n_chunks = -(-self.shape[self.layout.token_axis] // self.tokens_per_chunk)
-        return [chunk_name(self.layout, i) for i in range(n_chunks)]
+        return [chunk_name(self.layout, i) for i in range(self.n_chunks)]
 
     def decode(self, where: str, data: bytes, chunk: NDArray[Any]) -> None:
         """Decode `data` into `chunk`, which has the shape and type of a chunk.
@@ -131,20 +151,19 @@ class StoredArray:
         """
         try:
             if self.codec == "blosc":
-                # The decoded size in the header: Blosc fills only the beginning of `chunk` if it is smaller.
-                complete = int.from_bytes(data[4:8], "little") == chunk.nbytes
-                numcodecs.blosc.decompress(data, chunk)
-            elif self.codec == "none":
-                complete = len(data) == chunk.nbytes
-                chunk[...] = np.frombuffer(data, self.layout.dtype).reshape(self.chunk)
+                unpack_blosc(data, chunk.reshape(-1).view(np.uint8).data)
             else:
-                flat = np.frombuffer(numcodecs.zstd.decompress(data), self.layout.dtype)
-                complete = True
-                chunk[...] = flat.reshape(self.chunk)
+                plain = data if self.codec == "none" else unpack_zstd(data, chunk.nbytes)
+                chunk[...] = np.frombuffer(plain, self.layout.dtype).reshape(self.chunk)
         except (ValueError, RuntimeError) as error:
             raise DamagedCacheError(f"{where}: not a chunk of shape {self.chunk} ({error}). {NEXT_STEP}") from error
-        if not complete:
-            raise DamagedCacheError(f"{where}: not a chunk of shape {self.chunk}. {NEXT_STEP}")
+
+
+def _whole_numbers(found: Any) -> tuple[int, ...]:
+    """Return a list of JSON as numbers. Raises TypeError for floats, which equal whole numbers, and for booleans."""
+    if not isinstance(found, list) or any(type(number) is not int for number in found):
+        raise TypeError(f"{found!r:.80} are not whole numbers")
+    return tuple(found)
 
 
 def chunk_name(layout: ArrayLayout, index: int) -> str:

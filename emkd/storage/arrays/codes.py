@@ -17,10 +17,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from emkd.errors import DamagedCacheError
 from emkd.storage.arrays.frames import decode_frame, encode_frame, fits_int8
 from emkd.storage.arrays.kind import ArrayKind, Arrays
 from emkd.storage.arrays.layout import ArrayLayout, TokenAxis, frame_axes
 from emkd.storage.manifest.codes import BasisIdentity
+from emkd.storage.objects.digest import NEXT_STEP
+from emkd.storage.objects.sizes import check_explained
 
 
 @dataclass(frozen=True)
@@ -51,13 +54,19 @@ class CodeFrames(ArrayKind):
         They are int8 if no frame has a number that needs more: half of the memory to write, to keep and to send.
         """
         data = np.ascontiguousarray(arrays[self.codes.name]).data
-        ends = accumulate(arrays[self.n_bytes.name].tolist(), initial=0)
+        check_explained(self.codes.name, 2 * shape[0] * shape[1], data.nbytes)
+        ends = list(accumulate(arrays[self.n_bytes.name].tolist(), initial=0))
         frames = [data[first:last] for first, last in pairwise(ends)]
         small = bool(frames) and all(fits_int8(frame, self.groups) for frame in frames)
         out, token = np.empty((shape[1], shape[0]), np.int8 if small else np.int16), 0
         for frame, n_tokens in zip(frames, arrays[self.n_tokens.name].tolist(), strict=True):
             decode_frame(self.codes.name, frame, self.groups, out[:, token : token + n_tokens])
             token += n_tokens
+        if (ends[-1], token) != (data.nbytes, shape[0]):
+            raise DamagedCacheError(
+                f"{self.codes.name}: frames of {token} tokens in {ends[-1]} bytes; expected {shape[0]} tokens in "
+                f"{data.nbytes} bytes. {NEXT_STEP}"
+            )
         return out.T
 
 
@@ -71,7 +80,7 @@ def codes(axis: TokenAxis, basis: BasisIdentity) -> CodeFrames:
         shuffle="noshuffle",
         compression="lz4",  # saves the zeros that fill the last chunk; nothing of the frames
         once_plain=True,
-        attributes={"meaning": "frames of codes, see docs/format.md", "step": basis.step, "groups": list(basis.groups)},
+        attributes={"meaning": "frames of codes", "step": basis.step, "groups": list(basis.groups)},
     )
     n_bytes, n_tokens = (
         ArrayLayout(

@@ -14,6 +14,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from emkd.errors import DamagedCacheError
 from emkd.storage.arrays.affinity import affinity
 from emkd.storage.arrays.codes import CodeFrames, codes
 from emkd.storage.arrays.ids import ids
@@ -23,6 +24,7 @@ from emkd.storage.arrays.logits import logits, to_keys
 from emkd.storage.arrays.positions import answer_positions, text_ids
 from emkd.storage.arrays.tails import tail
 from emkd.storage.manifest.manifest import Manifest
+from emkd.storage.objects.digest import NEXT_STEP
 from emkd.storage.precision import (
     AffinityPrecision,
     LogitsPrecision,
@@ -91,6 +93,7 @@ class TopLogitsArrays:
 class RecordArrays:
     """The arrays of all fields of a record. affinity, text_codes: one of them is None, or text_codes alone"""
 
+    n_ids: int
     affinity_precision: AffinityPrecision
     text_ids: ArrayKind
     text_codes: CodeFrames | None
@@ -103,6 +106,7 @@ class RecordArrays:
     def of(cls, manifest: Manifest) -> "RecordArrays":
         """Return the arrays of every shard of a cache."""
         return cls(
+            n_ids=manifest.vocabulary_size,
             affinity_precision=manifest.affinity_precision,
             text_ids=text_ids(manifest),
             text_codes=_codes("text", manifest),
@@ -146,7 +150,7 @@ class RecordArrays:
         n_text, n_vision = len(arrays["text_ids"]), len(arrays["vision_tail_logsumexp"])
         n_answer = len(arrays["answer_positions"])
         n_codes = 0 if self.text_codes is None else sum(self.text_codes.groups)
-        return {
+        found: dict[str, Any] = {
             "text_ids": self.text_ids.decode(arrays, (n_text,)),
             "vision": self.vision.decode(arrays, n_vision),
             "affinity": self._affinity(arrays, (n_text, n_vision)),
@@ -154,12 +158,25 @@ class RecordArrays:
             "answer_positions": self.answer_positions.decode(arrays, (n_answer,)),
             "answer": self.answer.decode(arrays, n_answer),
         }
+        _check_below("text_ids", found["text_ids"], 2**31)  # the embedding may have more rows than the LM head
+        _check_below("answer_positions", found["answer_positions"], n_text)
+        for name in ("vision", "answer"):
+            _check_below(f"{name} ids", found[name].ids, self.n_ids)
+        return found
 
     def _affinity(self, arrays: Mapping[str, NDArray[Any]], shape: tuple[int, int]) -> NDArray[np.float32] | None:
         if self.affinity is None:
             return None
         found = decode_affinity(self.affinity.decode(arrays, shape), self.affinity_precision)
         return _own(found) if self.affinity_precision == "float32" else found
+
+
+def _check_below(name: str, numbers: NDArray[np.int32], end: int) -> None:
+    """Raise DamagedCacheError unless all numbers are from 0 to `end` - 1: they will be used as positions."""
+    if numbers.size and not 0 <= int(numbers.min()) <= int(numbers.max()) < end:
+        raise DamagedCacheError(
+            f"{name}: {int(numbers.min())} to {int(numbers.max())}, expected 0 to {end - 1}. {NEXT_STEP}"
+        )
 
 
 def _codes(axis: TokenAxis, manifest: Manifest) -> CodeFrames | None:

@@ -19,8 +19,10 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from emkd.errors import DamagedCacheError
+from emkd.storage.index.parquet_sizes import check_parquet
 from emkd.storage.index.table import (
     INDEX_SCHEMA,
+    MAY_BE_NULL,
     OK,
     TEXT_COLUMN,
     images_with_offsets,
@@ -62,8 +64,11 @@ class Rows:
         """
         try:
             file = pq.ParquetFile(pa.BufferReader(data))
+            check_parquet(where, data, file, ())
             found, n_rows = file.schema_arrow, file.metadata.num_rows
-        except (pa.ArrowException, OSError, ValueError, MemoryError) as error:
+        except DamagedCacheError:
+            raise
+        except (pa.ArrowException, OSError, ValueError, MemoryError, OverflowError) as error:
             raise _not_as_written(where, error) from error
         schema = schema_of(found)
         if schema is None:
@@ -85,14 +90,24 @@ class Rows:
             raise KeyError(f"{names}: expected columns of {INDEX_SCHEMA.names}")
         where, data = self._parquet
         try:
-            table = pq.ParquetFile(pa.BufferReader(data)).read(columns=list(names), use_threads=False)
+            file = pq.ParquetFile(pa.BufferReader(data))
+            check_parquet(where, data, file, names)
+            table = file.read(columns=list(names), use_threads=False)
             table.validate(full=True)
-        except (pa.ArrowException, OSError, ValueError, MemoryError) as error:
+            nulls = [name for name in names if name not in MAY_BE_NULL and table[name].null_count]
+            if nulls or len(table) != self._n_rows:
+                raise ValueError(f"nulls in {nulls}, {len(table)} rows of {self._n_rows}")
+        except DamagedCacheError:
+            raise
+        except (pa.ArrowException, OSError, ValueError, MemoryError, OverflowError) as error:
             raise _not_as_written(where, error) from error
         if "images" in names and table.schema.field("images").type != INDEX_SCHEMA.field("images").type:
             images = images_with_offsets(table["images"], self[offset_column("vision")])
             table = table.set_column(table.column_names.index("images"), "images", images)
-        table = table.select(list(names)).cast(pa.schema([INDEX_SCHEMA.field(name) for name in names]))
+        try:
+            table = table.select(list(names)).cast(pa.schema([INDEX_SCHEMA.field(name) for name in names]))
+        except (pa.ArrowException, ValueError) as error:
+            raise _not_as_written(where, error) from error
         self._columns.update(zip(names, table.columns, strict=True))
         if len(self._columns) == len(INDEX_SCHEMA):
             self._parquet = None  # every column is decoded

@@ -33,7 +33,7 @@ from emkd.storage.objects.digest import (
     sha256_hex,
 )
 from emkd.storage.objects.files import Files
-from emkd.storage.objects.names import committed_shards, index_name, shard_of_folder, shard_prefix
+from emkd.storage.objects.names import committed_shards, index_name, is_plain, shard_of_folder, shard_prefix
 
 _METADATA_KEY = b"emkd"
 
@@ -58,6 +58,14 @@ class LogitError:
         """Return the error of some tokens from the mean square error of each; None if there are none."""
         n = len(mean_squares)
         return cls(mean_square=float(f"{math.fsum(mean_squares) / n:.6g}"), n_tokens=n) if n else None
+
+    @classmethod
+    def from_json(cls, value: Any) -> "LogitError":
+        """Parse {mean_square, n_tokens}. Raises ValueError or TypeError for other values."""
+        found = cls(**value)
+        if not 0 <= float(found.mean_square) < math.inf or type(found.n_tokens) is not int or found.n_tokens < 1:
+            raise ValueError(f"expected an error and a number of tokens, got {value!r:.80}")
+        return found
 
     @classmethod
     def total(cls, parts: "Iterable[LogitError | None]") -> "LogitError | None":
@@ -117,6 +125,9 @@ class ShardIndex:
         body = open_envelope(where, (table.schema.metadata or {}).get(_METADATA_KEY, b""))
         table = table.replace_schema_metadata(None)
         try:
+            strange = [name for name in body["objects"] if not is_plain(name)]
+            if strange:
+                raise ValueError(f"{strange[0]!r:.80} is not the name of an object")
             index = cls(
                 shard=int(body["shard"]),
                 attempt=str(body["attempt"]),
@@ -124,10 +135,11 @@ class ShardIndex:
                 objects={name: ObjectDigest.from_json(value) for name, value in body["objects"].items()},
                 table=table,
                 halvings={int(row): int(times) for row, times in body.get("halvings", {}).items()},
-                logit_error=LogitError(**body["logit_error"]) if "logit_error" in body else None,
+                logit_error=LogitError.from_json(body["logit_error"]) if "logit_error" in body else None,
             )
+            _ = index.prefix  # an attempt that can be part of a name
             intact = vouched or _rows_sha256(table) == body["rows_sha256"]
-        except (KeyError, TypeError, ValueError, AttributeError, pa.ArrowException) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError, pa.ArrowException) as error:
             raise DamagedCacheError(f"{where}: not the index of a shard ({error}). {NEXT_STEP}") from error
         if not intact:
             raise DamagedCacheError(f"{where}: its rows do not match their own hash. {NEXT_STEP}")

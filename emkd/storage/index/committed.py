@@ -10,10 +10,11 @@ import pyarrow.compute as pc
 from emkd.errors import DamagedCacheError
 from emkd.storage.arrays.layout import IndexedAxis
 from emkd.storage.arrays.record_arrays import RecordArrays
+from emkd.storage.index.check_rows import check_rows
 from emkd.storage.index.commit import LogitError, ShardIndex, changed_sizes, read_index
 from emkd.storage.index.table import INDEX_SCHEMA, TEXT_COLUMN, count_column, n_stored_vision, with_texts
 from emkd.storage.manifest.manifest import Manifest
-from emkd.storage.manifest.plan import Stored
+from emkd.storage.manifest.plan import Count, Stored
 from emkd.storage.manifest.read import manifest_files
 from emkd.storage.objects.checked import read_existing
 from emkd.storage.objects.digest import NEXT_STEP, ObjectDigest
@@ -29,11 +30,11 @@ class Totals(Stored):
     logit_error:          measured root mean square error of logits read from codes; None without codes
     """
 
-    vision_tokens: int
-    stored_vision_tokens: int | None = None
-    text_tokens: int
-    answer_tokens: int
-    n_bytes: dict[str, int]
+    vision_tokens: Count
+    stored_vision_tokens: Count | None = None
+    text_tokens: Count
+    answer_tokens: Count
+    n_bytes: dict[str, Count]
     logit_error: float | None = None
 
 
@@ -59,14 +60,18 @@ def read_committed(
     other rows than the plan.
     """
     index, where = read_index(files, shard, data, vouched=vouched), files.where(index_name(shard))
+    if shard not in manifest.shards:
+        raise DamagedCacheError(f"{where}: no plan has shard {shard}. {NEXT_STEP}")
     if index.settings_sha256 != manifest.shard_sha256(shard):
         plan = files.where(manifest_files(manifest)[manifest.source(shard)])
         raise DamagedCacheError(
             f"{where}: written under a manifest or plan other than {plan}: one of the two belongs to another cache or "
             f"was changed. {NEXT_STEP}"
         )
-    if index.table["row"].to_pylist() != list(manifest.rows(shard)):
+    same_number = len(index.table) == manifest.n_rows_of(shard)
+    if not same_number or index.table["row"].to_pylist() != list(manifest.rows(shard)):
         raise DamagedCacheError(f"{where}: its rows are not the rows of the plan. {NEXT_STEP}")
+    check_rows(where, index.table, shard, manifest)
     return index
 
 

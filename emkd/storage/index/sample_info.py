@@ -2,8 +2,10 @@
 
 from dataclasses import dataclass
 
+from emkd.errors import DamagedCacheError
 from emkd.storage.index.columns import Rows
 from emkd.storage.index.table import images_from_json
+from emkd.storage.objects.digest import NEXT_STEP
 from emkd.storage.record import ImageSpan
 
 _COLUMNS = (
@@ -28,9 +30,13 @@ class SampleInfo:
 
     @classmethod
     def of(cls, rows: Rows, number: int) -> "SampleInfo":
-        """Return the info of the sample with this number, which must exist."""
+        """Return the info of the sample with this number, which must exist. Raises DamagedCacheError."""
         position = int(rows.samples[number])
         row = {name: rows[name][position].as_py() for name in _COLUMNS}
+        try:
+            images = images_from_json(row["images"])
+        except (TypeError, ValueError) as error:
+            raise DamagedCacheError(f"sample {number}: its images are not as an index has them. {NEXT_STEP}") from error
         return cls(
             number=number,
             row=row["row"],
@@ -40,6 +46,6 @@ class SampleInfo:
             n_text=row["text_count"],
             n_vision=row["vision_count"],
             n_answer=row["answer_count"],
-            images=images_from_json(row["images"]),
+            images=images,
             retained_mass=row["retained_mass"],
         )

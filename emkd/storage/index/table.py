@@ -17,10 +17,12 @@ import pyarrow.parquet as pq
 
 from emkd.errors import DamagedCacheError
 from emkd.storage.arrays.layout import IndexedAxis
+from emkd.storage.index.parquet_sizes import check_parquet
 from emkd.storage.objects.digest import NEXT_STEP
 from emkd.storage.record import ImageSpan
 
 TEXT_COLUMN = "text_sha256"
+MAY_BE_NULL = (TEXT_COLUMN, "retained_mass")
 
 OK = "ok"
 SKIPPED = "skipped"
@@ -169,12 +171,19 @@ def read_parquet(where: str, data: bytes) -> pa.Table:
     Raises DamagedCacheError if they are not a Parquet file or its columns are not those of an index.
     """
     try:
-        table = pq.ParquetFile(pa.BufferReader(data)).read(use_threads=False)
+        file = pq.ParquetFile(pa.BufferReader(data))
+        check_parquet(where, data, file)
+        table = file.read(use_threads=False)
         table.validate(full=True)
-    except (pa.ArrowException, OSError, ValueError, MemoryError) as error:
+    except DamagedCacheError:
+        raise
+    except (pa.ArrowException, OSError, ValueError, MemoryError, OverflowError) as error:
         raise DamagedCacheError(f"{where}: not a readable Parquet file ({error}). {NEXT_STEP}") from error
     schema = schema_of(table.schema)
     if schema is None:
         raise DamagedCacheError(f"{where}: its columns are not the columns of an index. {NEXT_STEP}")
     # Reading Parquet adds field ids to the schema. Without them, the same rows give the same bytes when written again.
-    return table.cast(schema.with_metadata(table.schema.metadata))
+    try:
+        return table.cast(schema.with_metadata(table.schema.metadata))
+    except (pa.ArrowException, ValueError) as error:
+        raise DamagedCacheError(f"{where}: not a readable Parquet file ({error}). {NEXT_STEP}") from error

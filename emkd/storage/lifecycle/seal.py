@@ -12,7 +12,7 @@ import json
 
 import pyarrow as pa
 import pyarrow.compute as pc
-from pydantic import ValidationError
+from pydantic import ValidationError, model_validator
 
 from emkd.errors import CacheConflictError, CacheIncompleteError, DamagedCacheError
 from emkd.storage.basis import read_basis
@@ -20,18 +20,18 @@ from emkd.storage.index.commit import missing_shards
 from emkd.storage.index.committed import Committed, Totals, read_indexes
 from emkd.storage.index.table import OK, read_parquet, write_parquet
 from emkd.storage.manifest.manifest import Manifest
-from emkd.storage.manifest.plan import Stored
+from emkd.storage.manifest.plan import Count, Stored
 from emkd.storage.manifest.read import basis_files, count_extensions, manifest_files, read_manifest, read_tokenizer
 from emkd.storage.objects.checked import read_existing
 from emkd.storage.objects.digest import NEXT_STEP, ObjectDigest, checked, open_envelope, seal_envelope
 from emkd.storage.objects.files import Files
-from emkd.storage.objects.names import MANIFEST_NAME, TOKENIZER_NAME, index_name, seal_name, table_name
+from emkd.storage.objects.names import MANIFEST_NAME, TOKENIZER_NAME, index_name, is_plain, seal_name, table_name
 
 
 class SealedObject(Stored):
     """Size and hash of an object in the seal."""
 
-    n_bytes: int
+    n_bytes: Count
     sha256: str
 
     @classmethod
@@ -48,11 +48,18 @@ class SealedObject(Stored):
 class Seal(Stored):
     """The body of seal.json. n_samples + n_skipped is the number of rows of the plan."""
 
-    n_samples: int
-    n_skipped: int
-    n_shards: int
+    n_samples: Count
+    n_skipped: Count
+    n_shards: Count
     totals: Totals
     objects: dict[str, SealedObject]
+
+    @model_validator(mode="after")
+    def _check(self) -> "Seal":
+        strange = [name for name in self.objects if not is_plain(name)]
+        if strange:
+            raise ValueError(f"{strange[0]!r:.80} is not the name of an object")
+        return self
 
     def check(self, files: Files, name: str) -> bytes:
         """Read an object and check it. Raises DamagedCacheError if it is missing, changed, or not in the seal."""

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from emkd.storage.manifest.plan import Positive, Stored
+from emkd.storage.objects.sizes import MOST_COLUMNS
 
 Above0 = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
@@ -53,6 +54,12 @@ class BasisIdentity(Stored):
     @model_serializer(mode="wrap")
     def _without_no_cap(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
         return {name: value for name, value in dump(self).items() if name != "cap" or value is not None}
+
+    @model_validator(mode="after")
+    def _check_columns(self) -> "BasisIdentity":
+        if not self.groups or self.n_columns > MOST_COLUMNS:
+            raise ValueError(f"{self.n_columns} columns in {len(self.groups)} groups; expected 1 to {MOST_COLUMNS:,}")
+        return self
 
     @property
     def n_columns(self) -> int:

@@ -17,6 +17,7 @@ from emkd.storage.manifest.codes import BasisIdentity, CodesAsked
 from emkd.storage.manifest.plan import DatasetIdentity, Extension, Positive, ShardPlan, Stored
 from emkd.storage.objects.digest import canonical_json, sha256_hex
 from emkd.storage.objects.names import MANIFEST_NAME
+from emkd.storage.objects.sizes import MOST_IDS
 from emkd.storage.precision import AffinityPrecision, LogitsPrecision
 
 FORMAT_VERSION = 4
@@ -113,6 +114,8 @@ class Manifest(Stored):
         for name in ("top_k", "answer_top_k"):
             if getattr(self, name) > self.vocabulary_size:
                 raise ValueError(f"{name} is {getattr(self, name)}, but V is {self.vocabulary_size}")
+        if self.vocabulary_size > MOST_IDS:
+            raise ValueError(f"V is {self.vocabulary_size}, ids are stored in 24 bits")
         if (self.compression is None) != (self.format_version == 1):
             raise ValueError(f"compression is {self.compression} in format version {self.format_version}")
         newer = [name for name in NEW_IN_4 if getattr(self, name) is not None]
@@ -163,7 +166,7 @@ class Manifest(Stored):
     @property
     def n_rows(self) -> int:
         """The number of rows of all shards."""
-        return sum(len(self.rows(shard)) for shard in self.shards)
+        return sum(map(self.n_rows_of, self.shards))
 
     def source(self, shard: int) -> int:
         """Return the index in `datasets` of the dataset that a shard's rows are from."""
@@ -173,6 +176,11 @@ class Manifest(Stored):
         """Return the rows of a shard in its dataset, ascending. Raises ValueError if no plan has the shard."""
         source = self.source(shard)
         return self.extensions[source - 1].rows_of(shard) if source else self.plan.rows(shard)
+
+    def n_rows_of(self, shard: int) -> int:
+        """Return the number of rows of a shard. Raises ValueError if no plan has the shard."""
+        source = self.source(shard)
+        return self.extensions[source - 1].n_rows_of(shard) if source else len(self.plan.rows(shard))
 
     def shard_sha256(self, shard: int) -> str:
         """Return the hash of the plan of a shard. The shard's index names it, so that no shard joins another cache."""
@@ -234,7 +242,7 @@ class Manifest(Stored):
         """
         try:
             value = json.loads(data)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise DamagedCacheError(f"{where}: not JSON ({error}); {RESTORE_MANIFEST}") from error
         version = value.get("format_version") if isinstance(value, dict) else None
         if isinstance(version, int) and version > FORMAT_VERSION:
@@ -250,7 +258,8 @@ class Manifest(Stored):
                     f"{where}: has a field `extensions`, but each extension has its own file; {RESTORE_MANIFEST}"
                 )
             found = cls.model_validate(value)
-        except ValidationError as error:
+            _ = found.settings_sha256  # of texts that are valid, and of numbers that JSON has
+        except (ValidationError, ValueError, RecursionError) as error:
             raise DamagedCacheError(f"{where}: not the manifest of a cache: {error}; {RESTORE_MANIFEST}") from error
         if (found.codes is None) != (found.basis is None):
             raise DamagedCacheError(f"{where}: codes without a basis; {RESTORE_MANIFEST}")

@@ -17,9 +17,10 @@ from typing import Annotated, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from emkd.storage.objects.digest import canonical_json, sha256_hex
+from emkd.storage.objects.sizes import LARGEST, MOST_SHARDS
 
-Count = Annotated[int, Field(ge=0)]
-Positive = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=0, le=LARGEST)]
+Positive = Annotated[int, Field(ge=1, le=LARGEST)]
 Range = tuple[Count, Count]  # [first, last)
 
 
@@ -70,6 +71,7 @@ class ShardPlan(Stored):
         expected = -(-self.n_rows // self.rows_per_shard)
         if self.n_shards != expected:
             raise ValueError(f"n_shards is {self.n_shards}, expected {expected} for {self.n_rows} rows")
+        _check_few_shards(self.n_shards)
         return self
 
     def rows(self, shard: int) -> range:
@@ -77,6 +79,11 @@ class ShardPlan(Stored):
         if not 0 <= shard < self.n_shards:
             raise ValueError(f"shard {shard}: the plan has shards 0 to {self.n_shards - 1}")
         return range(shard * self.rows_per_shard, min((shard + 1) * self.rows_per_shard, self.n_rows))
+
+
+def _check_few_shards(n_shards: int) -> None:
+    if n_shards > MOST_SHARDS:
+        raise ValueError(f"{n_shards:,} shards; a cache has at most {MOST_SHARDS:,}, use larger ones")
 
 
 class FoundRows(Stored):
@@ -122,6 +129,11 @@ class Extension(Stored):
             raise ValueError(f"n_rows is {self.n_rows}, the dataset has {self.dataset.n_rows}")
         if any(last > self.first_shard for _, last in self.kept):
             raise ValueError(f"kept shards {self.kept} exceed the first new shard, {self.first_shard}")
+        for name in ("kept", "rows"):
+            flat = [bound for first_and_last in getattr(self, name) for bound in first_and_last]
+            if (name == "kept" and flat != sorted(flat)) or any(first > last for first, last in getattr(self, name)):
+                raise ValueError(f"{name} are not ranges in order")
+        _check_few_shards(self.first_shard + len(self.shards))
         return self
 
     @cached_property
@@ -143,6 +155,12 @@ class Extension(Stored):
     def shards(self) -> range:
         """The shards that are added."""
         return range(self.first_shard, self.first_shard + -(-self.n_added // self.rows_per_shard))
+
+    def n_rows_of(self, shard: int) -> int:
+        """Return the number of rows of an added shard. Raises ValueError for any other shard."""
+        if shard not in self.shards:
+            raise ValueError(f"shard {shard}: extension {self.number} adds shards {self.shards}")
+        return min(self.rows_per_shard, self.n_added - (shard - self.first_shard) * self.rows_per_shard)
 
     def rows_of(self, shard: int) -> list[int]:
         """Return the dataset's rows in an added shard. Raises ValueError for any other shard."""

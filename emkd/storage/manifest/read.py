@@ -119,7 +119,7 @@ def parse_extension(files: Files, number: int, data: bytes | None = None) -> Ext
         return Extension.model_validate(open_envelope(where, data))
     except DamagedCacheError as error:
         raise DamagedCacheError(f"{where}: content changed, it does not match its own hash; {_RESTORE}") from error
-    except ValidationError as error:
+    except (ValidationError, ValueError, RecursionError) as error:
         raise DamagedCacheError(f"{where}: not the plan of an extension: {error}; {_RESTORE}") from error
 
 

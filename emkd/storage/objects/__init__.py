@@ -8,5 +8,6 @@ In reading order:
     open     from a path or URI to a store
     names    the names of a cache's objects, and what each name says
     digest   size and hashes of an object; JSON that holds its own hash
+    sizes    sizes that files state, checked before memory is taken for them
     checked  reads objects and compares them with their digests before they are used
 """

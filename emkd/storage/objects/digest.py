@@ -50,6 +50,8 @@ class ObjectDigest:
         if not isinstance(value, dict) or value.keys() - {"xxh128"} != {"n_bytes", "sha256"}:
             raise ValueError(f"expected the size and hash of an object, got {value!r:.80}")
         xxh128 = str(value["xxh128"]) if "xxh128" in value else None
+        if type(value["n_bytes"]) is not int:
+            raise ValueError(f"expected a size in bytes, got {value['n_bytes']!r:.80}")
         return cls(n_bytes=int(value["n_bytes"]), sha256=str(value["sha256"]), xxh128=xxh128)
 
     def to_json(self) -> dict[str, Any]:

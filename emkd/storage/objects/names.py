@@ -19,6 +19,17 @@ _ATTEMPT = re.compile(r"[A-Za-z0-9_.-]+")
 _EXTENSION = re.compile(r"extensions/(\d{6})/(?:plan\.json|index\.parquet|seal\.json)")  # ignores stray files
 
 
+_KEY = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*(?:/[A-Za-z0-9_][A-Za-z0-9_.-]*)*")
+
+
+def is_plain(name: object) -> bool:
+    """Return whether this can be the name of an object of a cache: relative, inside of its folder, and plain ASCII.
+
+    Names are read from files, which may be forged.
+    """
+    return isinstance(name, str) and _KEY.fullmatch(name) is not None and ".." not in name
+
+
 def basis_name(sha256: str) -> str:
     """Return the name of the basis with this hash. It is written before the manifest that names it, so that jobs which
     start at the same time cannot replace each other's."""

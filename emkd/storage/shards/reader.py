@@ -5,7 +5,7 @@ codes stay compressed until their record is asked for, because they may be many 
 is assembled on request and shares no memory with the shard. `record` and `layout` have the shape legend.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from emkd.errors import SampleNotFoundError
+from emkd.errors import DamagedCacheError, SampleNotFoundError
 from emkd.storage.arrays.chunks import StoredArray
 from emkd.storage.arrays.kind import Arrays
 from emkd.storage.arrays.layout import AXES, TOKEN_AXES, ArrayLayout, Axis, IndexedAxis, TokenAxis, frame_axes
@@ -31,7 +31,9 @@ from emkd.storage.index.table import (
 )
 from emkd.storage.manifest.manifest import Manifest
 from emkd.storage.objects.checked import CheckedObjects
+from emkd.storage.objects.digest import NEXT_STEP
 from emkd.storage.objects.files import Files
+from emkd.storage.objects.sizes import check_explained
 from emkd.storage.record import Record
 from emkd.storage.shards.buffers import Buffers
 
@@ -105,11 +107,17 @@ class DecodedShard:
             buffers.give_back(array.chunks)
 
     def record(self, position: int) -> Record:
-        """Return the record of a sample. Raises SampleNotFoundError if the shard has fewer samples."""
+        """Return the record of a sample.
+
+        Raises SampleNotFoundError if the shard has fewer samples, DamagedCacheError if its numbers cannot be right.
+        """
         if not 0 <= position < len(self):
             raise SampleNotFoundError(f"sample {position} of shard {self.shard}: it has {len(self)} samples")
         row = self.samples[position]
-        fields = self.record_arrays.decode(self.stored(position))
+        try:
+            fields = self.record_arrays.decode(self.stored(position))
+        except DamagedCacheError as error:
+            raise DamagedCacheError(f"sample {position} of shard {self.shard}: {error}") from error
         return Record(key=row["key"], images=images_from_json(row["images"]), **fields)
 
     def stored(self, position: int) -> Arrays:
@@ -167,21 +175,54 @@ def read_shard(files: Files, index: ShardIndex, manifest: Manifest, buffers: Buf
     lengths = _lengths(table)
     buffers = Buffers() if buffers is None else buffers
     record_arrays = RecordArrays.of(manifest)
-    arrays = {
-        layout.name: _read_array(objects, layout, lengths.get(layout.axis), buffers) for layout in record_arrays.layouts
-    }
+    described = [_described(objects, layout, lengths.get(layout.axis)) for layout in record_arrays.layouts]
+    _check_memory(objects, described)
+    arrays = {stored.layout.name: _read_array(objects, stored, buffers) for stored in described}
+    _check_frames(objects, arrays, lengths)
     samples = table.filter(pc.equal(table["status"], OK)).select(_COLUMNS).to_pylist()
     return DecodedShard(shard=index.shard, record_arrays=record_arrays, arrays=arrays, samples=samples)
 
 
-def _read_array(objects: CheckedObjects, layout: ArrayLayout, length: int | None, buffers: Buffers) -> ChunkedArray:
-    described = f"{layout.name}/zarr.json"
-    stored = StoredArray.of(objects.where(described), objects.read(described), layout, length)
-    names = [f"{layout.name}/{name}" for name in stored.chunk_names()]
-    chunks = buffers.empty((len(names), *stored.chunk), layout.dtype)
+def _described(objects: CheckedObjects, layout: ArrayLayout, length: int | None) -> StoredArray:
+    name = f"{layout.name}/zarr.json"
+    return StoredArray.of(objects.where(name), objects.read(name), layout, length)
+
+
+def _check_memory(objects: CheckedObjects, described: Iterable[StoredArray]) -> None:
+    """Compare the memory of all arrays with the files on disk. Raises DamagedCacheError."""
+    sizes = objects.files.sizes(objects.prefix)
+    on_disk = sum(sizes.values())
+    for stored in described:
+        where = objects.where(f"{stored.layout.name}/zarr.json")
+        if stored.n_chunks > len(sizes):
+            raise DamagedCacheError(
+                f"{where}: {stored.n_chunks:,} chunks, the shard has {len(sizes):,} files. {NEXT_STEP}"
+            )
+    check_explained(objects.where("zarr.json"), sum(stored.n_bytes for stored in described), on_disk)
+
+
+def _read_array(objects: CheckedObjects, stored: StoredArray, buffers: Buffers) -> ChunkedArray:
+    names = [f"{stored.layout.name}/{name}" for name in stored.chunk_names()]
+    chunks = buffers.empty((len(names), *stored.chunk), stored.layout.dtype)
     for name, chunk in zip(names, chunks, strict=True):
         stored.decode(objects.where(name), objects.read(name), chunk)
-    return ChunkedArray(layout=layout, chunks=chunks)
+    return ChunkedArray(layout=stored.layout, chunks=chunks)
+
+
+def _check_frames(objects: CheckedObjects, arrays: dict[str, ChunkedArray], lengths: Mapping[Axis, int]) -> None:
+    """Compare the frames of codes with the tokens and the bytes that there are. Raises DamagedCacheError."""
+    for axis in TOKEN_AXES:
+        if f"{axis}_codes" not in arrays:
+            continue
+        n_bytes = arrays[f"{axis}_codes"].chunks.size
+        for what, expected in (("tokens", lengths[axis]), ("bytes", n_bytes)):
+            frames = arrays[f"{axis}_frame_{what}"]
+            total = int(frames.chunks.sum(dtype=np.int64))
+            if (frames.chunks < 0).any() or (total != expected if what == "tokens" else total > expected):
+                raise DamagedCacheError(
+                    f"{objects.where(frames.layout.name)}: frames of {total:,} {what} in all, expected {expected:,}. "
+                    f"{NEXT_STEP}"
+                )
 
 
 def _lengths(table: pa.Table) -> dict[Axis, int]:

@@ -50,7 +50,7 @@ class DistillationTrainer(Trainer):
 
     train_dataset:       yields StudentSample or Skipped
     shard_sizes, window: decide the order of samples, together with args.seed (see data/order.py)
-    learning_rates:      peak learning rate by prefix of parameter names (see student/parameters.py)
+    learning_rates:      peak learning rate by module (see student/parameters.py)
     max_skipped:         share of the samples that may be skipped because the student cannot use them
     """
 

@@ -25,7 +25,7 @@ RESERVED = {
     "ignore_data_skip": "a resumed run continues with the exact next sample, and skipping to it costs nothing",
     "accelerator_config": "emkd divides batches among the workers itself, so that every sample is used once per epoch",
     "dataloader_in_order": "the order of samples has to be a function of the seed, or a run could not be resumed",
-    "label_smoothing_factor": "the losses are those of docs/method.md, which have no label smoothing",
+    "label_smoothing_factor": "the paper's losses have no label smoothing",
     "label_names": "batches hold cached records and no labels",
     "average_tokens_across_devices": "losses are always divided by the counts of all workers",
     "auto_find_batch_size": "losses are divided by a step's counts, and runs resume at a step: its size is fixed",

@@ -1,7 +1,7 @@
 """Recipes: everything that decides a training run except paths, from a YAML file and the command line.
 
     losses:    {alpha: 0.5, beta: 0.25, gamma: 25, divergence: reverse_kl, tail: auto, matching: logits, ...}
-    student:   {vision_pool: 2, freeze: [model.vision_tower]}
+    student:   {vision_pool: 2, freeze: [vision_tower]}
     training:  {learning_rate: 2.0e-3, max_steps: 150, ...}     any field of transformers.TrainingArguments
 
 Flags of the command line override the file. An unknown key is an error that names the nearest known one.
@@ -14,6 +14,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from emkd.errors import InputNotFoundError, UsageError
+from emkd.recipes import recipe_names, recipe_text, which_recipes
 from emkd.trainer.losses.divergence import Divergence, Kind, Tail
 from emkd.trainer.losses.weights import Weights
 from emkd.trainer.matching.assignment import Solver
@@ -35,8 +36,8 @@ class _Section(BaseModel):
         return {name: {} if value is None and name in sections else value for name, value in given.items()}
 
 
-# A prefix of parameter names.
-Prefix = Annotated[str, Field(min_length=1)]
+# A part of every family (emkd/vlm/parts.py), or a prefix of parameter names.
+Module = Annotated[str, Field(min_length=1)]
 
 
 class LossRecipe(_Section):
@@ -92,13 +93,13 @@ class LoraRecipe(_Section):
     """LoRA (arXiv 2106.09685) in the linear layers below `modules`, whose own weights are frozen. Needs peft.
 
     r, alpha: rank and scale of the additions;  dropout: of the additions' inputs
-    modules:  prefixes of parameter names; embeddings and the LM head get no additions and are only frozen
+    modules:  see StudentRecipe; embeddings and the LM head get no additions and are only frozen
     """
 
     r: int = Field(default=16, ge=1)
     alpha: float = Field(default=32, gt=0)
     dropout: float = Field(default=0.0, ge=0, lt=1)
-    modules: tuple[Prefix, ...] = ("model.language_model", "lm_head")
+    modules: tuple[Module, ...] = ("language_model", "lm_head")
 
 
 class StudentRecipe(_Section):
@@ -106,16 +107,18 @@ class StudentRecipe(_Section):
 
     dtype:          of the weights. bfloat16 weights lose small updates: use training.bf16 (autocast) for speed
     vision_pool:    side of the window of vision tokens that are averaged into one; null leaves the student unchanged
-    freeze:         modules that are not trained, as prefixes of parameter names
-    learning_rates: peak learning rate by prefix of parameter names; the longest prefix that matches decides, and all
-                    other parameters have training.learning_rate
+    freeze:         modules that are not trained
+    learning_rates: peak learning rate by module; of several that match a parameter, the one with the longest prefix
+                    decides, and all other parameters have training.learning_rate
     lora:           null trains the weights themselves
+
+    Modules are vision_tower, projector, language_model or lm_head, in every family, or prefixes of parameter names.
     """
 
     dtype: Literal["float32", "bfloat16", "auto"] = "float32"
     vision_pool: int | None = Field(default=None, ge=1)
-    freeze: tuple[Prefix, ...] = ()
-    learning_rates: dict[Prefix, Annotated[float, Field(gt=0)]] = Field(default_factory=dict)
+    freeze: tuple[Module, ...] = ()
+    learning_rates: dict[Module, Annotated[float, Field(gt=0)]] = Field(default_factory=dict)
     lora: LoraRecipe | None = None
 
 
@@ -160,20 +163,30 @@ class _EachKeyOnce(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def load_recipe(path: Path | None) -> Recipe:
-    """Return the recipe of a file, or the defaults without one. Raises InputNotFoundError, UsageError."""
-    if path is None:
+def load_recipe(named: str | Path | None) -> Recipe:
+    """Return the recipe of a file, or of emkd by its name, or the defaults for None. A file goes before a name.
+
+    Raises InputNotFoundError if there is neither, UsageError if it is not a recipe.
+    """
+    if named is None:
         return Recipe()
-    if not path.is_file():
-        what = "is a folder" if path.is_dir() else "does not exist"
-        raise InputNotFoundError(f"--recipe {path} {what}; expected a YAML file")
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), _EachKeyOnce)  # noqa: S506  a safe loader
+        content = yaml.load(_recipe_text(named), _EachKeyOnce)  # noqa: S506  a safe loader
     except UnicodeDecodeError as error:
-        raise UsageError(f"{path} is not UTF-8 ({error}); save it as UTF-8") from error
+        raise UsageError(f"{named} is not UTF-8 ({error}); save it as UTF-8") from error
     except yaml.YAMLError as error:
-        raise UsageError(f"{path} is not valid YAML: {error}") from error
-    return make_recipe(content or {}, str(path))
+        raise UsageError(f"{named} is not valid YAML: {error}") from error
+    return make_recipe(content or {}, str(named))
+
+
+def _recipe_text(named: str | Path) -> str:
+    path = Path(named)
+    if path.is_file():
+        return path.read_text(encoding="utf-8")
+    if str(named) in recipe_names():
+        return recipe_text(str(named))
+    what = "is a folder" if path.is_dir() else "does not exist"
+    raise InputNotFoundError(f"--recipe {named} {what}; expected a YAML file or a name{which_recipes(path.name)}")
 
 
 def make_recipe(content: Any, where: str) -> Recipe:

@@ -21,10 +21,11 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from emkd.errors import ModelError, UsageError
 from emkd.trainer.recipe.recipe import LoraRecipe
-from emkd.trainer.student.parameters import fill, parameters_below, persistent_buffers, top_names
+from emkd.trainer.student.parameters import fill, parameters_below, persistent_buffers, prefixes_of, top_names
 
 TRAINABLE_NAME = "trainable.safetensors"
 ADAPTER = "default"
+_SETTING = "student.lora.modules"
 BASE = "base_layer"
 # In the metadata of TRAINABLE_NAME: the SHA-256 of the weights that the additions belong to.
 BASE_KEY = "base_weights_sha256"
@@ -34,14 +35,14 @@ def add_lora(model: Any, recipe: LoraRecipe) -> None:
     """Add LoRA to the linear layers below `recipe.modules` except the LM head, and freeze everything else below them.
 
     Parameters outside of these modules stay trainable or frozen as they were. A is initialized from torch's random
-    state. Raises UsageError if peft is missing, a prefix matches nothing, or there is no linear layer.
+    state. Raises UsageError if peft is missing, a name matches nothing, or there is no linear layer.
     """
     inject, config_class, cast = _peft()
-    frozen = [p for prefix in recipe.modules for p in parameters_below(model, prefix, "student.lora.modules")]
+    frozen = [p for module in recipe.modules for p in parameters_below(model, module, _SETTING)]
     layers = linear_layers(model, recipe.modules)
     if not layers:
         raise UsageError(
-            f"student.lora.modules {', '.join(recipe.modules)}: they have no linear layer except the LM head; name "
+            f"{_SETTING} {', '.join(recipe.modules)}: they have no linear layer except the LM head; name "
             f"modules that have linear layers, among {', '.join(top_names(model))}"
         )
     trainable = {id(p): p.requires_grad for p in model.parameters()} | {id(p): False for p in frozen}
@@ -55,8 +56,9 @@ def add_lora(model: Any, recipe: LoraRecipe) -> None:
 
 
 def linear_layers(model: Any, modules: Sequence[str]) -> list[str]:
-    """Return the names of the linear layers below `modules`, except the LM head."""
+    """Return the names of the linear layers below `modules`, named as in a recipe, except the LM head."""
     head = model.get_output_embeddings()
+    prefixes = tuple(prefix for module in modules for prefix in prefixes_of(model, module, _SETTING))
     return [
         name
         for name, module in model.named_modules()
@@ -65,7 +67,7 @@ def linear_layers(model: Any, modules: Sequence[str]) -> list[str]:
             module, NonDynamicallyQuantizableLinear
         )  # MultiheadAttention uses its weight without calling it
         and module is not head
-        and any(f"{name}.weight".startswith(prefix) for prefix in modules)
+        and f"{name}.weight".startswith(prefixes)
     ]
 
 

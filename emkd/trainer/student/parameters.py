@@ -1,34 +1,60 @@
-"""Which parameters of a student are trained, and at which learning rate. Prefixes of parameter names select modules.
+"""Which parameters of a student are trained, and at which learning rate.
 
-A prefix is a plain string prefix, here and in lora.py: `model.vision` matches `model.vision_tower.embeddings.weight`.
+A recipe selects modules by the name of a part, which is the same for all families (`vlm/parts.py`), or by a prefix of
+parameter names. A prefix is a plain string prefix, here and in lora.py: `model.vision` matches
+`model.vision_tower.embeddings.weight`.
 A parameter that two modules share (an LM head tied to the embeddings) has both names; a prefix of either matches it.
 """
 
 from collections.abc import Collection, Container, Iterable, Mapping
+from difflib import get_close_matches
 from typing import Any
 
 import torch
 from torch import nn
 
-from emkd.errors import UsageError
+from emkd.errors import ModelError, UsageError
+from emkd.vlm.parts import PARTS, part_prefixes
 
 
-def freeze(model: nn.Module, prefixes: Iterable[str]) -> None:
-    """Freeze the parameters that one of the prefixes matches. Raises UsageError for a prefix that matches none."""
-    for prefix in prefixes:
-        for parameter in parameters_below(model, prefix, "freeze"):
+def freeze(model: nn.Module, modules: Iterable[str]) -> None:
+    """Freeze the parameters of modules, named as in a recipe. Raises UsageError for a name that matches none."""
+    for module in modules:
+        for parameter in parameters_below(model, module, "freeze"):
             parameter.requires_grad_(False)
 
 
-def parameters_below(model: nn.Module, prefix: str, setting: str) -> list[nn.Parameter]:
-    """Return the parameters that a prefix matches. Raises UsageError, which names the setting, if there are none."""
-    found = [parameter for name, parameter in all_names(model) if name.startswith(prefix)]
-    if not found:
+def parameters_below(model: nn.Module, module: str, setting: str) -> list[nn.Parameter]:
+    """Return the parameters of a module, named as in a recipe.
+
+    Raises UsageError, which names the setting, if there are none.
+    """
+    prefixes = prefixes_of(model, module, setting)
+    return [parameter for name, parameter in all_names(model) if name.startswith(prefixes)]
+
+
+def prefixes_of(model: nn.Module, module: str, setting: str) -> tuple[str, ...]:
+    """Return the prefixes of parameter names that a name of a recipe stands for: those of a part, or itself.
+
+    Raises UsageError, which names the setting, if no parameter has one of them.
+    """
+    if module in PARTS:
+        try:
+            return part_prefixes(model, module)
+        except ModelError as error:
+            raise UsageError(f"{setting} {module!r}: {error}. {_expected(model)}") from error
+    if not any(name.startswith(module) for name, _ in all_names(model)):
+        close = get_close_matches(module, [*PARTS, *top_names(model)], n=1)
+        meant = f"did you mean {close[0]!r}? " if close else ""
         raise UsageError(
-            f"{setting} {prefix!r}: no parameter's name starts with it; expected one of {', '.join(top_names(model))}, "
-            "or a longer one. Module names differ between families: docs/families.md has a table"
+            f"{setting} {module!r}: no parameter's name starts with it; {meant}Expected one of {', '.join(PARTS)}, "
+            f"which are parts of every family. {_expected(model)}"
         )
-    return found
+    return (module,)
+
+
+def _expected(model: nn.Module) -> str:
+    return f"Prefixes of names work as well: {', '.join(top_names(model))}, or longer ones"
 
 
 def all_names(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
@@ -46,18 +72,25 @@ def parameter_groups(
 ) -> list[dict[str, Any]]:
     """Return parameter groups for an optimizer; each trainable parameter is in exactly one of them.
 
-    learning_rates: by prefix; the longest prefix that matches a parameter's name decides
+    learning_rates: by module, named as in a recipe; the longest prefix that matches a parameter's name decides
     decay:          names of the parameters that `weight_decay` applies to
 
     Groups of parameters without a prefix come first and have no "lr", so that they get the optimizer's own, which
-    Trainer logs. Raises UsageError for a prefix that matches no parameter, or only frozen ones.
+    Trainer logs. Raises UsageError for a module without parameters, or with only frozen ones.
     """
-    for prefix in learning_rates:
-        _check_some_trainable(prefix, parameters_below(model, prefix, "student.learning_rates"))
+    by_prefix: dict[str, float] = {}
+    for module, rate in learning_rates.items():
+        _check_some_trainable(module, parameters_below(model, module, "student.learning_rates"))
+        for prefix in prefixes_of(model, module, "student.learning_rates"):
+            if by_prefix.setdefault(prefix, rate) != rate:
+                raise UsageError(
+                    f"student.learning_rates {module!r}: {prefix} has the learning rate {by_prefix[prefix]:g} as well, "
+                    "by another name; leave one of the two out"
+                )
     groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
     for names, parameter in _trainable(model):
-        longest = _longest(learning_rates, names)
-        rate = _OPTIMIZERS_OWN if longest is None else learning_rates[longest]
+        longest = _longest(by_prefix, names)
+        rate = _OPTIMIZERS_OWN if longest is None else by_prefix[longest]
         groups.setdefault((rate, any(name in decay for name in names)), []).append(parameter)
     ordered = sorted(groups.items(), key=lambda item: (item[0][0] != _OPTIMIZERS_OWN, item[0]))
     return [_group(rate, weight_decay if decays else 0.0, found) for (rate, decays), found in ordered]
@@ -86,12 +119,12 @@ def _longest(prefixes: Iterable[str], names: Collection[str]) -> str | None:
     return max((prefix for prefix in prefixes if any(n.startswith(prefix) for n in names)), key=len, default=None)
 
 
-def _check_some_trainable(prefix: str, parameters: list[nn.Parameter]) -> None:
+def _check_some_trainable(module: str, parameters: list[nn.Parameter]) -> None:
     if any(parameter.requires_grad for parameter in parameters):
         return
     n_frozen = sum(parameter.numel() for parameter in parameters)
     raise UsageError(
-        f"student.learning_rates {prefix!r}: all {n_frozen:,} parameters whose names start with it are frozen "
+        f"student.learning_rates {module!r}: all {n_frozen:,} parameters that it names are frozen "
         "(student.freeze, student.lora.modules); remove this learning rate, or do not freeze them"
     )
 

@@ -53,8 +53,9 @@ def test_freezing_is_by_the_beginning_of_names(model):
 def test_freezing_what_is_not_there(model):
     with pytest.raises(
         UsageError,
-        match=r"freeze 'no.such': no parameter's name starts with it; expected one of lm_head.weight, model.language_model, "
-        r"model.multi_modal_projector, model.vision_tower, or a longer one. .*docs/families.md",
+        match=r"freeze 'no.such': no parameter's name starts with it; Expected one of vision_tower, projector, "
+        r"language_model, lm_head, which are parts of every family. Prefixes of names work as well: lm_head.weight, "
+        r"model.language_model, model.multi_modal_projector, model.vision_tower, or longer ones",
     ):
         freeze(model, ["no.such"])
 
@@ -109,7 +110,7 @@ def test_a_tied_parameter_is_in_one_group_under_its_longest_prefix(tied):
 def test_a_rate_that_names_nothing_or_only_what_is_frozen(model):
     with pytest.raises(
         UsageError,
-        match=r"student.learning_rates 'model.visual': no parameter's name starts with it; expected one of .*model.vision_tower",
+        match=r"student.learning_rates 'model.visual': no parameter's name starts with it; did you mean 'model.vision_tower'\? Expected one of .*model.vision_tower",
     ):
         parameter_groups(model, {"model.visual": 1e-4}, (), 0.0)
     freeze(model, ["model.vision_tower"])
