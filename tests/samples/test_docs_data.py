@@ -17,7 +17,7 @@ from emkd.samples import Dataset
 from emkd.samples.sources import parquet
 from emkd.samples.sources.find import SUFFIXES
 from tests import tiny
-from tests.figures import ROOT, page
+from tests.figures import ROOT, page, results
 
 PAGE = page("docs/data.md")
 VQA, CAULDRON, OPENAI = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
@@ -101,5 +101,13 @@ def test_the_page_has_every_reason_and_every_format():
 
 
 def test_the_limits_of_row_groups():
+    found, prose = results("large_row_group"), " ".join(PAGE.split())
+    peaks = {way: figures["peak_mib"] for way, figures in found["ways"].items()}
+    largest = max(peaks[way] for way in ("in order", "training", "jumps"))
+    gigabytes = f"{found['file_bytes'] / 1e9:.1f}"
+    assert f"a row group of {gigabytes} GB, a process takes up to {largest:,} MiB" in prose
+    assert f"{peaks['texts']} MiB for the texts alone" in prose
+    assert "not implemented for chunked array outputs" in found["ways"]["whole"]["error"]
+    assert (found["piece_mib"], found["kept_mib"]) == (parquet.PIECE_BYTES >> 20, parquet.KEPT_BYTES >> 20)
     assert f"more than {parquet.PIECE_BYTES >> 20} MB" in PAGE
     assert f"{parquet.KEPT_BYTES >> 20} MB of" in PAGE
