@@ -13,6 +13,7 @@ import ray
 
 from emkd.errors import JobFailedError, UsageError
 from emkd.interrupt import finish_on_interrupt
+from emkd.temporary import too_long_for_ray
 
 
 @contextmanager
@@ -27,6 +28,9 @@ def session(
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     address = address or os.environ.get("RAY_ADDRESS")
+    said = too_long_for_ray()
+    if not address and said:
+        raise UsageError(f"Ray cannot start: {said}")
     own: dict[str, Any] = {"num_cpus": cpus or workers, "include_dashboard": False}
     try:
         # A process that leaves Ray while Ray starts may crash at exit.
@@ -42,7 +46,7 @@ def session(
         raise JobFailedError(f"Ray did not start ({address or 'on this machine'}): {error}") from error
     try:
         if interrupt.asked:
-            raise KeyboardInterrupt
+            raise interrupt.error()
         check_resources(workers, gpus_per_worker)
         yield
     finally:

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from emkd.commands.options import Data, ImageRoot, RemoteCode, Revision, no_bars_in_files
+from emkd.commands.paths import check_paths
 
 
 def train_student(
@@ -74,6 +75,7 @@ def train_student(
     Resume a run that was stopped with the same command and --resume: it continues from its last checkpoint
     (training.save_steps).
     """
+    check_paths(model=student, data=(data, eval_data), cache=cache, root=image_root)
     from emkd.trainer import TrainSettings, load_recipe, train_student, with_flags
     from emkd.trainer.report import rank
 

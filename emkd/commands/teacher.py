@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, cast
 import typer
 
 from emkd.commands.options import Data, ImageRoot, RemoteCode, Revision
+from emkd.commands.paths import check_paths
 from emkd.errors import UsageError
 from emkd.pipeline.settings import JobSettings
 
@@ -115,6 +116,7 @@ def cache_teacher(
         )
     if as_json and not dry_run:
         raise UsageError("--json is for --dry-run; `emkd inspect --json` describes a cache")
+    check_paths(model=teacher, data=(data,), root=image_root)
     settings = JobSettings(
         teacher=teacher,
         data=data,

@@ -55,7 +55,8 @@ def cache_teacher(settings: JobSettings, *, extend: bool = False, repair: bool =
 
     Raises UsageError for a wrong call, CacheConflictError if the cache exists with other settings, DataMismatchError
     if committed rows have changed, CacheIncompleteError if shards of other data are missing, DamagedCacheError,
-    CacheWriteError, JobFailedError if shards failed or too many rows were skipped, KeyboardInterrupt after Ctrl-C.
+    CacheWriteError, JobFailedError if shards failed or too many rows were skipped, KeyboardInterrupt after
+    Ctrl-C, Terminated after SIGTERM.
     What was committed stays in every case.
     """
     settings, dataset, run, tokenizer = _prepared(settings)
@@ -217,7 +218,10 @@ def _run(settings: JobSettings, files: Files, plan: JobPlan, tokenizer: bytes, m
     error = None if basis is None else basis.logit_error
     with progress(len(missing), rows, error) as show, finish_on_interrupt("finishing the current shards") as interrupt:
         outcome = run_shards(workers, missing, interrupt, show)
-    _check_outcome(settings, outcome, len(missing), estimate)
+    try:
+        _check_outcome(settings, outcome, len(missing), estimate)
+    except KeyboardInterrupt:
+        raise interrupt.error() from None  # 143 after SIGTERM
 
 
 def _create(settings: JobSettings, manifest: Manifest, tokenizer: bytes, choice: Choice | None) -> None:

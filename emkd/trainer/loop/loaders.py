@@ -9,6 +9,7 @@ from transformers import TrainingArguments
 
 from emkd.errors import UsageError
 from emkd.trainer.data.order import ShardBatchSampler
+from emkd.trainer.loop.stopping import keep_worker_alive
 
 # From samples to a micro-batch: see `Collator`.
 Collate = Callable[[list[Any]], Any]
@@ -65,4 +66,5 @@ def _options(collate: Collate, args: TrainingArguments) -> dict[str, Any]:
         "persistent_workers": args.dataloader_persistent_workers,
         "prefetch_factor": args.dataloader_prefetch_factor,
         "multiprocessing_context": args.dataloader_multiprocessing_context,
+        "worker_init_fn": keep_worker_alive,
     }

@@ -47,6 +47,11 @@ class Meter:
         self.steps += 1
         self._started = self._started or time.perf_counter()
 
+    @property
+    def step_seconds(self) -> float:
+        """Mean seconds of the steps; 0 before the first."""
+        return (time.perf_counter() - self._started) / self.steps if self._started is not None else 0.0
+
     def add(
         self,
         losses: Mapping[str, torch.Tensor],
