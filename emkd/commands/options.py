@@ -1,5 +1,6 @@
 """Options that several commands have, and what they all do before they load a model."""
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -10,6 +11,12 @@ Data = Annotated[str, typer.Option(help="Parquet or LLaVA-style JSON/JSONL: a fi
 ImageRoot = Annotated[Path | None, typer.Option(help="Folder that image paths in the data are relative to.")]
 Revision = Annotated[str | None, typer.Option(help="Revision of a model on the hub.")]
 RemoteCode = Annotated[bool, typer.Option("--trust-remote-code", help="Run code that comes with the model.")]
+
+
+def loading(what: str) -> None:
+    """Say that packages are loaded, which takes seconds. Of several processes (torchrun), one says it."""
+    if os.environ.get("RANK", "0") == "0":
+        typer.echo(f"loading {what}", err=True)
 
 
 def no_bars_in_files() -> None:

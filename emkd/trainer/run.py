@@ -24,13 +24,13 @@ from emkd.trainer.loop.evaluation import evaluate_answers
 from emkd.trainer.loop.first_run import agree_with_first_run
 from emkd.trainer.loop.output import RECIPE_NAME, check_output
 from emkd.trainer.loop.rehearsal import rehearse, until_stepped
-from emkd.trainer.loop.trainer import DistillationTrainer
+from emkd.trainer.loop.trainer import DistillationTrainer, without_rates
 from emkd.trainer.matching.assignment import check_solver
 from emkd.trainer.objective.objective import Objective
 from emkd.trainer.recipe.arguments import training_arguments
 from emkd.trainer.recipe.recipe import LossRecipe
 from emkd.trainer.recipe.settings import TrainSettings
-from emkd.trainer.report import log
+from emkd.trainer.report import log, watching
 from emkd.trainer.student.card import CardFacts, model_card
 from emkd.trainer.student.student import Student, load_student
 from emkd.vlm.identity import licence
@@ -52,7 +52,9 @@ def train_one_process(settings: TrainSettings, signals: SignalSource = by_signal
     checkpoint = check_output(settings)
     arguments = training_arguments(settings.output, settings.recipe.training, settings.eval_data is not None)
     check_solver(settings.recipe.losses.solver, arguments.device)
+    log("opening data and cache, and comparing them" if settings.cache else "opening the data")
     run_data = open_run_data(settings)
+    log(f"loading the student {settings.student}")
     set_seed(arguments.seed)
     student = load_student(settings)
     agreement = run_data.agree(student.vlm, distils=settings.recipe.losses.weights.needs_cache)
@@ -61,15 +63,17 @@ def train_one_process(settings: TrainSettings, signals: SignalSource = by_signal
     trainer = _trainer(settings, run_data, student, arguments, agreement)
     log(_first_line(settings, student, arguments, run_data))
     resumed = None if checkpoint is None else str(checkpoint)
-    with signals(trainer.stopping.interrupt) if settings.recipe.save_on_signal else nullcontext():
+    source = signals(trainer.stopping.interrupt) if settings.recipe.save_on_signal else nullcontext()
+    with source, watching():
         with until_stepped(trainer, settings.recipe.training):
             metrics: dict[str, float] = trainer.train(resume_from_checkpoint=resumed).metrics
         _save(settings, trainer)
         trainer.stop_if_asked()
-    metrics.pop("total_flos", None)  # Trainer counts only the operations on text
+    metrics = {"steps": trainer.steps_done, **without_rates(metrics)}
     if trainer.skipped:
         metrics["skipped_rows"] = len(trainer.skipped)
     if trainer.eval_dataset is not None:
+        log(f"evaluating on {settings.eval_data}")
         metrics |= trainer.evaluate()
     return metrics
 
@@ -105,6 +109,7 @@ def _trainer(
     ) as error:  # for example, report_to names a package that is not installed
         raise UsageError(f"the recipe's training section: {error}") from error
     trainer.create_optimizer()
+    log("trying a first sample, and what will be saved")
     rehearse(trainer, recipe.training)
     return trainer
 

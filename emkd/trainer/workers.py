@@ -32,6 +32,7 @@ from emkd.ray_session import check_resources, session
 from emkd.samples.dataset import find_files
 from emkd.trainer import report
 from emkd.trainer.data.run_data import open_cache
+from emkd.trainer.display import has_terminal
 from emkd.trainer.loop.checkpoints import last_complete
 from emkd.trainer.loop.first_run import RUN_NAME
 from emkd.trainer.loop.output import check_output
@@ -51,12 +52,14 @@ def train_on_workers(settings: TrainSettings) -> dict[str, float]:
     Raises the EmkdError that a rank raised, UsageError if there are too few CPUs or GPUs, and JobFailedError if workers
     died twice without a new checkpoint in between.
     """
-    _check_before_ray(settings)
+    with report.quiet():
+        _check_before_ray(settings)
     if not settings.resume:  # left by a run that failed before its first step
         (settings.output / RUN_NAME).unlink(missing_ok=True)
     settings = _with_absolute_paths(settings)
     # Before the ranks train, there is nothing to save: then a signal ends the run at once.
     interrupt = Interrupt(lambda _: None)
+    report.log("starting Ray")
     with session(
         settings.address, workers=settings.workers, gpus_per_worker=0, cpus=settings.workers + CONTROLLER_CPUS
     ):
@@ -125,13 +128,14 @@ def _until_done(settings: TrainSettings, use_gpu: bool, lines: Queue, interrupt:
 
 
 def _fit(settings: TrainSettings, use_gpu: bool, lines: Queue, interrupt: Interrupt) -> dict[str, float]:
+    report.log(f"starting {settings.workers} workers")
     stop: Any = _StopRequest.remote()  # type: ignore[attr-defined]
     run: Any = _train_one_rank  # Ray annotates it as returning None, but its result has what it returns
     # The folder is for Ray Train's own files; checkpoints are in settings.output.
     with TemporaryDirectory(prefix="emkd-ray-train-") as folder:
         trainer = TorchTrainer(
             run,
-            train_loop_config={"settings": settings, "lines": lines, "stop": stop},
+            train_loop_config={"settings": settings, "lines": lines, "stop": stop, "terminal": has_terminal()},
             scaling_config=ray.train.ScalingConfig(num_workers=settings.workers, use_gpu=use_gpu),
             torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
             run_config=ray.train.RunConfig(storage_path=folder),
@@ -152,7 +156,10 @@ def _train_one_rank(config: dict[str, Any]) -> dict[str, float]:
     """Run one worker; its log lines go to the driver."""
     from emkd.trainer.run import train_one_process
 
-    report.send_to(config["lines"].put)
+    if config["terminal"]:
+        report.forward_to(config["lines"].put)
+    else:
+        report.send_to(config["lines"].put)
 
     @contextmanager
     def from_driver(interrupt: Interrupt) -> Iterator[None]:
@@ -185,7 +192,7 @@ def _relayed() -> Iterator[Queue]:
     def show() -> None:
         while True:
             try:
-                report.tell(lines.get(timeout=0.2))
+                report.deliver(lines.get(timeout=0.2))
             except Empty:
                 if done.is_set():
                     return
@@ -197,6 +204,7 @@ def _relayed() -> Iterator[Queue]:
         yield lines
     finally:
         done.set()
+        report.display().close()
         if shown.wait(timeout=10):
             _report_failure(shown)
         lines.shutdown()

@@ -19,7 +19,9 @@ from transformers.utils import is_liger_kernel_available
 from emkd.errors import EmkdError, ModelError, UsageError
 from emkd.temporary import too_long_for_loaders
 from emkd.trainer.data.samples import StudentSample
+from emkd.trainer.loop.loaders import n_workers
 from emkd.trainer.loop.trainer import DistillationTrainer
+from emkd.trainer.report import log
 from emkd.trainer.student.counting import counting_settings
 from emkd.trainer.student.saving import try_saving
 from emkd.units import size_text
@@ -52,6 +54,11 @@ def rehearse(trainer: DistillationTrainer, training: Mapping[str, Any]) -> None:
     with guarded("the loader of batches", LOADER, training):
         loader = trainer.get_train_dataloader()
     _check_sockets(args.dataloader_num_workers)
+    if n_workers(args) < args.dataloader_num_workers:
+        log(
+            f"dataloader_num_workers {args.dataloader_num_workers}: {n_workers(args)} are started, because there are "
+            "no more processors"
+        )
     with guarded("the schedule of the learning rate", SCHEDULE, training):
         trainer.try_scheduler(trainer.set_initial_training_values(args, loader)[-1])
     try_saving(trainer.student)

@@ -6,8 +6,7 @@ the signatures of all overridden methods with the installed transformers (tests/
 Overridden methods, and the reasons:
 
     get_train_dataloader   samples shard by shard and rank by rank (data/order.py), each once an epoch
-    get_batch_samples      counts answers, pairs and samples of the whole optimizer step, over all ranks; stops the run
-                           if a signal has asked for it (stopping.py)
+    get_batch_samples      counts answers, pairs and samples of a whole step, over all ranks; stops after a signal
     compute_loss           the objective, divided by those counts
     create_optimizer       learning rates by module
     create_scheduler       refuses a run whose only step has a learning rate of 0
@@ -30,12 +29,11 @@ from typing import Any, NoReturn
 import torch
 from torch.utils.data import Subset
 from transformers import PrinterCallback, ProgressCallback, Trainer, TrainingArguments
-from transformers.trainer_utils import rotate_checkpoints
 
 from emkd.errors import EmkdError, StoppedError, UsageError
 from emkd.interrupt import NAMES
 from emkd.trainer.data.samples import Collator, EvaluationSamples, StudentSamples
-from emkd.trainer.loop.checkpoints import check, complete, step_of
+from emkd.trainer.loop.checkpoints import check, complete, rotate, step_of
 from emkd.trainer.loop.evaluation import evaluate_answers
 from emkd.trainer.loop.loaders import EpochLoader, evaluation_loader, train_loader
 from emkd.trainer.loop.meter import Meter
@@ -44,9 +42,19 @@ from emkd.trainer.loop.skipped import SkippedRows
 from emkd.trainer.loop.stopping import Stopping, agreed
 from emkd.trainer.objective.counts import Counts
 from emkd.trainer.objective.objective import Objective
-from emkd.trainer.report import LogLines
+from emkd.trainer.report import Watch
 from emkd.trainer.student.parameters import parameter_groups
 from emkd.trainer.student.student import Student
+
+NOT_OURS = ("train_samples_per_second", "train_steps_per_second", "total_flos")
+
+
+def without_rates(metrics: Mapping[str, float]) -> dict[str, float]:
+    """Leave out Trainer's rates and floating-point operations of a whole run.
+
+    The rates count evaluations and checkpoints as training, unlike samples_per_second, and the operations only text.
+    """
+    return {name: value for name, value in metrics.items() if name not in NOT_OURS}
 
 
 class DistillationTrainer(Trainer):
@@ -84,7 +92,7 @@ class DistillationTrainer(Trainer):
         )
         self.remove_callback(PrinterCallback)  # prints dictionaries to stdout, which is for results alone
         self.remove_callback(ProgressCallback)
-        self.add_callback(LogLines)
+        self.add_callback(Watch(lambda: self.meter.waiting_share))
         self.model_accepts_loss_kwargs = True  # the objective divides losses by the step's counts, not Trainer
         self.student, self.objective, self.learning_rates = student, objective, learning_rates
         self.shard_sizes, self.window = shard_sizes, window
@@ -213,6 +221,11 @@ class DistillationTrainer(Trainer):
             self.lr_scheduler, self._created_lr_scheduler = None, False
 
     @property
+    def steps_done(self) -> int:
+        """Steps of this call, without those of the checkpoint that it resumed from."""
+        return self.state.global_step - self._initial_global_step
+
+    @property
     def has_stepped(self) -> bool:
         """Whether a step of this call is done."""
         return self._steps_begun > 1
@@ -233,6 +246,8 @@ class DistillationTrainer(Trainer):
             found = self.meter.readings(self._add_up, self.args.device)
             logs = {**logs, **{name: round(value, 6) for name, value in found.items()}}
             self.forget_readings()
+        if "train_runtime" in logs:  # rates that count evaluations and checkpoints as training
+            logs = without_rates(logs)
         super().log(logs, start_time)
 
     def evaluate(
@@ -285,7 +300,7 @@ class DistillationTrainer(Trainer):
                 self.skipped.save(folder)
                 complete(folder)
                 best = self.state.best_model_checkpoint
-                rotate_checkpoints(str(self.output), limit, best, use_mtime=True)
+                rotate(self.output, limit, folder, None if best is None else Path(best))
         if not self.args.save_only_model:
             self._resumable_step = self.state.global_step
 

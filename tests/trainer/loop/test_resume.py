@@ -5,6 +5,7 @@ epochs end in the middle of the run.
 """
 
 import json
+import os
 import random
 import shutil
 import time
@@ -100,6 +101,17 @@ def test_an_older_checkpoint_goes_only_once_a_newer_one_is_complete(inputs, undi
         train_student(settings(inputs, output, save_total_limit=1))
     assert last_complete(output, lambda line: None) == output / "checkpoint-2"
     monkeypatch.undo()
+    train_student(settings(inputs, output, save_total_limit=1, resume=True))
+    assert [path.name for path in output.glob("checkpoint-*")] == [f"checkpoint-{STEPS}"]
+    assert_same(output, undisturbed)
+
+
+def test_a_checkpoint_from_the_future_is_not_the_newest(inputs, undisturbed, every_checkpoint, tmp_path):
+    """`save_total_limit: 1` once deleted the newest checkpoints, if an older one had a later time."""
+    output = tmp_path / "out"
+    shutil.copytree(every_checkpoint / "checkpoint-10", output / "checkpoint-10")
+    shutil.copy(every_checkpoint / "run.json", output)
+    os.utime(output / "checkpoint-10", (4e9, 4e9))
     train_student(settings(inputs, output, save_total_limit=1, resume=True))
     assert [path.name for path in output.glob("checkpoint-*")] == [f"checkpoint-{STEPS}"]
     assert_same(output, undisturbed)
