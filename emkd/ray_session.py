@@ -5,6 +5,7 @@ The teacher's job (pipeline/) and training on several workers (trainer/workers.p
 
 import logging
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -31,6 +32,7 @@ def session(
     said = too_long_for_ray()
     if not address and said:
         raise UsageError(f"Ray cannot start: {said}")
+    print(f"connecting to Ray at {address}" if address else "starting Ray on this machine", file=sys.stderr, flush=True)
     own: dict[str, Any] = {"num_cpus": cpus or workers, "include_dashboard": False}
     try:
         # A process that leaves Ray while Ray starts may crash at exit.

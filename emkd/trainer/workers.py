@@ -59,7 +59,6 @@ def train_on_workers(settings: TrainSettings) -> dict[str, float]:
     settings = _with_absolute_paths(settings)
     # Before the ranks train, there is nothing to save: then a signal ends the run at once.
     interrupt = Interrupt(lambda _: None)
-    report.log("starting Ray")
     with session(
         settings.address, workers=settings.workers, gpus_per_worker=0, cpus=settings.workers + CONTROLLER_CPUS
     ):

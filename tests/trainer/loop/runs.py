@@ -97,7 +97,7 @@ class Run:
         return self.process.wait(timeout=240)
 
     def wait_for(self, what):
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 240
         while not what(self) and self.process.poll() is None:
             assert time.monotonic() < deadline, self.said()
             time.sleep(0.002)

@@ -63,7 +63,7 @@ def changed(student_path, tmp_path):
     [
         ({"dataloader_persistent_workers": True}, r"the loader of batches .*training.dataloader_persistent_workers True: .*num_workers > 0"),
         ({"dataloader_num_workers": 2, "dataloader_multiprocessing_context": "thread"}, r"training.dataloader_multiprocessing_context 'thread': .*Correct these fields"),
-        ({"dataloader_prefetch_factor": 4}, r"training.dataloader_prefetch_factor 4: .*num_workers"),
+        ({"dataloader_prefetch_factor": 4}, r"the recipe's training section: .*dataloader_prefetch_factor can only be set .*num_workers > 0"),
         ({"lr_scheduler_type": "cosine_with_min_lr"}, r"the schedule of the learning rate .*training.lr_scheduler_type 'cosine_with_min_lr': .*min_lr"),
         ({"lr_scheduler_type": "linear", "lr_scheduler_kwargs": {"min_lr": 1e-6}}, r"training.lr_scheduler_kwargs \{'min_lr': 1e-06\}: TypeError"),
         ({"use_liger_kernel": True}, r"training.use_liger_kernel true: .*pip install liger-kernel"),
