@@ -4,6 +4,7 @@ Exit codes: 0 done, 1 failed, 2 wrong usage, 130 after Ctrl-C (SIGINT), 143 afte
 """
 
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,7 +17,7 @@ from emkd.commands.inspection import inspect
 from emkd.commands.student import init_student, train_student
 from emkd.commands.teacher import cache_teacher
 from emkd.errors import EmkdError, StoppedError
-from emkd.interrupt import NAMES, exit_code, raising_on_sigterm
+from emkd.interrupt import NAMES, TORCHRUN, exit_code, raising_on_sigterm
 
 # What an interrupted command leaves, and how to go on. train-student says it itself: it depends on the run.
 LEFT = {
@@ -87,6 +88,8 @@ def main(arguments: list[str] | None = None) -> None:
         with raising_on_sigterm():
             result: Any = app(args=arguments, standalone_mode=False)
     except StoppedError as error:
+        if TORCHRUN in os.environ:  # which sends SIGTERM to the other ranks as soon as one has ended
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
         if os.environ.get("RANK", "0") == "0":  # of several processes (torchrun), one says it
             _leave(str(error), error.exit_code)
         sys.exit(error.exit_code)

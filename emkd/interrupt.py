@@ -38,10 +38,11 @@ class Interrupt:
     """Whether a signal has come: then `asked` is True, and `signal` is its number.
 
     announce: says what is finished first; called once, with the number of the signal
+    finished: set once that is done and the process is about to end: further signals have nothing to stop
     """
 
     def __init__(self, announce: Callable[[int], object]) -> None:
-        self.announce, self.signal = announce, 0
+        self.announce, self.signal, self.finished = announce, 0, False
         self._first = 0.0
 
     @property
@@ -50,6 +51,8 @@ class Interrupt:
 
     def ask(self, number: int) -> None:
         """Take the first signal; raise the error of a second one."""
+        if self.finished:
+            return
         if self.asked:
             if TORCHRUN in os.environ and time.monotonic() - self._first < TORCHRUN_SECONDS:
                 return

@@ -142,6 +142,9 @@ class DistillationTrainer(Trainer):
         if step != self._resumable_step:
             self.args.save_only_model = False
             self._save_checkpoint(self.model_wrapped, None)
+        # A rank that ended before the first rank has completed the checkpoint would make Ray or torchrun end that, too.
+        self.accelerator.wait_for_everyone()
+        self.stopping.interrupt.finished = True
         self.callback_handler.on_train_end(self.args, self.state, self.control)  # loggers write what they hold
         raise StoppedError(f"stopped by {NAMES[number]} after step {step}: {what_there_is(self.output)}", 128 + number)
 
