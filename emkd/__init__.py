@@ -17,6 +17,8 @@ arXiv 2511.21106, in its offline form). The packages and modules, in reading ord
     errors         every exception that emkd raises on purpose
     background     background threads
     interrupt      Ctrl-C during work that has to finish
+    model_path     a model's name: a folder, or a name on the hub
+    temporary      the folder of temporary files
     ray_session    a Ray session, for the job and for training on several workers
 
 Importing this package is instant: each name below loads its package when you first use it.

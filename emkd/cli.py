@@ -1,26 +1,49 @@
 """The command line: cache-teacher, train-student, init-student, recipes, inspect, demo (see `emkd.commands`).
 
-Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted (what was committed stays).
+Exit codes: 0 done, 1 failed, 2 wrong usage, 130 after Ctrl-C (SIGINT), 143 after SIGTERM.
 """
 
+import os
+import signal
 import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 import emkd
 from emkd.commands.inspection import inspect
 from emkd.commands.recipes import recipes
 from emkd.commands.student import init_student, train_student
 from emkd.commands.teacher import cache_teacher
-from emkd.errors import EmkdError
+from emkd.errors import EmkdError, StoppedError
+from emkd.interrupt import NAMES, TORCHRUN, exit_code, raising_on_sigterm
 from emkd.text import printable_lines
 
-INTERRUPTED = 130
+# What an interrupted command leaves, and how to go on. train-student says it itself: it depends on the run.
+LEFT = {
+    "cache-teacher": "the shards that were committed stay; the same command computes the others",
+    "init-student": "nothing may be left that can be used: remove --output, and run the same command again",
+    "inspect": "nothing was changed",
+    "demo": "what it has made stays in --out, but it starts over: remove that folder, or name another",
+}
+
+
+class Commands(TyperGroup):
+    """The commands, each of which says after Ctrl-C or SIGTERM what it left."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as stopped:
+            code, left = exit_code(stopped), LEFT.get(ctx.invoked_subcommand or "", "")
+            raise StoppedError(f"interrupted by {NAMES[code - 128]}{left and '; ' + left}", code) from None
+
 
 app = typer.Typer(
     name="emkd",
+    cls=Commands,
     help="Distil a vision-language teacher into an efficient student without keeping the teacher in memory.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -64,25 +87,24 @@ def _root(
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit: one line on stderr says what went wrong, without a traceback."""
     try:
-        result: Any = app(args=arguments, standalone_mode=False)
+        with raising_on_sigterm():
+            result: Any = app(args=arguments, standalone_mode=False)
+    except StoppedError as error:
+        if TORCHRUN in os.environ:  # which sends SIGTERM to the other ranks as soon as one has ended
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        if os.environ.get("RANK", "0") == "0":  # of several processes (torchrun), one says it
+            _leave(str(error), error.exit_code)
+        sys.exit(error.exit_code)
     except EmkdError as error:
         _leave(str(error), error.exit_code)
     except OSError as error:  # the disk is full, a folder cannot be written, a file has the name of a folder
         _leave(f"{error}. What was committed or saved stays; fix this and run the same command again", 1)
-    except (KeyboardInterrupt, typer.Abort):
-        result = INTERRUPTED
     except Exception as error:
         if not hasattr(error, "exit_code") or not hasattr(error, "format_message"):
             raise
         if not error.format_message():  # no command was named, and the help has been printed
             sys.exit(error.exit_code)
         _leave(f"{error.format_message()} (see --help)", error.exit_code)
-    if result == INTERRUPTED:  # typer turns Ctrl-C into this exit code
-        _leave(
-            "interrupted; what was committed or saved stays. Run the same command again: cache-teacher resumes, "
-            "train-student resumes with --resume, other commands start over",
-            INTERRUPTED,
-        )
     sys.exit(result if isinstance(result, int) else 0)
 
 

@@ -20,6 +20,7 @@
     ├── JobFailedError      (RuntimeError)       the teacher's job, or training on several workers, could not finish
     ├── DamagedCheckpointError (OSError)         a checkpoint is not as it was saved
     ├── TrainingDivergedError (ArithmeticError)  a student's logits are not finite
+    ├── StoppedError                             SIGINT or SIGTERM ended a command; exit code 130 or 143
     └── SampleError         (ValueError)         one row cannot be used; `reason` is a stable short code
 
 A message says what is wrong, where, what was expected, what was found, and what to do next. The command line prints it
@@ -117,6 +118,20 @@ class DamagedCheckpointError(EmkdError, OSError):
 
 class TrainingDivergedError(EmkdError, ArithmeticError):
     """A student's logits are infinite or NaN: its tokens cannot be matched, and no step would improve it."""
+
+
+class StoppedError(EmkdError):
+    """SIGINT (Ctrl-C) or SIGTERM ended a command; the message says what it left.
+
+    exit_code: 130 or 143
+    """
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+    def __reduce__(self) -> tuple[type, tuple[str, int]]:  # travels between processes
+        return (type(self), (str(self), self.exit_code))
 
 
 class SampleError(EmkdError, ValueError):

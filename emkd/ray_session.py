@@ -5,6 +5,7 @@ The teacher's job (pipeline/) and training on several workers (trainer/workers.p
 
 import logging
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -13,6 +14,7 @@ import ray
 
 from emkd.errors import JobFailedError, UsageError
 from emkd.interrupt import finish_on_interrupt
+from emkd.temporary import too_long_for_ray
 
 
 @contextmanager
@@ -27,6 +29,10 @@ def session(
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     address = address or os.environ.get("RAY_ADDRESS")
+    said = too_long_for_ray()
+    if not address and said:
+        raise UsageError(f"Ray cannot start: {said}")
+    print(f"connecting to Ray at {address}" if address else "starting Ray on this machine", file=sys.stderr, flush=True)
     own: dict[str, Any] = {"num_cpus": cpus or workers, "include_dashboard": False}
     try:
         # A process that leaves Ray while Ray starts may crash at exit.
@@ -42,7 +48,7 @@ def session(
         raise JobFailedError(f"Ray did not start ({address or 'on this machine'}): {error}") from error
     try:
         if interrupt.asked:
-            raise KeyboardInterrupt
+            raise interrupt.error()
         check_resources(workers, gpus_per_worker)
         yield
     finally:

@@ -12,7 +12,7 @@ import sys
 import pytest
 import yaml
 
-from emkd.cli import main
+from emkd.cli import LEFT, app, main
 from tests import tiny
 
 
@@ -202,8 +202,33 @@ def test_ctrl_c_exits_with_130(student_path, data_path, cache_path, tmp_path):
     process.send_signal(signal.SIGINT)
     rest = process.communicate(timeout=60)[1]
     assert process.returncode == 130
-    assert "emkd: interrupted" in rest
+    assert "emkd: stopped by Ctrl-C after step" in rest
     assert "Traceback" not in rest
+
+
+def test_a_wrong_path_is_found_before_torch_is_loaded(student_path, data_path, tmp_path):
+    code = (
+        "import sys, emkd.cli\n"
+        "try:\n    emkd.cli.main()\n"
+        "finally:\n    print([m for m in ('torch', 'transformers', 'ray') if m in sys.modules])"
+    )
+    right = {"--student": student_path, "--data": data_path, "--output": tmp_path / "o", "--cache": None}
+    for flag, message in (("--data", "no data at"), ("--student", "no model"), ("--cache", "no cache at")):
+        given = {**right, flag: tmp_path / "wrong"}
+        flags = [str(part) for name, value in given.items() if value is not None for part in (name, value)]
+        found = subprocess.run([sys.executable, "-c", code, "train-student", *flags], capture_output=True, text=True)
+        assert (found.returncode, found.stdout) == (2, "[]\n"), found.stderr
+        assert message in found.stderr
+
+
+@pytest.mark.parametrize("command", ["cache-teacher", "init-student", "inspect", "demo"])
+def test_each_command_says_after_a_signal_what_it_left(call, monkeypatch, command, tmp_path):
+    """The signal comes as soon as the command has begun."""
+    found = next(entry for entry in app.registered_commands if entry.name == command)
+    monkeypatch.setattr(found, "callback", lambda: os.kill(os.getpid(), signal.SIGTERM))
+    code, out, err = call(command)
+    assert (code, out) == (143, "")
+    assert err == f"emkd: interrupted by SIGTERM; {LEFT[command]}\n"
 
 
 def test_import_and_version_are_instant():

@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from emkd.interrupt import finish_on_interrupt
+from emkd.interrupt import Terminated, exit_code, finish_on_interrupt, raising_on_sigterm
 
 
 def test_once_is_noted_and_twice_stops(capfd):
@@ -18,6 +18,30 @@ def test_once_is_noted_and_twice_stops(capfd):
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) is before, "afterwards Ctrl-C is what it was"
+
+
+def test_sigterm_is_like_it_with_its_own_error(capfd):
+    with finish_on_interrupt("finishing the current shards") as interrupt:
+        signal.raise_signal(signal.SIGTERM)
+        assert "shards; send SIGTERM again to stop immediately" in capfd.readouterr().err
+        assert exit_code(interrupt.error()) == 143
+        with pytest.raises(Terminated):
+            signal.raise_signal(signal.SIGTERM)
+    with raising_on_sigterm(), pytest.raises(Terminated):
+        signal.raise_signal(signal.SIGTERM)
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+def test_torchrun_sends_each_signal_a_second_time(monkeypatch, capfd):
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    with finish_on_interrupt("finishing") as interrupt:
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+        assert interrupt.asked
+        interrupt._first -= 3
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    assert capfd.readouterr().err.count("interrupted: finishing") == 1
 
 
 def test_an_error_gives_the_signal_back_as_well():

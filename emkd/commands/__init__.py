@@ -3,6 +3,7 @@
 In reading order:
 
     options     options that several commands have
+    paths       looks at paths before anything slow is imported
     teacher     cache-teacher
     student     train-student, init-student
     recipes     recipes

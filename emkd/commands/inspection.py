@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from emkd.commands.options import FollowLinks, ImageRoot, RemoteCode, Revision, no_bars_in_files
+from emkd.commands.paths import check_paths
 from emkd.errors import UsageError
 
 if TYPE_CHECKING:
@@ -65,6 +66,7 @@ def inspect(
             "--against-teacher chooses its samples and checks all objects it reads: leave out --sample, --list and "
             "--verify"
         )
+    check_paths(model=against_teacher, data=(data,), cache=uri, root=image_root)
     from emkd.inspection.compare.live_teacher import LiveSettings
 
     settings = LiveSettings(

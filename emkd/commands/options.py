@@ -1,5 +1,6 @@
 """Options that several commands have, and what they all do before they load a model."""
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -19,6 +20,12 @@ FollowLinks = Annotated[
 ]
 Revision = Annotated[str | None, typer.Option(help="Revision of a model on the hub.")]
 RemoteCode = Annotated[bool, typer.Option("--trust-remote-code", help="Run code that comes with the model.")]
+
+
+def loading(what: str) -> None:
+    """Say that packages are loaded, which takes seconds. Of several processes (torchrun), one says it."""
+    if os.environ.get("RANK", "0") == "0":
+        typer.echo(f"loading {what}", err=True)
 
 
 def no_bars_in_files() -> None:

@@ -6,7 +6,8 @@ from typing import Annotated
 import typer
 
 from emkd.commands.choices import PARTS, Divergence, Matching, Solver, Tail
-from emkd.commands.options import Data, FollowLinks, ImageRoot, RemoteCode, Revision, no_bars_in_files
+from emkd.commands.options import Data, FollowLinks, ImageRoot, RemoteCode, Revision, loading, no_bars_in_files
+from emkd.commands.paths import check_paths
 from emkd.recipes import recipe_names
 
 
@@ -82,9 +83,11 @@ def train_student(
 
     Set everything else in --recipe, which takes the fields of transformers.TrainingArguments.
 
-    Resume a run that was stopped with the same command and --resume: it continues from its last checkpoint
-    (training.save_steps).
+    Ctrl-C (or SIGTERM) saves a checkpoint after the step in hand; pressed twice, it stops at once. The same command
+    with --resume goes on from the last checkpoint, also of a run that was killed (training.save_steps).
     """
+    check_paths(model=student, data=(data, eval_data), cache=cache, root=image_root)
+    loading("PyTorch and transformers")
     from emkd.trainer import TrainSettings, load_recipe, train_student, with_flags
     from emkd.trainer.report import rank
 
@@ -127,8 +130,12 @@ def train_student(
     metrics = train_student(settings)
     if rank():  # of several processes (torchrun) only rank 0 prints
         return
-    shown = ", ".join(f"{name} {value:.4g}" for name, value in metrics.items() if not name.endswith("per_second"))
-    typer.echo(f"trained {output}: {shown}")
+    steps = metrics.pop("steps")
+    shown = ", ".join(f"{name} {value:.4g}" for name, value in metrics.items())
+    if steps:
+        typer.echo(f"trained {output}: {steps} steps, {shown}")
+    else:
+        typer.echo(f"nothing was left to train: {output} had all its steps before this call")
 
 
 def init_student(
@@ -150,6 +157,7 @@ def init_student(
 
     no_bars_in_files()
     check_output(output)
+    typer.echo(f"loading {vision_tower} and {language_model}", err=True)
     made = compose(vision_tower, language_model, like, window=vision_pool, layer=vision_layer, seed=seed)
     save(made, output)
     typer.echo(f"made {output}: {made.model.num_parameters():,} parameters in {made.model.dtype}")

@@ -1,12 +1,14 @@
 """`emkd cache-teacher`"""
 
 import json
+from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
 from emkd.commands.choices import AffinityForm, AffinityPrecision, Compression, Dtype, LogitsPrecision
-from emkd.commands.options import Data, FollowLinks, ImageRoot, RemoteCode, Revision
+from emkd.commands.options import Data, FollowLinks, ImageRoot, RemoteCode, Revision, loading
+from emkd.commands.paths import check_paths
 from emkd.errors import UsageError
 from emkd.pipeline.settings import JobSettings
 
@@ -110,6 +112,7 @@ def cache_teacher(
         )
     if as_json and not dry_run:
         raise UsageError("--json is for --dry-run; `emkd inspect --json` describes a cache")
+    check_paths(model=teacher, data=(data,), root=image_root)
     settings = JobSettings(
         teacher=teacher,
         data=data,
@@ -139,13 +142,22 @@ def cache_teacher(
         max_skipped=max_skipped,
         for_student=for_student,
     )
+    loading("Ray, PyTorch and transformers")
     if dry_run:
         _dry_run(settings, extend, as_json)
         return
     from emkd.pipeline import cache_teacher as run_job
 
+    before = _seal(cache)
     made = run_job(settings, extend=extend, repair=repair, clean=clean)
-    typer.echo(f"sealed: {made.n_samples} samples in {cache}; look at them with: emkd inspect {cache}")
+    what = "sealed" if before is None or _seal(cache) != before else "nothing was missing, and the cache stays sealed"
+    typer.echo(f"{what}: {made.n_samples} samples in {cache}; look at them with: emkd inspect {cache}")
+
+
+def _seal(cache: str) -> bytes | None:
+    """The content of a cache's seal, None if it has none."""
+    file = Path(cache) / "seal.json"
+    return file.read_bytes() if file.is_file() else None
 
 
 def _dry_run(settings: JobSettings, extend: bool, as_json: bool) -> None:

@@ -55,7 +55,8 @@ def cache_teacher(settings: JobSettings, *, extend: bool = False, repair: bool =
 
     Raises UsageError for a wrong call, CacheConflictError if the cache exists with other settings, DataMismatchError
     if committed rows have changed, CacheIncompleteError if shards of other data are missing, DamagedCacheError,
-    CacheWriteError, JobFailedError if shards failed or too many rows were skipped, KeyboardInterrupt after Ctrl-C.
+    CacheWriteError, JobFailedError if shards failed or too many rows were skipped, KeyboardInterrupt after
+    Ctrl-C, Terminated after SIGTERM.
     What was committed stays in every case.
     """
     settings, dataset, run, tokenizer = _prepared(settings)
@@ -98,6 +99,7 @@ def estimate_job(settings: JobSettings, *, extend: bool = False, measure: Any = 
         log("nothing is missing in the cache; the estimate is for making it again from scratch")
     shards = missing or list(plan.manifest.shards)
     with session(settings.address, workers=settings.workers, gpus_per_worker=settings.gpus_per_worker):
+        log(_loading(settings, 1))
         worker = start_workers(settings, plan.manifest, 1)[0]
         choice = choose_basis(worker, plan.manifest, shards)
         estimate = preflight(worker, settings, plan.manifest, shards, choice)
@@ -120,6 +122,7 @@ class JobPlan:
 def _prepared(settings: JobSettings) -> tuple[JobSettings, Dataset, Manifest, bytes]:
     """(settings with absolute paths, dataset, manifest and tokenizer.json as this run alone would write them)"""
     settings = settings.with_absolute_paths()
+    log("reading the data, and hashing the teacher's weights")
     dataset = Dataset(settings.data, settings.image_root, settings.follow_links)
     unread = dataset.unread()
     if unread is not None:
@@ -217,6 +220,7 @@ def _older(settings: JobSettings, dataset: Dataset, run: Manifest) -> list[Manif
 
 def _run(settings: JobSettings, files: Files, plan: JobPlan, tokenizer: bytes, missing: Sequence[int]) -> None:
     manifest = plan.manifest
+    log(_loading(settings, min(settings.workers, len(missing))))
     workers = start_workers(settings, manifest, min(settings.workers, len(missing)))
     choice = choose_basis(workers[0], manifest, missing)
     estimate = preflight(workers[0], settings, manifest, missing, choice, fresh=not committed_shards(files))
@@ -231,7 +235,18 @@ def _run(settings: JobSettings, files: Files, plan: JobPlan, tokenizer: bytes, m
     error = None if basis is None else basis.logit_error
     with progress(len(missing), rows, error) as show, finish_on_interrupt("finishing the current shards") as interrupt:
         outcome = run_shards(workers, missing, interrupt, show)
-    _check_outcome(settings, outcome, len(missing), estimate)
+    try:
+        _check_outcome(settings, outcome, len(missing), estimate)
+    except KeyboardInterrupt:
+        raise interrupt.error() from None  # 143 after SIGTERM
+
+
+def _loading(settings: JobSettings, n_workers: int) -> str:
+    """Say what is loaded before the first rows are tried."""
+    where = f"{settings.gpus_per_worker:g} GPU each" if settings.gpus_per_worker else "the CPU"
+    return (
+        f"loading the teacher in {n_workers} {'worker' if n_workers == 1 else 'workers'}, on {where}; then a few rows"
+    )
 
 
 def _create(settings: JobSettings, manifest: Manifest, tokenizer: bytes, choice: Choice | None) -> None:

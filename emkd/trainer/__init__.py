@@ -12,7 +12,8 @@ The modules and packages, in reading order; each imports only from those below i
     recipe/     what the user chooses
     matching/   which vision tokens of student and teacher are paired
     losses/     the mathematics: divergences, the LM head in chunks, weights
-    report      what a run logs
+    report      what a run says
+    display     a bar and a table on a terminal, lines elsewhere
 """
 
 from emkd.trainer.recipe.recipe import Recipe, load_recipe, make_recipe, with_flags

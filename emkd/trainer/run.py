@@ -5,6 +5,8 @@
 A run of one process consists of this alone; under torchrun or Ray Train every rank runs it.
 """
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -14,36 +16,45 @@ from transformers import TrainingArguments, set_seed
 
 from emkd.agreement.agree import Agreement
 from emkd.errors import EmkdError, UsageError
+from emkd.interrupt import Interrupt, by_signals
 from emkd.samples.dataset import Dataset
 from emkd.trainer.data.run_data import RunData, encoder, evaluation_samples, open_run_data
 from emkd.trainer.data.samples import Collator, EvaluationSamples
 from emkd.trainer.loop.evaluation import evaluate_answers
 from emkd.trainer.loop.first_run import agree_with_first_run
-from emkd.trainer.loop.output import check_output
-from emkd.trainer.loop.trainer import DistillationTrainer
+from emkd.trainer.loop.output import RECIPE_NAME, check_output
+from emkd.trainer.loop.rehearsal import rehearse, until_stepped
+from emkd.trainer.loop.trainer import DistillationTrainer, without_rates
 from emkd.trainer.matching.assignment import check_solver
 from emkd.trainer.objective.objective import Objective
 from emkd.trainer.recipe.arguments import training_arguments
 from emkd.trainer.recipe.recipe import LossRecipe
 from emkd.trainer.recipe.settings import TrainSettings
-from emkd.trainer.report import log
+from emkd.trainer.report import log, watching
 from emkd.trainer.student.card import CardFacts, model_card
 from emkd.trainer.student.student import Student, load_student
 from emkd.vlm.identity import licence
 from emkd.vlm.loading import load
 
+# Passes signals to an Interrupt while it is open.
+SignalSource = Callable[[Interrupt], AbstractContextManager[None]]
 
-def train_one_process(settings: TrainSettings) -> dict[str, float]:
+
+def train_one_process(settings: TrainSettings, signals: SignalSource = by_signals) -> dict[str, float]:
     """Train a student as one rank, save it to `settings.output`, and return the metrics of the run.
+
+    signals: from where requests to stop come; a recipe with training.save_on_signal: false does without them
 
     Raises UsageError and its subclasses (TokenizerMismatchError, DataMismatchError, OutputExistsError, ...) before
     training starts, CacheError if the cache is damaged or not sealed, DataFormatError if too many rows are skipped,
-    TrainingDivergedError if weights or logits are not finite.
+    TrainingDivergedError if weights or logits are not finite, StoppedError after a signal.
     """
     checkpoint = check_output(settings)
     arguments = training_arguments(settings.output, settings.recipe.training, settings.eval_data is not None)
     check_solver(settings.recipe.losses.solver, arguments.device)
+    log("opening data and cache, and comparing them" if settings.cache else "opening the data")
     run_data = open_run_data(settings)
+    log(f"loading the student {settings.student}")
     set_seed(arguments.seed)
     student = load_student(settings)
     agreement = run_data.agree(student.vlm, distils=settings.recipe.losses.weights.needs_cache)
@@ -52,12 +63,17 @@ def train_one_process(settings: TrainSettings) -> dict[str, float]:
     trainer = _trainer(settings, run_data, student, arguments, agreement)
     log(_first_line(settings, student, arguments, run_data))
     resumed = None if checkpoint is None else str(checkpoint)
-    metrics: dict[str, float] = trainer.train(resume_from_checkpoint=resumed).metrics
-    _save(settings, trainer)
-    metrics.pop("total_flos", None)  # Trainer counts only the operations on text
+    source = signals(trainer.stopping.interrupt) if settings.recipe.save_on_signal else nullcontext()
+    with source, watching():
+        with until_stepped(trainer, settings.recipe.training):
+            metrics: dict[str, float] = trainer.train(resume_from_checkpoint=resumed).metrics
+        _save(settings, trainer)
+        trainer.stop_if_asked()
+    metrics = {"steps": trainer.steps_done, **without_rates(metrics)}
     if trainer.skipped:
         metrics["skipped_rows"] = len(trainer.skipped)
     if trainer.eval_dataset is not None:
+        log(f"evaluating on {settings.eval_data}")
         metrics |= trainer.evaluate()
     return metrics
 
@@ -92,7 +108,9 @@ def _trainer(
         RuntimeError,
     ) as error:  # for example, report_to names a package that is not installed
         raise UsageError(f"the recipe's training section: {error}") from error
-    trainer.create_optimizer()  # now, so that an error in its settings appears before training starts
+    trainer.create_optimizer()
+    log("trying a first sample, and what will be saved")
+    rehearse(trainer, recipe.training)
     return trainer
 
 
@@ -168,7 +186,7 @@ def _save(settings: TrainSettings, trainer: DistillationTrainer) -> None:
     trainer.save_model(str(settings.output))
     if trainer.is_world_process_zero():
         recipe = yaml.safe_dump(settings.recipe.model_dump(mode="json"), sort_keys=False)
-        (settings.output / "recipe.yaml").write_text(recipe)
+        (settings.output / RECIPE_NAME).write_text(recipe)
         log(f"saved to {settings.output}")
 
 

@@ -5,13 +5,17 @@ transformers and accelerate do the data parallelism. Checkpoints are in `--outpu
 
 If a worker dies, all workers restart and resume from the last complete checkpoint, as long as it is newer than the last
 complete checkpoint at the previous failure. Errors that emkd raises itself end the run immediately.
+
+SIGINT and SIGTERM reach the driver, which tells an actor; the first rank asks the actor twice a second, and the ranks
+agree on the step after which they stop (loop/stopping.py).
 """
 
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -23,16 +27,23 @@ from ray.util.queue import Empty, Queue
 
 from emkd.background import BackgroundCall
 from emkd.errors import EmkdError, JobFailedError
+from emkd.interrupt import Interrupt, by_signals
 from emkd.ray_session import check_resources, session
-from emkd.samples.sources.find import absolute_data
+from emkd.samples.sources.find import absolute_data, find_files
 from emkd.trainer import report
+from emkd.trainer.data.run_data import open_cache
+from emkd.trainer.display import has_terminal
 from emkd.trainer.loop.checkpoints import last_complete
 from emkd.trainer.loop.first_run import RUN_NAME
 from emkd.trainer.loop.output import check_output
+from emkd.trainer.recipe.arguments import training_arguments
 from emkd.trainer.recipe.settings import TrainSettings
+from emkd.vlm.loading import resolve
 
 # Ray Train's controller needs a CPU in addition to the workers' CPUs.
 CONTROLLER_CPUS = 1
+
+POLL_SECONDS = 0.5  # how often driver and first rank look for a signal
 
 
 def train_on_workers(settings: TrainSettings) -> dict[str, float]:
@@ -41,30 +52,69 @@ def train_on_workers(settings: TrainSettings) -> dict[str, float]:
     Raises the EmkdError that a rank raised, UsageError if there are too few CPUs or GPUs, and JobFailedError if workers
     died twice without a new checkpoint in between.
     """
-    check_output(settings)  # before any process starts
+    with report.quiet():
+        _check_before_ray(settings)
     if not settings.resume:  # left by a run that failed before its first step
         (settings.output / RUN_NAME).unlink(missing_ok=True)
     settings = _with_absolute_paths(settings)
+    # Before the ranks train, there is nothing to save: then a signal ends the run at once.
+    interrupt = Interrupt(lambda _: None)
     with session(
         settings.address, workers=settings.workers, gpus_per_worker=0, cpus=settings.workers + CONTROLLER_CPUS
     ):
         # GPUs of the cluster; the machine that runs this may have none.
         use_gpu = ray.cluster_resources().get("GPU", 0) > 0 and not settings.recipe.training.get("use_cpu", False)
         check_resources(settings.workers, int(use_gpu), on_cpu="training.use_cpu: true in the recipe")
-        with _relayed() as lines:
-            return _until_done(settings, use_gpu, lines)
+        signals = by_signals(interrupt) if settings.recipe.save_on_signal else nullcontext()
+        with _relayed() as lines, signals:
+            return _until_done(settings, use_gpu, lines, interrupt)
 
 
-def _until_done(settings: TrainSettings, use_gpu: bool, lines: Queue) -> dict[str, float]:
+def _check_before_ray(settings: TrainSettings) -> None:
+    """Raise what a rank would raise for the same call, as far as it can be known before any process starts.
+
+    This machine may have no GPU, so that nothing about devices is asked.
+    """
+    check_output(settings)
+    of_devices = ("use_cpu", "bf16", "fp16", "bf16_full_eval", "fp16_full_eval", "tf32", "optim")
+    training = {name: value for name, value in settings.recipe.training.items() if name not in of_devices}
+    training_arguments(settings.output, {**training, "use_cpu": True}, settings.eval_data is not None)
+    resolve(settings.student, settings.revision)
+    open_cache(settings)
+    for data in filter(None, (settings.data, settings.eval_data)):
+        find_files(data)
+
+
+@ray.remote(num_cpus=0)
+class _StopRequest:
+    """What the driver and the first rank tell each other about stopping."""
+
+    def __init__(self) -> None:
+        self._signal, self._trains = 0, False
+
+    def ask(self, number: int) -> bool:
+        """Ask the ranks to stop because of a signal. Return whether they train, and so will save a checkpoint."""
+        self._signal = number
+        return self._trains
+
+    def asked(self) -> int:
+        """Return the signal because of which the ranks shall stop; 0 if there was none."""
+        self._trains = True
+        return self._signal
+
+
+def _until_done(settings: TrainSettings, use_gpu: bool, lines: Queue, interrupt: Interrupt) -> dict[str, float]:
     failed_after: list[Path | None] = []  # the last complete checkpoint at each failure
     while True:
         try:
-            return _fit(settings, use_gpu, lines)
+            return _fit(settings, use_gpu, lines, interrupt)
         except ray.train.TrainingFailedError as error:
             failures = getattr(error, "worker_failures", {})
             for failure in failures.values():
                 if isinstance(failure, EmkdError):
                     raise failure from None
+            if interrupt.asked:  # the signal ended a rank, too
+                raise interrupt.error() from error
             what = "; ".join(f"rank {rank}: {_short(failure)}" for rank, failure in failures.items()) or _short(error)
             failed_after.append(last_complete(settings.output, lambda _: None, verify=False))
             if failed_after[-2:] == failed_after[-1:] * 2:
@@ -76,19 +126,27 @@ def _until_done(settings: TrainSettings, use_gpu: bool, lines: Queue) -> dict[st
             settings = replace(settings, resume=(settings.output / RUN_NAME).is_file())
 
 
-def _fit(settings: TrainSettings, use_gpu: bool, lines: Queue) -> dict[str, float]:
+def _fit(settings: TrainSettings, use_gpu: bool, lines: Queue, interrupt: Interrupt) -> dict[str, float]:
+    report.log(f"starting {settings.workers} workers")
+    stop: Any = _StopRequest.remote()  # type: ignore[attr-defined]
     run: Any = _train_one_rank  # Ray annotates it as returning None, but its result has what it returns
     # The folder is for Ray Train's own files; checkpoints are in settings.output.
     with TemporaryDirectory(prefix="emkd-ray-train-") as folder:
         trainer = TorchTrainer(
             run,
-            train_loop_config={"settings": settings, "lines": lines},
+            train_loop_config={"settings": settings, "lines": lines, "stop": stop, "terminal": has_terminal()},
             scaling_config=ray.train.ScalingConfig(num_workers=settings.workers, use_gpu=use_gpu),
             torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
             run_config=ray.train.RunConfig(storage_path=folder),
         )
         # In the main thread Ray Train would handle Ctrl-C itself and end without a message.
-        result: Any = BackgroundCall(trainer.fit, "emkd-ray-train").result()
+        call: BackgroundCall[Any] = BackgroundCall(trainer.fit, "emkd-ray-train")
+        while not call.wait(POLL_SECONDS):
+            if interrupt.asked:
+                if not ray.get(stop.ask.remote(interrupt.signal)):
+                    raise interrupt.error()
+                break
+        result = call.result()
     metrics: dict[str, float] = result.return_value
     return metrics
 
@@ -97,8 +155,32 @@ def _train_one_rank(config: dict[str, Any]) -> dict[str, float]:
     """Run one worker; its log lines go to the driver."""
     from emkd.trainer.run import train_one_process
 
-    report.send_to(config["lines"].put)
-    return train_one_process(replace(config["settings"], workers=1, address=None))  # a worker starts no others
+    if config["terminal"]:
+        report.forward_to(config["lines"].put)
+    else:
+        report.send_to(config["lines"].put)
+
+    @contextmanager
+    def from_driver(interrupt: Interrupt) -> Iterator[None]:
+        ended = threading.Event()
+        if report.rank() == 0:
+            BackgroundCall(partial(_pass_on, config["stop"], interrupt, ended), "emkd-stop-request")
+        try:
+            yield
+        finally:
+            ended.set()
+
+    settings = replace(config["settings"], workers=1, address=None)  # a worker starts no others
+    return train_one_process(settings, from_driver)
+
+
+def _pass_on(stop: Any, interrupt: Interrupt, ended: threading.Event) -> None:
+    """Ask the driver for a signal until there is one, or the training has ended."""
+    while not ended.wait(POLL_SECONDS):
+        number = ray.get(stop.asked.remote())
+        if number:
+            interrupt.ask(number)
+            return
 
 
 @contextmanager
@@ -109,7 +191,7 @@ def _relayed() -> Iterator[Queue]:
     def show() -> None:
         while True:
             try:
-                report.tell(lines.get(timeout=0.2))
+                report.deliver(lines.get(timeout=0.2))
             except Empty:
                 if done.is_set():
                     return
@@ -121,6 +203,7 @@ def _relayed() -> Iterator[Queue]:
         yield lines
     finally:
         done.set()
+        report.display().close()
         if shown.wait(timeout=10):
             _report_failure(shown)
         lines.shutdown()

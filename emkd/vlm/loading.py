@@ -13,6 +13,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 import emkd.vlm.pooling  # noqa: F401  registers the pooled student, so that its checkpoints load by name
 from emkd.errors import InputNotFoundError, ModelError
+from emkd.model_path import local_folder
 
 # No *.bin, *.pt: emkd never reads pickle. It runs a checkpoint's code only with --trust-remote-code.
 FILES = ("*.json", "*.safetensors", "*.jinja", "*.model", "*.txt", "*.py", "README.md")
@@ -52,13 +53,9 @@ def resolve(name: str, revision: str | None = None) -> Path:
 
     Raises InputNotFoundError.
     """
-    path = Path(name)
-    if path.is_dir():
-        if not (path / "config.json").is_file():
-            raise InputNotFoundError(f"{name} is a folder without config.json: not a saved model")
-        return path
-    if name.startswith(("/", ".", "~")) or name.count("/") > 1:
-        raise InputNotFoundError(f"no model {name!r}: there is no such folder, and it is not a name on the hub")
+    folder = local_folder(name)
+    if folder is not None:
+        return folder
     try:
         return Path(snapshot_download(name, revision=revision, allow_patterns=list(FILES)))
     except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:

@@ -16,6 +16,7 @@ import yaml
 
 from emkd.errors import DataFormatError, JobFailedError, OutputExistsError, UsageError
 from emkd.trainer import Recipe, TrainSettings, train_student, with_flags
+from emkd.trainer.loop.checkpoints import last_complete, step_of
 from emkd.vlm.loading import load_model
 from tests import tiny
 
@@ -133,7 +134,7 @@ def test_no_progress_ends_it(settings, monkeypatch):
 
 
 def test_ctrl_c(settings, tmp_path):
-    """To the whole process group, as a terminal sends it: a message, exit code 130, no worker left, and --resume."""
+    """To the whole process group, as a terminal sends it: a checkpoint of all ranks, exit code 130, no worker left."""
     chosen = settings("out")
     recipe = tmp_path / "recipe.yaml"
     content = {"student": {"vision_pool": 2}, "training": {"max_steps": 100_000, "save_steps": 5, "logging_steps": 5}}
@@ -153,7 +154,10 @@ def test_ctrl_c(settings, tmp_path):
     os.killpg(process.pid, signal.SIGINT)
     assert process.wait(timeout=60) == 130, errors.read_text()[-2000:]
     said = errors.read_text()
-    assert "emkd: interrupted" in said
+    assert "Ctrl-C: stopping after this step; a checkpoint is saved in about" in said
+    newest = last_complete(chosen.output, lambda line: None)
+    left = f"emkd: stopped by Ctrl-C after step {step_of(newest)}: {newest} is complete. The same command with --resume"
+    assert said.count(left) == 1, said[-2000:]
     assert "Traceback" not in said
     _, alive = psutil.wait_procs(workers, timeout=30)
     assert not alive

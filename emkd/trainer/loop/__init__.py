@@ -3,7 +3,9 @@
 In reading order:
 
     trainer      the Trainer subclass
+    rehearsal    before the first step: all that can refuse is tried
     loaders      its DataLoaders
+    stopping     SIGINT and SIGTERM: a checkpoint after the step in hand
     skipped      rows that cannot be trained on
     output       the output folder, and the checkpoint in it that a run resumes from
     first_run    run.json: what a resumed run has to agree with

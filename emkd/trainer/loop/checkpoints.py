@@ -10,6 +10,7 @@ afterwards is an error.
 
 import hashlib
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,24 @@ def complete(checkpoint: Path) -> None:
     os.replace(partial, checkpoint / COMPLETE_NAME)
     sync(checkpoint)
     sync(checkpoint.parent)
+
+
+def rotate(output: Path, limit: int | None, newest: Path, best: Path | None) -> None:
+    """Delete the checkpoints of the smallest steps, so that at most `limit` are left; None deletes nothing.
+
+    newest: the checkpoint that was just completed, which stays;  best: stays too, and counts
+
+    Times of files decide nothing: a copy or another machine's clock may have changed them. Folders that are incomplete
+    do not count, and go if they are older than the newest checkpoint.
+    """
+    if limit is None:
+        return
+    older = [path for path in checkpoints(output) if step_of(path) < step_of(newest)]
+    done = [path for path in older if (path / COMPLETE_NAME).is_file()]
+    free = [path for path in done if best is None or path.name != best.name]
+    n_others = limit - 1 - (len(done) - len(free))
+    for path in [*(path for path in older if path not in done), *free[: len(free) - max(0, n_others)]]:
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def last_complete(output: Path, log: Callable[[str], None], *, verify: bool = True) -> Path | None:

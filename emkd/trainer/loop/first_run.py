@@ -26,7 +26,7 @@ FREE = {
     "dataloader_num_workers", "dataloader_persistent_workers", "dataloader_pin_memory", "dataloader_prefetch_factor",
     "dataloader_multiprocessing_context", "disable_tqdm", "logging_first_step", "logging_steps", "logging_strategy",
     "log_level", "per_device_eval_batch_size", "project", "report_to", "run_name", "save_steps", "save_strategy",
-    "save_total_limit", "skip_memory_metrics", "ddp_timeout",
+    "save_on_signal", "save_total_limit", "skip_memory_metrics", "ddp_timeout",
 }  # fmt: skip
 
 

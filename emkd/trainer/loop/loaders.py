@@ -1,5 +1,6 @@
 """The DataLoaders of a run: training batches in the order of data/order.py, evaluation batches in the data's order."""
 
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -9,6 +10,7 @@ from transformers import TrainingArguments
 
 from emkd.errors import UsageError
 from emkd.trainer.data.order import ShardBatchSampler
+from emkd.trainer.loop.stopping import keep_worker_alive
 
 # From samples to a micro-batch: see `Collator`.
 Collate = Callable[[list[Any]], Any]
@@ -55,14 +57,20 @@ def evaluation_loader(samples: Dataset[Any], collate: Collate, args: TrainingArg
     return DataLoader(samples, batch_size=args.eval_batch_size, **options)
 
 
+def n_workers(args: TrainingArguments) -> int:
+    """Return how many loader workers are started: no more than there are processors. Weights do not depend on it."""
+    return min(args.dataloader_num_workers, len(os.sched_getaffinity(0)))
+
+
 def _options(collate: Collate, args: TrainingArguments) -> dict[str, Any]:
     return {
         "collate_fn": collate,
         # A loader draws a seed whenever it starts; the model's random state must not change with that.
         "generator": torch.Generator(),
-        "num_workers": args.dataloader_num_workers,
+        "num_workers": n_workers(args),
         "pin_memory": args.dataloader_pin_memory,
         "persistent_workers": args.dataloader_persistent_workers,
         "prefetch_factor": args.dataloader_prefetch_factor,
         "multiprocessing_context": args.dataloader_multiprocessing_context,
+        "worker_init_fn": keep_worker_alive,
     }

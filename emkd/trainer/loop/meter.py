@@ -47,6 +47,16 @@ class Meter:
         self.steps += 1
         self._started = self._started or time.perf_counter()
 
+    @property
+    def step_seconds(self) -> float:
+        """Mean seconds of the steps; 0 before the first."""
+        return (time.perf_counter() - self._started) / self.steps if self._started is not None else 0.0
+
+    @property
+    def waiting_share(self) -> float | None:
+        """Share of the time of these steps spent waiting for data; None before the first."""
+        return self.waiting.seconds / (self.step_seconds * self.steps) if self._started is not None else None
+
     def add(
         self,
         losses: Mapping[str, torch.Tensor],

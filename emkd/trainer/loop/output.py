@@ -3,10 +3,13 @@
 from pathlib import Path
 
 from emkd.errors import InputNotFoundError, OutputExistsError, UsageError
-from emkd.trainer.loop.checkpoints import checkpoints, last_complete
+from emkd.trainer.loop.checkpoints import checkpoints, last_complete, step_of
 from emkd.trainer.loop.first_run import RUN_NAME
 from emkd.trainer.recipe.settings import TrainSettings
 from emkd.trainer.report import log, rank
+
+# The recipe that a student was trained by, written beside it as the last file.
+RECIPE_NAME = "recipe.yaml"
 
 
 def check_output(settings: TrainSettings) -> Path | None:
@@ -35,11 +38,25 @@ def check_output(settings: TrainSettings) -> Path | None:
         return checkpoint
     if rank() != 0:  # the first rank checks, and may have written files already
         return None
-    # A run that failed before its first step leaves run.json alone, which needs no protection.
-    used = output.is_dir() and any(path.name != RUN_NAME for path in output.iterdir())
-    if output.is_file() or used:
+    if output.is_file() or _used(output):
         raise OutputExistsError(
             f"--output {output} exists and is not empty; name another folder"
             + (", or resume from its last checkpoint with --resume" if checkpoints(output) else "")
         )
     return None
+
+
+def what_there_is(output: Path) -> str:
+    """Say what a run that was stopped has left, and how to go on; true of every run, on every rank."""
+    if (output / RECIPE_NAME).is_file():  # written last
+        return f"all steps were done, and the trained student is in {output}; what follows (evaluation) was left out"
+    checkpoint = last_complete(output, lambda _: None, verify=False)
+    if checkpoint is not None:
+        return f"{checkpoint} is complete. The same command with --resume goes on after step {step_of(checkpoint)}"
+    resumed = " with --resume" if _used(output) else ""
+    return f"nothing had been saved. The same command{resumed} starts at the first step"
+
+
+def _used(output: Path) -> bool:
+    """Whether a new run may not use the folder. What failed before its first step leaves run.json, which may go."""
+    return output.is_dir() and any(path.name != RUN_NAME for path in output.iterdir())

@@ -6,7 +6,7 @@ the signatures of all overridden methods with the installed transformers (tests/
 Overridden methods, and the reasons:
 
     get_train_dataloader   samples shard by shard and rank by rank (data/order.py), each once an epoch
-    get_batch_samples      counts answers, pairs and samples of the whole optimizer step, over all ranks
+    get_batch_samples      counts answers, pairs and samples of a whole step, over all ranks; stops after a signal
     compute_loss           the objective, divided by those counts
     create_optimizer       learning rates by module
     create_scheduler       refuses a run whose only step has a learning rate of 0
@@ -24,25 +24,37 @@ import shutil
 from collections.abc import Iterator, Mapping
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch.utils.data import Subset
 from transformers import PrinterCallback, ProgressCallback, Trainer, TrainingArguments
-from transformers.trainer_utils import rotate_checkpoints
 
-from emkd.errors import EmkdError, UsageError
+from emkd.errors import EmkdError, StoppedError, UsageError
+from emkd.interrupt import NAMES
 from emkd.trainer.data.samples import Collator, EvaluationSamples, StudentSamples
-from emkd.trainer.loop.checkpoints import check, complete
+from emkd.trainer.loop.checkpoints import check, complete, rotate, step_of
 from emkd.trainer.loop.evaluation import evaluate_answers
 from emkd.trainer.loop.loaders import EpochLoader, evaluation_loader, train_loader
 from emkd.trainer.loop.meter import Meter
+from emkd.trainer.loop.output import what_there_is
 from emkd.trainer.loop.skipped import SkippedRows
+from emkd.trainer.loop.stopping import Stopping, agreed
 from emkd.trainer.objective.counts import Counts
 from emkd.trainer.objective.objective import Objective
-from emkd.trainer.report import LogLines
+from emkd.trainer.report import Watch
 from emkd.trainer.student.parameters import parameter_groups
 from emkd.trainer.student.student import Student
+
+NOT_OURS = ("train_samples_per_second", "train_steps_per_second", "total_flos")
+
+
+def without_rates(metrics: Mapping[str, float]) -> dict[str, float]:
+    """Leave out Trainer's rates and floating-point operations of a whole run.
+
+    The rates count evaluations and checkpoints as training, unlike samples_per_second, and the operations only text.
+    """
+    return {name: value for name, value in metrics.items() if name not in NOT_OURS}
 
 
 class DistillationTrainer(Trainer):
@@ -80,12 +92,15 @@ class DistillationTrainer(Trainer):
         )
         self.remove_callback(PrinterCallback)  # prints dictionaries to stdout, which is for results alone
         self.remove_callback(ProgressCallback)
-        self.add_callback(LogLines)
+        self.add_callback(Watch(lambda: self.meter.waiting_share))
         self.model_accepts_loss_kwargs = True  # the objective divides losses by the step's counts, not Trainer
         self.student, self.objective, self.learning_rates = student, objective, learning_rates
         self.shard_sizes, self.window = shard_sizes, window
         self.skipped = SkippedRows(sum(shard_sizes), max_skipped)
-        self._new_meter()
+        self.stopping = Stopping(self.output, self.checkpoint_bytes, lambda: self.meter.step_seconds)
+        self._steps_begun = 0
+        self._resumable_step = 0  # of the last checkpoint that a run can resume from; 0 is the start
+        self.forget_readings()
 
     def get_train_dataloader(self) -> EpochLoader:
         """Return this rank's loader, not prepared by accelerate, which would split the batches a second time."""
@@ -96,6 +111,9 @@ class DistillationTrainer(Trainer):
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
     ) -> tuple[list[Any], Any]:
         """Return the micro-batches of one optimizer step, and the Counts that its losses are divided by."""
+        if self.args.world_size == 1 and self.stopping.interrupt.asked:
+            self._stop(self.stopping.interrupt.signal)
+        self._steps_begun += 1
         self.meter.begin_step()
         with self.meter.waiting:
             micro_batches = list(islice(epoch_iterator, num_batches))
@@ -105,11 +123,41 @@ class DistillationTrainer(Trainer):
         counts = Counts.total(self.objective.count(batch["samples"]) for batch in micro_batches)
         self.meter.pairs += counts.pairs
         new = self.skipped.new(skipped)
-        own = torch.cat([counts.as_tensor(), torch.tensor([len(new)])])
-        *total, n_new = self._add_up(own.to(device)).tolist()
+        own = torch.cat([counts.as_tensor(), torch.tensor([len(new)]), self.stopping.votes()])
+        *total, n_new, interrupted, terminated = self._add_up(own.to(device)).tolist()
+        if number := agreed([interrupted, terminated]):
+            self._stop(number)
         if n_new:
             self.skipped.add(new)
         return micro_batches, Counts.from_tensor(total)
+
+    def stop_if_asked(self) -> None:
+        """Raise StoppedError if a signal asked any rank to stop after its last step. All ranks have to call this."""
+        if number := agreed(self._add_up(self.stopping.votes().to(self.args.device)).tolist()):
+            raise StoppedError(f"stopped by {NAMES[number]} at the end: {what_there_is(self.output)}", 128 + number)
+
+    def _stop(self, number: int) -> NoReturn:
+        """Save a checkpoint of the last finished step, whatever the recipe saves, and raise StoppedError."""
+        step = self.state.global_step
+        if step != self._resumable_step:
+            self.args.save_only_model = False
+            self._save_checkpoint(self.model_wrapped, None)
+        # A rank that ended before the first rank has completed the checkpoint would make Ray or torchrun end that, too.
+        self.accelerator.wait_for_everyone()
+        self.stopping.interrupt.finished = True
+        self.callback_handler.on_train_end(self.args, self.state, self.control)  # loggers write what they hold
+        raise StoppedError(f"stopped by {NAMES[number]} after step {step}: {what_there_is(self.output)}", 128 + number)
+
+    def weight_bytes(self) -> int:
+        """Return the bytes of the student's weights."""
+        return sum(p.numel() * p.element_size() for p in self.student.model.parameters())
+
+    def checkpoint_bytes(self) -> int:
+        """Return the bytes of weights and optimizer; before the first step, which fills it, those of AdamW."""
+        states = [] if self.optimizer is None else list(self.optimizer.state.values())
+        held = [value for state in states for value in state.values() if isinstance(value, torch.Tensor)]
+        filled = sum(tensor.numel() * tensor.element_size() for tensor in held)
+        return self.weight_bytes() + (filled or 2 * 4 * self.student.n_trainable)
 
     def _add_up(self, values: torch.Tensor) -> torch.Tensor:
         """Return the sum over ranks; all ranks have to call this."""
@@ -167,12 +215,31 @@ class DistillationTrainer(Trainer):
             )
         return scheduler
 
+    def try_scheduler(self, n_steps: int) -> None:
+        """Make the scheduler once, for an optimizer of nothing. Raises what it raises, and UsageError."""
+        nothing = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=self.args.learning_rate)
+        try:
+            self.create_scheduler(n_steps, nothing)
+        finally:
+            self.lr_scheduler, self._created_lr_scheduler = None, False
+
+    @property
+    def steps_done(self) -> int:
+        """Steps of this call, without those of the checkpoint that it resumed from."""
+        return self.state.global_step - self._initial_global_step
+
+    @property
+    def has_stepped(self) -> bool:
+        """Whether a step of this call is done."""
+        return self._steps_begun > 1
+
     @property
     def output(self) -> Path:
         """The run's output folder."""
         return Path(str(self.args.output_dir))
 
-    def _new_meter(self) -> None:
+    def forget_readings(self) -> None:
+        """Start the numbers of the next log line anew."""
         self.meter = Meter()
         self.objective.stopwatch = self.meter.assignment
 
@@ -181,7 +248,9 @@ class DistillationTrainer(Trainer):
         if "loss" in logs:
             found = self.meter.readings(self._add_up, self.args.device)
             logs = {**logs, **{name: round(value, 6) for name, value in found.items()}}
-            self._new_meter()
+            self.forget_readings()
+        if "train_runtime" in logs:  # rates that count evaluations and checkpoints as training
+            logs = without_rates(logs)
         super().log(logs, start_time)
 
     def evaluate(
@@ -190,7 +259,7 @@ class DistillationTrainer(Trainer):
         """Return `evaluate_answers` over all ranks, under the names that Trainer users expect (eval_accuracy, ...)."""
         chosen: Any = eval_dataset if eval_dataset is not None else self.eval_dataset
         own = Subset(chosen, range(self.args.process_index, len(chosen), self.args.world_size))
-        with self.meter.paused():
+        with self.meter.paused(), self.stopping.during("evaluation"):
             loader = evaluation_loader(own, self.data_collator, self.args)
             with self.autocast_smart_context_manager():
                 result = evaluate_answers(self.student.model, loader, self.objective.n_tokens, self._add_up)
@@ -221,7 +290,7 @@ class DistillationTrainer(Trainer):
         folder = self.output / f"checkpoint-{self.state.global_step}"
         # Trainer must not delete older checkpoints before this one is complete.
         limit, self.args.save_total_limit = self.args.save_total_limit, None
-        with self.meter.paused():
+        with self.meter.paused(), self.stopping.during("checkpoint"):
             if self.args.should_save and folder.is_dir():  # left by a run that was killed while it saved
                 shutil.rmtree(folder)
             self.accelerator.wait_for_everyone()
@@ -234,7 +303,9 @@ class DistillationTrainer(Trainer):
                 self.skipped.save(folder)
                 complete(folder)
                 best = self.state.best_model_checkpoint
-                rotate_checkpoints(str(self.output), limit, best, use_mtime=True)
+                rotate(self.output, limit, folder, None if best is None else Path(best))
+        if not self.args.save_only_model:
+            self._resumable_step = self.state.global_step
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         folder = Path(output_dir) if output_dir else self.output
@@ -243,6 +314,7 @@ class DistillationTrainer(Trainer):
             self.student.save(folder, resumable=folder != self.output)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        self._resumable_step = step_of(Path(resume_from_checkpoint))
         self.student.restore(Path(resume_from_checkpoint))
         self.skipped.restore(Path(resume_from_checkpoint))
 

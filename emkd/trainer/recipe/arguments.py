@@ -35,6 +35,7 @@ RESERVED = {
     "deepspeed": "the LM head is called outside of the model's forward, where DeepSpeed may have released its weights",
     "parallelism_config": "all tokens of a sample are matched on one device",
     "torch_compile": "hidden states are read by a forward hook, which a compiled model may not call",
+    "enable_jit_checkpoint": "training.save_on_signal saves a checkpoint when the run is told to end",
     "save_on_each_node": "checkpoints are written to one folder that all workers share",
     "push_to_hub": "the output folder can be loaded as it is; upload it when the run is done",
 }
@@ -64,7 +65,13 @@ AT_LEAST = {
     **dict.fromkeys(("learning_rate", "weight_decay", "warmup_steps", "max_grad_norm", "eval_delay"), 0),
     **dict.fromkeys(("dataloader_num_workers", "seed"), 0),
 }
+AT_MOST = {"seed": 2**32 - 1}  # NumPy's
 ABOVE_ZERO = {"num_train_epochs", "logging_steps", "save_steps", "eval_steps"}
+
+# Fields of the section that are emkd's and not of TrainingArguments, with their defaults.
+OWN: dict[str, bool] = {
+    "save_on_signal": True,  # SIGINT and SIGTERM save a checkpoint after the step in hand
+}
 
 # Flags of the command line, and the fields that they set.
 FLAGS = {"batch_size": "per_device_train_batch_size", "epochs": "num_train_epochs"}
@@ -77,12 +84,12 @@ def known_arguments(given: Mapping[str, Any]) -> dict[str, Any]:
 
     Raises ValueError, with the reason, for a field that does not exist or cannot be set, or a value out of range.
     """
-    known = [name for name in TYPES if name not in RESERVED]
+    known = [*OWN, *(name for name in TYPES if name not in RESERVED)]
     found = {}
     for name, value in given.items():
         if name in RESERVED:
             raise ValueError(f"training.{name} cannot be set: {RESERVED[name]}")
-        if name not in TYPES:
+        if name not in TYPES and name not in OWN:
             meant = f"; did you mean {FLAGS[name]!r}?" if name in FLAGS else nearest(str(name), known)
             raise ValueError(f"training.{name} is not a field of transformers.TrainingArguments{meant}")
         found[name] = _typed(name, value)
@@ -99,7 +106,7 @@ def _typed(name: str, value: Any) -> Any:
     if name.endswith("_strategy") and value is False:
         return "no"
     try:
-        found = TypeAdapter(TYPES[name], config=_STRICTLY_NUMBERS).validate_python(value)
+        found = TypeAdapter(bool if name in OWN else TYPES[name], config=_STRICTLY_NUMBERS).validate_python(value)
     except ValidationError as error:
         wrong = error.errors()[0]
         raise ValueError(f"training.{name}: {wrong['msg']}, got {value!r}") from error
@@ -112,6 +119,9 @@ def _check_range(name: str, value: Any) -> None:
     least = AT_LEAST.get(name)
     if least is not None and value < least:
         raise ValueError(f"training.{name}: must be at least {least}, got {value!r}")
+    most = AT_MOST.get(name)
+    if most is not None and value > most:
+        raise ValueError(f"training.{name}: must be at most {most}, got {value!r}")
     if name in ABOVE_ZERO and value <= 0:
         raise ValueError(f"training.{name}: must be more than 0, got {value!r}")
     if name == "max_steps" and value < 1 and value != -1:
@@ -120,7 +130,7 @@ def _check_range(name: str, value: Any) -> None:
 
 def same_in_effect(training: Mapping[str, Any]) -> dict[str, Any]:
     """Return the fields whose values differ from the defaults."""
-    plain = {field.name: field.default for field in dataclasses.fields(TrainingArguments)} | DEFAULTS
+    plain = {field.name: field.default for field in dataclasses.fields(TrainingArguments)} | DEFAULTS | OWN
     return {name: value for name, value in training.items() if value != plain[name]}
 
 
@@ -137,7 +147,7 @@ def training_arguments(output: Path, training: Mapping[str, Any], evaluates: boo
 
     Raises UsageError if the fields do not fit together, or ask for an evaluation without data.
     """
-    given = {**DEFAULTS, **training}
+    given = {**DEFAULTS, **{name: value for name, value in training.items() if name not in OWN}}
     if not evaluates and (given.get("eval_strategy", "no") != "no" or given.get("load_best_model_at_end")):
         raise UsageError(
             "training.eval_strategy and training.load_best_model_at_end need data to evaluate on: set --eval-data"

@@ -2,7 +2,8 @@
 
     losses:    {alpha: 0.5, beta: 0.25, gamma: 25, divergence: reverse_kl, tail: auto, matching: logits, ...}
     student:   {vision_pool: 2, freeze: [vision_tower]}
-    training:  {learning_rate: 2.0e-3, max_steps: 150, ...}     any field of transformers.TrainingArguments
+    training:  {learning_rate: 2.0e-3, max_steps: 150, ...}     any field of transformers.TrainingArguments, and
+                                                                save_on_signal
 
 Flags of the command line override the file. An unknown key is an error that names the nearest known one.
 """
@@ -20,7 +21,7 @@ from emkd.trainer.losses.weights import Weights
 from emkd.trainer.matching.assignment import Solver
 from emkd.trainer.matching.cost import Cost, Space
 from emkd.trainer.matching.match import Matching
-from emkd.trainer.recipe.arguments import TYPES, known_arguments, nearest
+from emkd.trainer.recipe.arguments import OWN, TYPES, known_arguments, nearest
 
 
 class _Section(BaseModel):
@@ -135,6 +136,11 @@ class Recipe(_Section):
     window: int = Field(default=2, ge=1)
     max_skipped: float = Field(default=0.01, ge=0, le=1)
 
+    @property
+    def save_on_signal(self) -> bool:
+        """Whether SIGINT and SIGTERM save a checkpoint after the step in hand; if not, they end the run at once."""
+        return bool(self.training.get("save_on_signal", OWN["save_on_signal"]))
+
     @field_validator("training")
     @classmethod
     def _known_arguments(cls, given: dict[str, Any]) -> dict[str, Any]:
@@ -227,7 +233,7 @@ def _explain(error: dict[str, Any]) -> str:
     where = ".".join(str(part) for part in error["loc"]) or "the recipe"
     if error["type"] == "extra_forbidden":
         name, section = str(error["loc"][-1]), _SECTIONS[error["loc"][:-1]]
-        if name in TYPES:
+        if name in TYPES or name in OWN:
             return f"unknown key {where!r}; it belongs in the section `training`"
         return f"unknown key {where!r}{nearest(name, list(section.model_fields))}"
     if error["type"] == "value_error":

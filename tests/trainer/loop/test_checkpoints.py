@@ -4,7 +4,7 @@ import os
 import pytest
 
 from emkd.errors import DamagedCheckpointError
-from emkd.trainer.loop.checkpoints import COMPLETE_NAME, check, checkpoints, complete, last_complete
+from emkd.trainer.loop.checkpoints import COMPLETE_NAME, check, checkpoints, complete, last_complete, rotate, step_of
 
 
 def make(output, step, *, whole=True):
@@ -68,3 +68,31 @@ def test_completing_twice_and_after_a_kill(tmp_path):
         "model.safetensors",
         "inner/more.json",
     }
+
+
+@pytest.mark.parametrize(
+    ("limit", "best", "left"),
+    [
+        (None, None, [2, 4, 6, 8, 9]), (1, None, [8, 9]), (2, None, [6, 8, 9]), (3, None, [4, 6, 8, 9]),
+        (1, 2, [2, 8, 9]), (2, 2, [2, 8, 9]), (3, 2, [2, 6, 8, 9]), (3, 8, [4, 6, 8, 9]),
+    ],
+)  # fmt: skip
+def test_rotation_is_by_step_whatever_the_clock_says(tmp_path, limit, best, left):
+    """The oldest has a time in the future, as after a copy from another machine; 9 was left by a killed save."""
+    folders = {step: tmp_path / f"checkpoint-{step}" for step in (2, 4, 6, 8, 9)}
+    for step, folder in folders.items():
+        folder.mkdir()
+        if step != 9:
+            (folder / "complete.json").touch()
+        os.utime(folder, (2e9 - 1e6 * step,) * 2)
+    rotate(tmp_path, limit, folders[8], None if best is None else folders[best])
+    assert [step_of(path) for path in checkpoints(tmp_path)] == left
+
+
+def test_an_incomplete_folder_is_no_checkpoint_that_counts(tmp_path):
+    for step in (2, 3, 4):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        if step != 3:
+            (tmp_path / f"checkpoint-{step}" / "complete.json").touch()
+    rotate(tmp_path, 2, tmp_path / "checkpoint-4", None)
+    assert [step_of(path) for path in checkpoints(tmp_path)] == [2, 4]

@@ -8,111 +8,18 @@ import json
 import os
 import random
 import shutil
-import signal
-import subprocess
-import sys
 import time
 from dataclasses import replace
 
 import pytest
-import torch
-import yaml
 
 from emkd.errors import DamagedCheckpointError, InputNotFoundError, UsageError
-from emkd.trainer import TrainSettings, load_recipe, train_student, with_flags
+from emkd.trainer import train_student, with_flags
 from emkd.trainer.loop.checkpoints import complete, last_complete
-from emkd.vlm.loading import load_model
 from tests import tiny
+from tests.trainer.loop.runs import STEPS, Run, assert_same, settings
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600), pytest.mark.xdist_group("resume")]
-
-STEPS = 13  # an epoch has three, so that the last epoch is not finished
-RECIPE = {
-    "student": {"vision_pool": 2},
-    "window": 1,
-    "training": {
-        "max_steps": STEPS, "per_device_train_batch_size": 1, "gradient_accumulation_steps": 2,
-        "learning_rate": 3e-3, "lr_scheduler_type": "constant_with_warmup", "logging_steps": 1, "save_steps": 2, "save_total_limit": 2, "warmup_steps": 3,
-    },
-}  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def dropout_student(tmp_path_factory):
-    folder = tiny.save_model(tmp_path_factory.mktemp("student"), seed=2, hidden=24)
-    config = json.loads((folder / "config.json").read_text())
-    config["text_config"]["attention_dropout"] = 0.2
-    (folder / "config.json").write_text(json.dumps(config))
-    return folder
-
-
-@pytest.fixture(scope="module")
-def inputs(dropout_student, data_path, cache_path, tmp_path_factory):
-    """What each run is given but its output."""
-    recipe = tmp_path_factory.mktemp("recipe") / "recipe.yaml"
-    recipe.write_text(yaml.safe_dump(RECIPE))
-    return {"student": str(dropout_student), "data": str(data_path), "cache": str(cache_path), "recipe": recipe}
-
-
-def settings(inputs, output, *, resume=False, **flags):
-    recipe = with_flags(load_recipe(inputs["recipe"]), {f"training.{name}": value for name, value in flags.items()})
-    return TrainSettings(**{**inputs, "recipe": recipe, "output": output, "resume": resume})
-
-
-@pytest.fixture(scope="module")
-def undisturbed(inputs, tmp_path_factory):
-    output = tmp_path_factory.mktemp("undisturbed") / "out"
-    train_student(settings(inputs, output))
-    assert sorted(path.name for path in output.glob("checkpoint-*")) == ["checkpoint-12", "checkpoint-13"]
-    return output
-
-
-def weights(folder):
-    return load_model(folder, dtype="auto").state_dict()
-
-
-def assert_same(folder, expected):
-    found, whole = weights(folder), weights(expected)
-    assert set(found) == set(whole)
-    assert [name for name in whole if not torch.equal(found[name], whole[name])] == []
-
-
-class Run:
-    """`emkd train-student` in its own process."""
-
-    def __init__(self, inputs, output, *, resume=False, loader_workers=0):
-        recipe = output.with_suffix(f".{loader_workers}.yaml")
-        training = {**RECIPE["training"], "dataloader_num_workers": loader_workers}
-        recipe.write_text(yaml.safe_dump({**RECIPE, "training": training}))
-        self.errors = output.with_suffix(f".{time.monotonic_ns()}.err")
-        self.output = output
-        flags = [f"--{name}={value}" for name, value in {**inputs, "recipe": recipe, "output": output}.items()]
-        with self.errors.open("w") as stderr:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "emkd.cli", "train-student", *flags, *(["--resume"] if resume else [])],
-                stderr=stderr, env={**os.environ, "OMP_NUM_THREADS": "1"},
-            )  # fmt: skip
-
-    def wait_for(self, what):
-        deadline = time.monotonic() + 120
-        while not what(self) and self.process.poll() is None:
-            assert time.monotonic() < deadline, self.said()
-            time.sleep(0.002)
-
-    def kill(self):
-        self.process.send_signal(signal.SIGKILL)
-        self.process.wait()
-
-    def finish(self):
-        assert self.process.wait(timeout=240) == 0, self.said()
-
-    def said(self):
-        return self.errors.read_text(errors="replace")  # bars are being drawn while it is read
-
-    def steps(self):
-        return [
-            line.split("/")[0].removeprefix("step ") for line in self.said().splitlines() if line.startswith("step")
-        ]
 
 
 @pytest.mark.parametrize("loader_workers", [(0, 0), (2, 2), (0, 2)])
@@ -194,6 +101,17 @@ def test_an_older_checkpoint_goes_only_once_a_newer_one_is_complete(inputs, undi
         train_student(settings(inputs, output, save_total_limit=1))
     assert last_complete(output, lambda line: None) == output / "checkpoint-2"
     monkeypatch.undo()
+    train_student(settings(inputs, output, save_total_limit=1, resume=True))
+    assert [path.name for path in output.glob("checkpoint-*")] == [f"checkpoint-{STEPS}"]
+    assert_same(output, undisturbed)
+
+
+def test_a_checkpoint_from_the_future_is_not_the_newest(inputs, undisturbed, every_checkpoint, tmp_path):
+    """`save_total_limit: 1` once deleted the newest checkpoints, if an older one had a later time."""
+    output = tmp_path / "out"
+    shutil.copytree(every_checkpoint / "checkpoint-10", output / "checkpoint-10")
+    shutil.copy(every_checkpoint / "run.json", output)
+    os.utime(output / "checkpoint-10", (4e9, 4e9))
     train_student(settings(inputs, output, save_total_limit=1, resume=True))
     assert [path.name for path in output.glob("checkpoint-*")] == [f"checkpoint-{STEPS}"]
     assert_same(output, undisturbed)
