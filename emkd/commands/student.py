@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from emkd.commands.options import Data, ImageRoot, RemoteCode, Revision, no_bars_in_files
+from emkd.commands.options import Clock, Data, ImageRoot, RemoteCode, Revision, no_bars_in_files
 
 
 def train_student(
@@ -64,6 +64,7 @@ def train_student(
     address: Annotated[
         str | None, typer.Option(help="Address of a running Ray cluster; by default emkd starts Ray on this machine.")
     ] = None,
+    clock: Clock = None,
     revision: Revision = None,
     trust_remote_code: RemoteCode = False,
 ) -> None:
@@ -110,6 +111,7 @@ def train_student(
         resume=resume,
         workers=workers,
         address=address,
+        clock=clock,
     )
     no_bars_in_files()
     metrics = train_student(settings)

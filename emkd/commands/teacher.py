@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, cast
 
 import typer
 
-from emkd.commands.options import Data, ImageRoot, RemoteCode, Revision
+from emkd.commands.options import Clock, Data, ImageRoot, RemoteCode, Revision
 from emkd.errors import UsageError
 from emkd.pipeline.settings import JobSettings
 
@@ -77,6 +77,7 @@ def cache_teacher(
     attn_implementation: Annotated[
         str | None, typer.Option(help="Attention of the teacher, for instance sdpa or eager.")
     ] = JobSettings.attn_implementation,
+    clock: Clock = JobSettings.clock,
     revision: Revision = JobSettings.revision,
     trust_remote_code: RemoteCode = JobSettings.trust_remote_code,
     limit: Annotated[int | None, typer.Option(help="Use only the first rows.")] = JobSettings.limit,
@@ -142,6 +143,7 @@ def cache_teacher(
         limit=limit,
         max_skipped=max_skipped,
         for_student=for_student,
+        clock=clock,
     )
     if dry_run:
         _dry_run(settings, extend, as_json)

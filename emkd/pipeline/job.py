@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from emkd.clock import clock_of_cache
 from emkd.errors import DamagedCacheError, DataMismatchError, JobFailedError, UsageError
 from emkd.interrupt import finish_on_interrupt
 from emkd.pipeline.actors import start_workers
@@ -121,18 +122,22 @@ def _prepared(settings: JobSettings) -> tuple[JobSettings, Dataset, Manifest, by
     """(settings with absolute paths, dataset, manifest and tokenizer.json as this run alone would write them)"""
     settings = settings.with_absolute_paths()
     dataset = Dataset(settings.data, settings.image_root)
-    run, tokenizer = job_manifest(settings, dataset, _version(open_files(settings.cache)))
+    existing = _existing(open_files(settings.cache))
+    version = FORMAT_VERSION if existing is None else existing.format_version
+    run, tokenizer = job_manifest(settings, dataset, version, existing)
+    if existing is not None:
+        clock_of_cache(settings.cache, run.tokenizer.chat_template, existing.clock, settings.clock)
     if settings.for_student is not None:
         check_student(settings, run, tokenizer, dataset)
     return settings, dataset, run, tokenizer
 
 
-def _version(files: Files) -> int:
-    """The format version of the cache, which a run keeps; the newest if there is none, or its manifest is damaged."""
+def _existing(files: Files) -> Manifest | None:
+    """The manifest of the cache, whose format version and date a run keeps; None if there is none, or it is damaged."""
     try:
-        return read_manifest(files, extensions=0).format_version if files.exists(MANIFEST_NAME) else FORMAT_VERSION
+        return read_manifest(files, extensions=0) if files.exists(MANIFEST_NAME) else None
     except DamagedCacheError:  # --repair may replace it, and any other use of it fails with what is wrong
-        return FORMAT_VERSION
+        return None
 
 
 def _planned(files: Files, run: Manifest, tokenizer: bytes, dataset: Dataset, extend: bool) -> JobPlan:

@@ -5,6 +5,7 @@ The worker loads the teacher on its first call, not when it is made, so that a r
 error while loading reaches the user unchanged.
 """
 
+import json
 import time
 import uuid
 from collections import Counter
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from emkd.background import BackgroundConsumer
+from emkd.clock import clock_of_cache
 from emkd.errors import DamagedCacheError, DataMismatchError, JobFailedError, ModelError
 from emkd.pipeline.basis_choice import BasisChooser, Choice, sample_states
 from emkd.pipeline.cache_size import Sizes, measure_sizes
@@ -22,7 +24,7 @@ from emkd.pipeline.row_reader import RowReader
 from emkd.pipeline.settings import JobSettings
 from emkd.pipeline.shared_images import SharedImages
 from emkd.samples.dataset import Dataset
-from emkd.samples.render import end_token
+from emkd.samples.render import end_token, template_of
 from emkd.storage.basis import Basis, read_basis
 from emkd.storage.index.commit import LogitError, ShardIndex, commit_shard
 from emkd.storage.manifest.manifest import Manifest
@@ -33,7 +35,8 @@ from emkd.storage.record import CapturedRow
 from emkd.storage.shards.writer import ShardWriter
 from emkd.vlm.checks import check_teacher
 from emkd.vlm.codes import Codes
-from emkd.vlm.identity import tokenizer_json, weights_sha256
+from emkd.vlm.forward import full_float32
+from emkd.vlm.identity import image_processor_settings, model_config, sha256_of, tokenizer_json, weights_sha256
 from emkd.vlm.loading import VisionLanguageModel, load
 
 # Limit for records that wait to be encoded: the rows of several batches, or a few very large samples.
@@ -95,7 +98,7 @@ class CaptureWorker:
 
     def __init__(self, settings: JobSettings, manifest: Manifest) -> None:
         self.settings, self.manifest = settings, manifest
-        self._has_codes_of_cache = False
+        self._follows_cache = False
         self._teacher: Teacher | None = None
         self._dataset: Dataset | None = None
         self._ahead = ReadAhead(self._reading, AHEAD_BYTES)
@@ -149,7 +152,7 @@ class CaptureWorker:
             data = basis.to_bytes()
             manifest, n_bytes = manifest.with_basis(basis.identity(data)), n_bytes + len(data)
             teacher.codes = Codes(basis, teacher.vlm.device)
-            self._has_codes_of_cache = choice is None
+            self._follows_cache = choice is None
         started = time.perf_counter()
         captured = teacher.capture(dataset, rows, SharedImages(manifest.teacher.dtype))
         sizes = measure_sizes(captured, manifest, n_bytes, self.settings.rows_per_shard)
@@ -171,7 +174,7 @@ class CaptureWorker:
         """
         teacher, dataset = self._loaded()
         self._check_dataset(dataset, self.manifest.source(number))
-        self._take_codes_of_cache(teacher)
+        self._follow_cache(teacher)
         started = time.perf_counter()
         files = open_files(self.settings.cache)
         counts: Counter[str] = Counter()
@@ -195,27 +198,31 @@ class CaptureWorker:
             seconds=time.perf_counter() - started,
         )
 
-    def _take_codes_of_cache(self, teacher: Teacher) -> None:
-        """Use the basis that the cache has: of two jobs that start at once, one finds that of the other."""
-        if self._has_codes_of_cache:
+    def _follow_cache(self, teacher: Teacher) -> None:
+        """Use the cache's own basis and date: of two jobs that start at once, one finds those of the other."""
+        if self._follows_cache:
             return
         basis = self._read_basis()
         if basis is not None:
             teacher.codes = Codes(basis, teacher.vlm.device)
-        self._has_codes_of_cache = True
+        self.manifest = self.manifest.model_copy(update={"clock": self._read_manifest().clock})
+        teacher.use_clock(self.manifest.clock or teacher.settings.clock)
+        self._follows_cache = True
 
     def _read_basis(self) -> Basis | None:
         """Read the basis from the cache, and put it into the manifest; None if there are no codes."""
         if self.manifest.codes is None:
             return None
-        files = open_files(self.settings.cache)
-        identity = read_manifest(files, extensions=0).basis
+        identity = self._read_manifest().basis
         if identity is None:
             raise DamagedCacheError(
                 f"{self.settings.cache}: its manifest names no basis of codes, and the job's has some"
             )
         self.manifest = self.manifest.with_basis(identity)
-        return read_basis(files, identity)
+        return read_basis(open_files(self.settings.cache), identity)
+
+    def _read_manifest(self) -> Manifest:
+        return read_manifest(open_files(self.settings.cache), extensions=0)
 
     def _reading(self, number: int) -> RowReader:
         teacher, dataset = self._loaded()
@@ -235,6 +242,7 @@ class CaptureWorker:
 
     def _loaded(self) -> tuple[Teacher, Dataset]:
         if self._teacher is None or self._dataset is None:
+            full_float32()
             self._dataset = Dataset(self.settings.data, self.settings.image_root)
             vlm = load(
                 self.settings.teacher,
@@ -245,7 +253,13 @@ class CaptureWorker:
                 trust_remote_code=self.settings.trust_remote_code,
             )
             self._check(vlm)
-            self._teacher = Teacher(vlm, CaptureSettings.of(self.manifest))
+            vlm.n_tokens = (
+                self.manifest.vocabulary_size
+            )  # of an older cache, a tokenizer's ids beyond a gap are left out
+            clock = clock_of_cache(
+                self.settings.cache, template_of(vlm.processor), self.manifest.clock, self.settings.clock
+            )
+            self._teacher = Teacher(vlm, CaptureSettings.of(self.manifest, clock))
             self._check_family(self._teacher, self._dataset)
         return self._teacher, self._dataset
 
@@ -267,12 +281,40 @@ class CaptureWorker:
                 f"{self.settings.teacher}: the weights on this machine differ from the teacher's in the cache; "
                 "put the same checkpoint on every machine, or name a --revision"
             )
+        differing = self._differing(vlm)
+        if differing:
+            raise ModelError(
+                f"{self.settings.teacher}: on this machine it has another {' and another '.join(differing)} than in "
+                "the cache's manifest; put the same files and the same versions of transformers and torchvision on "
+                "every machine, and do not change them while the job runs"
+            )
+
+    def _differing(self, vlm: VisionLanguageModel) -> list[str]:
+        """What else decides the numbers, besides weights, and is not as the manifest says."""
+        manifest, processor = self.manifest, vlm.processor
+        pixels = image_processor_settings(processor)
+        found = {
+            "config.json": manifest.teacher.config in (None, model_config(vlm.path)),
+            "tokenizer": manifest.tokenizer.sha256 == sha256_of(json.loads(tokenizer_json(vlm.path))),
+            "chat template": manifest.tokenizer.chat_template_sha256 in (None, sha256_of(processor.chat_template)),
+            f"image processor ({_names(manifest.image_processor.settings, pixels)})": (
+                manifest.image_processor.sha256 == sha256_of(pixels)
+            ),
+            f"kind of image processor ({type(processor.image_processor).__name__})": (
+                manifest.image_processor.class_name == type(processor.image_processor).__name__
+            ),
+        }
+        return [name for name, same in found.items() if not same]
 
     def _check_family(self, teacher: Teacher, dataset: Dataset) -> None:
         """Check on the first usable row that emkd's logits are those of the model's own forward pass."""
         encoded = teacher.first_usable(dataset, range(dataset.n_rows))
         if encoded is not None:
             check_teacher(teacher.vlm, encoded, teacher.pad_token_id)
+
+
+def _names(then: dict[str, Any], now: dict[str, Any]) -> str:
+    return ", ".join(sorted(name for name in then.keys() | now.keys() if then.get(name) != now.get(name)))
 
 
 def _counted(captured: Iterable[CapturedRow], counts: Counter[str]) -> Iterator[CapturedRow]:

@@ -11,7 +11,8 @@ from typing import Any
 
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from emkd.errors import SampleError
+from emkd.clock import ANY_DAY, reads_clock, with_clock
+from emkd.errors import ModelError, SampleError
 from emkd.samples.sample import Turn
 
 Span = tuple[int, int]
@@ -23,17 +24,20 @@ MAX_TURNS = 1000
 GENERATION_MARK = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
 
-def render(processor: Any, turns: Sequence[Turn]) -> tuple[str, tuple[Span, ...]]:
+def render(processor: Any, turns: Sequence[Turn], clock: str | None = None) -> tuple[str, tuple[Span, ...]]:
     """(text, characters [first, last) of each answer)
+
+    clock: the date that a template writes which writes one (see `emkd.clock`)
 
     Raises SampleError: template-error if the template refuses the conversation (for instance roles that do not
     alternate), template-prefix if a template without marks renders earlier turns differently once later ones follow,
-    too-long if such a template would take minutes.
+    too-long if such a template would take minutes. Raises ModelError if the template writes the date and none is given.
     """
     messages = [turn.as_message() for turn in turns]
-    find = _marked if GENERATION_MARK.search(template_of(processor) or "") else _by_prefixes
+    template = _pinned(processor, clock)
+    find = _marked if GENERATION_MARK.search(template or "") else _by_prefixes
     try:
-        text, spans = find(processor, messages)
+        text, spans = find(processor, template, messages)
     except (SampleError, MemoryError):
         raise
     # A template is a program of the checkpoint's author that runs on the row's content: it may raise anything. If it
@@ -52,19 +56,32 @@ def template_of(processor: Any) -> str | None:
     return template if isinstance(template, str) else None
 
 
+def _pinned(processor: Any, clock: str | None) -> str | None:
+    """The template that renders conversations, with the date in it."""
+    template = template_of(processor)
+    if template is None or not reads_clock(template):
+        return template
+    if clock is None:
+        raise ModelError(
+            "the chat template writes today's date (strftime_now), and no date is given: the same row would have "
+            "another text tomorrow"
+        )
+    return with_clock(template, clock)
+
+
 def end_token(processor: Any) -> str | None:
     """The special token at the end of answers, or None: then a student is not trained to stop."""
     turns = [Turn(role="user", parts=("a",)), Turn(role="assistant", parts=("b",))]
-    text, ((first, last),) = render(processor, turns)
+    text, ((first, last),) = render(processor, turns, ANY_DAY)
     found = [token for token in processor.tokenizer.all_special_tokens if text[first:last].endswith(token)]
     return max(found, key=len, default=None)
 
 
-def _marked(processor: Any, messages: list[dict[str, Any]]) -> tuple[str, list[Span]]:
+def _marked(processor: Any, template: str | None, messages: list[dict[str, Any]]) -> tuple[str, list[Span]]:
     """(text, answers) by the template's marks. Adjacent marks (one per part of a turn) are one answer."""
     found: Any = render_jinja_template(
         [messages],
-        chat_template=template_of(processor),
+        chat_template=template,
         return_assistant_tokens_mask=True,
         **processor.tokenizer.special_tokens_map,
     )
@@ -84,12 +101,13 @@ def _following_end(processor: Any, rest: str) -> int:
     return max(map(len, tokens), default=0)
 
 
-def _by_prefixes(processor: Any, messages: list[dict[str, Any]]) -> tuple[str, list[Span]]:
+def _by_prefixes(processor: Any, template: str | None, messages: list[dict[str, Any]]) -> tuple[str, list[Span]]:
     if len(messages) > MAX_TURNS:
         raise SampleError("too-long", f"{len(messages)} turns, at most {MAX_TURNS} without generation marks")
 
     def rendered(n: int, ask: bool = False) -> str:
-        return str(processor.apply_chat_template(messages[:n], tokenize=False, add_generation_prompt=ask))
+        asked = {"tokenize": False, "add_generation_prompt": ask}
+        return str(processor.apply_chat_template(messages[:n], chat_template=template, **asked))
 
     text = rendered(len(messages))
     spans = []

@@ -13,6 +13,7 @@ import yaml
 from transformers import TrainingArguments, set_seed
 
 from emkd.agreement.agree import Agreement
+from emkd.clock import today
 from emkd.errors import EmkdError, UsageError
 from emkd.samples.dataset import Dataset
 from emkd.trainer.data.run_data import RunData, encoder, evaluation_samples, open_run_data
@@ -29,6 +30,7 @@ from emkd.trainer.recipe.settings import TrainSettings
 from emkd.trainer.report import log
 from emkd.trainer.student.card import CardFacts, model_card
 from emkd.trainer.student.student import Student, load_student
+from emkd.vlm.forward import full_float32
 from emkd.vlm.identity import licence
 from emkd.vlm.loading import load
 
@@ -42,14 +44,17 @@ def train_one_process(settings: TrainSettings) -> dict[str, float]:
     """
     checkpoint = check_output(settings)
     arguments = training_arguments(settings.output, settings.recipe.training, settings.eval_data is not None)
+    if arguments.tf32 is None:  # else the recipe has decided
+        full_float32()
     check_solver(settings.recipe.losses.solver, arguments.device)
     run_data = open_run_data(settings)
     set_seed(arguments.seed)
     student = load_student(settings)
     agreement = run_data.agree(student.vlm, distils=settings.recipe.losses.weights.needs_cache)
-    agree_with_first_run(settings, run_data.cache, run_data.selection, run_data.dataset, arguments.world_size)
+    clock = run_data.clock(student.vlm, settings)
+    agree_with_first_run(settings, run_data.cache, run_data.selection, run_data.dataset, arguments.world_size, clock)
     student.card = model_card(_facts(settings, run_data, student))
-    trainer = _trainer(settings, run_data, student, arguments, agreement)
+    trainer = _trainer(settings, run_data, student, arguments, agreement, clock)
     log(_first_line(settings, student, arguments, run_data))
     resumed = None if checkpoint is None else str(checkpoint)
     metrics: dict[str, float] = trainer.train(resume_from_checkpoint=resumed).metrics
@@ -68,6 +73,7 @@ def _trainer(
     student: Student,
     arguments: TrainingArguments,
     agreement: Agreement,
+    clock: str | None,
 ) -> DistillationTrainer:
     """Make the trainer. Raises UsageError if a package, optimizer or logger of the recipe is not available."""
     recipe = settings.recipe
@@ -75,12 +81,12 @@ def _trainer(
         student=student,
         args=arguments,
         objective=_objective(recipe.losses, run_data, run_data.n_tokens(student.vlm), arguments),
-        train_dataset=run_data.samples(student.vlm, recipe.losses.top_k, agreement),
+        train_dataset=run_data.samples(student.vlm, recipe.losses.top_k, agreement, clock),
         shard_sizes=run_data.shard_sizes,
         window=recipe.window,
         learning_rates=recipe.student.learning_rates,
         max_skipped=recipe.max_skipped,
-        eval_dataset=evaluation_samples(settings, student.vlm),
+        eval_dataset=evaluation_samples(settings, student.vlm, clock),
     )
     try:
         trainer = DistillationTrainer(**given)
@@ -173,13 +179,13 @@ def _save(settings: TrainSettings, trainer: DistillationTrainer) -> None:
 
 
 def evaluate_checkpoint(path: str, data: str, image_root: Path | None = None, batch_size: int = 32) -> dict[str, float]:
-    """Return `evaluate_answers` of a saved model (folder or name on the hub) on a dataset.
+    """Return `evaluate_answers` of a saved model (folder or name on the hub) on a dataset, asked today.
 
     data: as for --data;  image_root: folder of its image paths;  batch_size: samples of a forward pass
     """
     vlm = load(path)
     dataset = Dataset(data, image_root)
-    samples = EvaluationSamples(dataset, encoder(vlm))
+    samples = EvaluationSamples(dataset, encoder(vlm, today()))
     loader = torch.utils.data.DataLoader(
         samples, batch_size=batch_size, collate_fn=Collator(vlm.processor.tokenizer.pad_token_id or 0)
     )

@@ -104,6 +104,14 @@ def head_logits(model: Any, hidden: torch.Tensor, n_tokens: int) -> torch.Tensor
     return logits[:, :n_tokens]
 
 
+def full_float32() -> None:
+    """Compute products of float32 matrices in float32, in this process.
+
+    Environments change it: with TORCH_ALLOW_TF32_CUBLAS_OVERRIDE=1, which images of GPU clouds set, they have 10 bits.
+    """
+    torch.set_float32_matmul_precision("highest")
+
+
 @contextmanager
 def evaluating(model: Any) -> Iterator[None]:
     """While open, no module is in training mode (dropout, checkpointing); afterwards each mode is restored."""
