@@ -168,6 +168,7 @@ def _dry_run(settings: JobSettings, extend: bool, as_json: bool) -> None:
         if compared is not None:
             typer.echo("")
             render_choices(compared)
+    estimate.check_skipped()
     estimate.check_space(settings.cache)
 
 

@@ -10,7 +10,7 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from emkd.background import BackgroundConsumer
@@ -20,9 +20,10 @@ from emkd.pipeline.basis_choice import BasisChooser, Choice, sample_states
 from emkd.pipeline.cache_size import Sizes, measure_sizes
 from emkd.pipeline.capture import CaptureSettings, Teacher
 from emkd.pipeline.read_ahead import ReadAhead
-from emkd.pipeline.row_reader import RowReader
+from emkd.pipeline.row_reader import RowReader, read_row
 from emkd.pipeline.settings import JobSettings
 from emkd.pipeline.shared_images import SharedImages
+from emkd.pipeline.skipped import Skipped, SkippedRow, skipped_among
 from emkd.samples.dataset import Dataset
 from emkd.samples.render import end_token, template_of
 from emkd.storage.basis import Basis, read_basis
@@ -54,6 +55,7 @@ class ShardReport:
     n_shared:    images that are stored with those of other rows
     n_different: images that should have been, but differ (see `SharedImages`)
     logit_error: measured, of logits that are read from codes; None without codes
+    skipped:     the reasons of the skipped rows
     """
 
     number: int
@@ -66,6 +68,7 @@ class ShardReport:
     n_bytes: int
     seconds: float
     logit_error: LogitError | None = None
+    skipped: Skipped = field(default_factory=Skipped)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +77,8 @@ class Preflight:
 
     sizes, seconds: on disk, and in time
     vision_tokens:  of all rows together
-    skipped:        a line for each row that was skipped, with the reason
+    skipped:        the rows that cannot be used
+    unread:         those among further rows, which did not go through the teacher, that cannot be read
     end_token:      whether answers end in a special token
     logit_error, predicted: measured and predicted error of logits that are read from codes; None without codes
     """
@@ -83,10 +87,11 @@ class Preflight:
     sizes: Sizes
     seconds: float
     vision_tokens: int
-    skipped: tuple[str, ...]
+    skipped: tuple[SkippedRow, ...]
     end_token: bool
     logit_error: LogitError | None = None
     predicted: float | None = None
+    unread: tuple[SkippedRow, ...] = ()
 
 
 class CaptureWorker:
@@ -140,10 +145,11 @@ class CaptureWorker:
         except ModelError as error:
             raise ModelError(f"{error}. A cache of this teacher has no codes: use --logit-error none") from error
 
-    def preflight(self, rows: Sequence[int], choice: Choice | None = None) -> Preflight:
+    def preflight(self, rows: Sequence[int], choice: Choice | None = None, read: Sequence[int] = ()) -> Preflight:
         """Run some rows through the whole job, into a temporary folder.
 
         choice: the basis of a cache that does not exist yet
+        read: further rows, which are only read
         """
         teacher, dataset = self._loaded()
         basis = self._read_basis() if choice is None else choice.basis
@@ -161,11 +167,18 @@ class CaptureWorker:
             sizes=sizes,
             seconds=time.perf_counter() - started,
             vision_tokens=sum(len(row.record.vision) for row in captured if row.record is not None),
-            skipped=tuple(f"row {r.hint.row}: {r.reason}: {r.detail}" for r in captured if r.record is None),
+            skipped=skipped_among(captured),
+            unread=self._unread(read),
             end_token=end_token(teacher.vlm.processor) is not None,
             logit_error=LogitError.of([error for row in captured for error in row.squared_error]),
             predicted=None if basis is None else basis.logit_error,
         )
+
+    def _unread(self, rows: Sequence[int]) -> tuple[SkippedRow, ...]:
+        """Rows that cannot be read; of the others nothing is kept, so that many fit."""
+        teacher, dataset = self._loaded()
+        found = (read_row(teacher.encoder, dataset, row) for row in rows)
+        return skipped_among(row for row in found if isinstance(row, CapturedRow))
 
     def capture_shard(self, number: int, following: int | None = None) -> ShardReport:
         """Capture, write and commit one shard of the plan.
@@ -178,23 +191,25 @@ class CaptureWorker:
         started = time.perf_counter()
         files = open_files(self.settings.cache)
         counts: Counter[str] = Counter()
+        skipped = Skipped()
         shared = SharedImages(self.manifest.teacher.dtype)
         reading = self._ahead.take(number)
         reading.advance()
         if following is not None:
             self._ahead.start(following)
         captured = teacher.captured(reading, shared)
-        index = self._write(files, number, _counted(captured, counts))
+        index = self._write(files, number, _counted(captured, counts, skipped))
         return ShardReport(
             number=number,
             committed=commit_shard(files, index),
             n_samples=counts["samples"],
-            n_skipped=counts["skipped"],
+            n_skipped=skipped.n,
             n_halved=counts["halved"],
             n_shared=shared.n_shared,
             n_different=shared.n_different,
             n_bytes=stored_bytes(index),
             logit_error=index.logit_error,
+            skipped=skipped,
             seconds=time.perf_counter() - started,
         )
 
@@ -317,10 +332,11 @@ def _names(then: dict[str, Any], now: dict[str, Any]) -> str:
     return ", ".join(sorted(name for name in then.keys() | now.keys() if then.get(name) != now.get(name)))
 
 
-def _counted(captured: Iterable[CapturedRow], counts: Counter[str]) -> Iterator[CapturedRow]:
+def _counted(captured: Iterable[CapturedRow], counts: Counter[str], skipped: Skipped) -> Iterator[CapturedRow]:
     """Yield the same rows, and count their outcomes."""
     for row in captured:
-        counts["skipped" if row.record is None else "samples"] += 1
+        counts["samples"] += row.record is not None
+        skipped.add(Skipped.of(skipped_among([row])))
         counts["halved"] += row.halvings > 0
         yield row
 

@@ -2,7 +2,9 @@
 
 The chat template decides the text. If it marks what the assistant says (`{% generation %}`, as LLaVA's do), the marked
 text is the answer. If it does not (most templates), an answer is what an assistant turn adds to the prompt that asks
-for it. An end token that follows directly belongs to the answer; white space around the answer does not.
+for it. Nothing asks for the first turn of a conversation: if that is the assistant's, its answer is what follows the
+text that the template writes before any answer. An end token that follows directly belongs to the answer; white space
+around the answer does not.
 """
 
 import re
@@ -20,6 +22,9 @@ Span = tuple[int, int]
 # A template without marks is rendered twice for each answer, which grows with the square of the turns: a thousand take
 # seconds, ten thousand many minutes.
 MAX_TURNS = 1000
+
+# Answers of which no two begin in the same way, and neither with white space.
+_FIRST_WORDS = ("Xq7", "9wv")
 
 GENERATION_MARK = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
@@ -105,20 +110,33 @@ def _by_prefixes(processor: Any, template: str | None, messages: list[dict[str, 
     if len(messages) > MAX_TURNS:
         raise SampleError("too-long", f"{len(messages)} turns, at most {MAX_TURNS} without generation marks")
 
-    def rendered(n: int, ask: bool = False) -> str:
+    def written(some: list[dict[str, Any]], ask: bool = False) -> str:
         asked = {"tokenize": False, "add_generation_prompt": ask}
-        return str(processor.apply_chat_template(messages[:n], chat_template=template, **asked))
+        return str(processor.apply_chat_template(some, chat_template=template, **asked))
+
+    def rendered(n: int, ask: bool = False) -> str:
+        return written(messages[:n], ask)
+
+    def header() -> str:
+        others = [written([{**messages[0], "content": [{"type": "text", "text": word}]}]) for word in _FIRST_WORDS]
+        return _common_start([rendered(1), *others])
 
     text = rendered(len(messages))
     spans = []
     for number, message in enumerate(messages):
         if message["role"] != "assistant":
             continue
-        prompt, upto = rendered(number, ask=True) if number else "", rendered(number + 1)
+        prompt, upto = rendered(number, ask=True) if number else header(), rendered(number + 1)
         if not (upto.startswith(prompt) and text.startswith(upto)):
             raise SampleError("template-prefix", f"the template renders turn {number} differently in its context")
         spans.append((len(prompt), len(upto)))
     return text, spans
+
+
+def _common_start(texts: Sequence[str]) -> str:
+    """What all texts begin with."""
+    least, most = min(texts), max(texts)
+    return least[: next((n for n, (a, b) in enumerate(zip(least, most, strict=False)) if a != b), len(least))]
 
 
 def _trimmed(text: str, span: Span) -> Span:

@@ -6,7 +6,7 @@ import torch
 
 from emkd.errors import ModelError
 from emkd.samples.encode import Encoded
-from emkd.vlm.forward import collate, evaluating, last_hidden_state, lm_logits, to_model
+from emkd.vlm.forward import collate, evaluating, image_tokens_explained, last_hidden_state, lm_logits, to_model
 from emkd.vlm.loading import VisionLanguageModel
 
 
@@ -23,7 +23,8 @@ def check_head(model: Any, batch: dict[str, torch.Tensor], n_tokens: int) -> Non
 
     Otherwise the logits of a family that changes them after its head (a softcap, a scale) would be cached wrongly.
     """
-    expected = model(**batch, logits_to_keep=1, use_cache=False).logits[:, -1, :n_tokens].float()
+    with image_tokens_explained(model):
+        expected = model(**batch, logits_to_keep=1, use_cache=False).logits[:, -1, :n_tokens].float()
     check_same_logits(model, expected, lm_logits(model, last_hidden_state(model, batch)[:, -1], n_tokens))
 
 

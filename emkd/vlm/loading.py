@@ -1,5 +1,6 @@
 """Load checkpoints: local folders or names on the hub, safetensors only, every weight accounted for."""
 
+import inspect
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from safetensors import SafetensorError
-from transformers import AutoModelForImageTextToText, AutoProcessor
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
 import emkd.vlm.pooling  # noqa: F401  registers the pooled student, so that its checkpoints load by name
 from emkd.errors import InputNotFoundError, ModelError
@@ -115,9 +116,28 @@ def load_processor(path: Path, trust_remote_code: bool = False, *, needs_templat
         raise ModelError(
             f"{path}: emkd needs a fast tokenizer (tokenizer.json), and this is a {type(tokenizer).__name__}"
         )
+    _check_settings(path, processor, trust_remote_code)
     if needs_template:
         check_template(path, processor)
     return processor
+
+
+def _check_settings(path: Path, processor: Any, trusted: bool) -> None:
+    """Raise ModelError for a setting without which the processor cannot count the tokens of an image."""
+    known = inspect.signature(type(processor).__init__).parameters
+    for name in ("patch_size", "num_image_tokens"):
+        if name in known and getattr(processor, name, None) is None:
+            tower = (
+                getattr(AutoConfig.from_pretrained(path, trust_remote_code=trusted), "vision_config", None)
+                if name == "patch_size"
+                else None
+            )
+            value = getattr(tower, name, None)
+            hint = "" if value is None else f' (its vision tower has {value}: "{name}": {value})'
+            raise ModelError(
+                f"{path}: its {type(processor).__name__} has no {name}, by which it counts the tokens of an image; set "
+                f"it in processor_config.json{hint}"
+            )
 
 
 def check_template(name: str | Path, processor: Any) -> None:
