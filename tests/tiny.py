@@ -150,6 +150,18 @@ def save_model(
     return folder
 
 
+GAPPED = {"cat": 55, "dog": 40, "no": 30}  # ids of words in a tokenizer with gaps
+
+
+def save_gapped(folder: Path, **options: Any) -> Path:
+    """A checkpoint of as many tokens, whose largest id is 55."""
+    save_model(folder, **options)
+    content = json.loads((folder / "tokenizer.json").read_text())
+    content["model"]["vocab"] |= GAPPED
+    (folder / "tokenizer.json").write_text(json.dumps(content))
+    return folder
+
+
 def png(seed: int, height: int = 24, width: int = 24) -> bytes:
     pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
     buffer = io.BytesIO()

@@ -54,7 +54,9 @@ def check_same_text(
     if ours != theirs:
         raise TokenizerMismatchError(
             f"row {row}: the answer tokens differ ({len(ours)} of the {name}, {len(theirs)} of the teacher): the two "
-            f"chat templates mark answers differently. Give the {name} the teacher's chat template"
+            f"chat templates mark answers differently. Give the {name} the teacher's chat template. If the "
+            "conversation begins with the assistant, an older emkd has made the cache and took that turn's header for "
+            "a part of the answer: make the cache again"
         )
     if [i.text_position for i in student.images] != [i.text_position for i in teacher.images]:
         raise TokenizerMismatchError(

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from emkd.commands.options import FollowLinks, ImageRoot, RemoteCode, Revision, no_bars_in_files
+from emkd.commands.options import Clock, FollowLinks, ImageRoot, RemoteCode, Revision, no_bars_in_files
 from emkd.commands.paths import check_paths
 from emkd.errors import UsageError
 
@@ -33,6 +33,7 @@ def inspect(
     attn_implementation: Annotated[
         str | None, typer.Option(help="With --against-teacher: for instance eager. (default: the cache's own)")
     ] = None,
+    clock: Clock = None,
     revision: Revision = None,
     trust_remote_code: RemoteCode = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout, and nothing else.")] = False,
@@ -51,6 +52,7 @@ def inspect(
             "--image-root": image_root,
             "--follow-links": follow_links or None,
             "--attn-implementation": attn_implementation,
+            "--clock": clock,
             "--revision": revision,
             "--trust-remote-code": trust_remote_code or None,
         }
@@ -78,6 +80,7 @@ def inspect(
         revision=revision,
         attn_implementation=attn_implementation,
         trust_remote_code=trust_remote_code,
+        clock=clock,
     )
     _compare(uri, settings, as_json)
 

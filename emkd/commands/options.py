@@ -18,6 +18,13 @@ ImageRoot = Annotated[Path | None, typer.Option(help="Folder that image paths in
 FollowLinks = Annotated[
     bool, typer.Option("--follow-links", help="Follow links inside --image-root that lead out of it.")
 ]
+Clock = Annotated[
+    str | None,
+    typer.Option(
+        metavar="DATE",
+        help="Day that a chat template with strftime_now writes, as YYYY-MM-DD. (default: today, or the cache's own)",
+    ),
+]
 Revision = Annotated[str | None, typer.Option(help="Revision of a model on the hub.")]
 RemoteCode = Annotated[bool, typer.Option("--trust-remote-code", help="Run code that comes with the model.")]
 

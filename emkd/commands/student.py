@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from emkd.commands.choices import PARTS, Divergence, Matching, Solver, Tail
-from emkd.commands.options import Data, FollowLinks, ImageRoot, RemoteCode, Revision, loading, no_bars_in_files
+from emkd.commands.options import Clock, Data, FollowLinks, ImageRoot, RemoteCode, Revision, loading, no_bars_in_files
 from emkd.commands.paths import check_paths
 from emkd.recipes import recipe_names
 
@@ -76,6 +76,7 @@ def train_student(
     address: Annotated[
         str | None, typer.Option(help="Address of a running Ray cluster; by default emkd starts Ray on this machine.")
     ] = None,
+    clock: Clock = None,
     revision: Revision = None,
     trust_remote_code: RemoteCode = False,
 ) -> None:
@@ -125,6 +126,7 @@ def train_student(
         resume=resume,
         workers=workers,
         address=address,
+        clock=clock,
     )
     no_bars_in_files()
     metrics = train_student(settings)

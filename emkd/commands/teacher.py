@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 import typer
 
 from emkd.commands.choices import AffinityForm, AffinityPrecision, Compression, Dtype, LogitsPrecision
-from emkd.commands.options import Data, FollowLinks, ImageRoot, RemoteCode, Revision, loading
+from emkd.commands.options import Clock, Data, FollowLinks, ImageRoot, RemoteCode, Revision, loading
 from emkd.commands.paths import check_paths
 from emkd.errors import UsageError
 from emkd.pipeline.settings import JobSettings
@@ -74,6 +74,7 @@ def cache_teacher(
     attn_implementation: Annotated[
         str | None, typer.Option(help="Attention of the teacher, for instance sdpa or eager.")
     ] = JobSettings.attn_implementation,
+    clock: Clock = JobSettings.clock,
     revision: Revision = JobSettings.revision,
     trust_remote_code: RemoteCode = JobSettings.trust_remote_code,
     limit: Annotated[int | None, typer.Option(help="Use only the first rows.")] = JobSettings.limit,
@@ -141,6 +142,7 @@ def cache_teacher(
         limit=limit,
         max_skipped=max_skipped,
         for_student=for_student,
+        clock=clock,
     )
     loading("Ray, PyTorch and transformers")
     if dry_run:
@@ -174,6 +176,7 @@ def _dry_run(settings: JobSettings, extend: bool, as_json: bool) -> None:
         if compared is not None:
             typer.echo("")
             render_choices(compared)
+    estimate.check_skipped()
     estimate.check_space(settings.cache)
 
 

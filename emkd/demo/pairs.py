@@ -65,7 +65,7 @@ def open_scenes(student: Path, data: Path, cache_folder: Path, n: int) -> list[S
     """Return the first n scenes of data and cache, seen by a student that pools."""
     vlm, cache, dataset = load(str(student)), Cache.open(cache_folder), Dataset(str(data))
     vlm.model.eval()
-    encoder = Encoder(vlm.processor, vlm.image_token_id)
+    encoder = Encoder(vlm.processor, vlm.image_token_id, clock=cache.manifest.clock)
     limits = TeacherLimits(vocabulary=cache.manifest.vocabulary_size, n_student_tokens=vlm.n_tokens)
     codes = None if cache.basis is None else Codes(cache.basis, "cpu")
     numbers = {int(row): number for number, row in enumerate(cache.sample_rows)}

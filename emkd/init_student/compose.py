@@ -26,6 +26,7 @@ from transformers import (
 
 from emkd.agreement.template import adopt_template, check_places_images
 from emkd.agreement.text import shared_text
+from emkd.clock import ANY_DAY
 from emkd.errors import (
     ModelError,
     OutputExistsError,
@@ -47,6 +48,7 @@ from emkd.init_student.components import (
 from emkd.samples.encode import Encoder
 from emkd.samples.render import end_token, template_of
 from emkd.samples.sample import ImagePart, Sample, Turn
+from emkd.vlm.identity import n_ids
 from emkd.vlm.loading import load_processor, resolve
 from emkd.vlm.pooling import pooled
 
@@ -99,7 +101,7 @@ def compose(vision: str, language: str, like: str, *, window: int = 2, layer: in
     with named("--vision-tower", vision):
         tower, unused = loaded(AutoModel, tower_path, config=vision_config(tower_path))
         strategy = feature_strategy(tower)
-    added = _enough_rows(text, len(teacher.tokenizer))
+    added = _enough_rows(text, n_ids(teacher.tokenizer))
     config = LlavaNextConfig(
         vision_config=tower.config,
         text_config=text.config,
@@ -116,7 +118,7 @@ def compose(vision: str, language: str, like: str, *, window: int = 2, layer: in
     processor = _processor(teacher, tower, own_pixels, image_token_id, strategy)
     model = pooled(model, processor, window)
     with named("--like", like):
-        _check_text(Encoder(processor, image_token_id), Encoder(teacher, image_token_id))
+        _check_text(*(Encoder(each, image_token_id, clock=ANY_DAY) for each in (processor, teacher)))
     random = {n: tuple(w.shape) for n, w in model.named_parameters() if _is_new(n)}
     if added:
         random["rows of the embedding and of the LM head"] = (added, int(text.config.hidden_size))

@@ -12,6 +12,8 @@ The modules, in reading order:
     shared_images  images that several rows of a shard show
     capture        rows become records; runs without Ray
     worker         one shard after the other: read, capture, write, commit
+    skipped        rows that cannot be used, against --max-skipped: before, during and after the job
+    skipped_before rows that earlier runs skipped
     actors         the workers as Ray actors
     shard_pool     which worker captures which shard
     basis          columns of hidden states, and the error of logits that are read from them

@@ -50,6 +50,7 @@ class CaptureSettings:
 
     coded:         of which tokens codes are kept
     affinity:      whether affinities are kept
+    clock:         the date that the chat template writes, if it writes one
     batch_tokens:  padded tokens of one forward pass
     chunk_logits:  logits that are in memory at a time while the top-k is taken
     """
@@ -62,10 +63,14 @@ class CaptureSettings:
     chunk_logits: int = 1 << 26
     coded: tuple[TokenAxis, ...] = ()
     affinity: bool = True
+    clock: str | None = None
 
     @classmethod
-    def of(cls, manifest: Manifest) -> "CaptureSettings":
-        """Return the settings that the manifest records; a user cannot choose others for the same cache."""
+    def of(cls, manifest: Manifest, clock: str | None = None) -> "CaptureSettings":
+        """Return the settings that the manifest records; a user cannot choose others for the same cache.
+
+        clock: for a manifest that does not keep the date that its template writes
+        """
         return cls(
             top_k=manifest.top_k,
             answer_top_k=manifest.answer_top_k,
@@ -74,6 +79,7 @@ class CaptureSettings:
             max_length=manifest.max_length,
             coded=tuple(tokens for tokens in TOKEN_AXES if manifest.has_codes(tokens)),
             affinity=manifest.stores_affinity,
+            clock=manifest.clock or clock,
         )
 
 
@@ -85,12 +91,18 @@ class Teacher:
 
     def __init__(self, vlm: VisionLanguageModel, settings: CaptureSettings, codes: Codes | None = None) -> None:
         self.vlm, self.settings, self.codes = vlm, settings, codes
-        self.encoder = Encoder(vlm.processor, vlm.image_token_id, settings.max_length)
+        self.encoder = Encoder(vlm.processor, vlm.image_token_id, settings.max_length, settings.clock)
 
     @property
     def pad_token_id(self) -> int:
         """The id that pads a batch; attention masks it, so that any id will do (`_alone` has the exception)."""
         return self.vlm.processor.tokenizer.pad_token_id or 0
+
+    def use_clock(self, clock: str | None) -> None:
+        """Render with another date from now on."""
+        if clock != self.settings.clock:
+            self.settings = replace(self.settings, clock=clock)
+            self.encoder = Encoder(self.vlm.processor, self.vlm.image_token_id, self.settings.max_length, clock)
 
     def first_usable(self, dataset: Dataset, rows: Iterable[int]) -> Encoded | None:
         """The first of the rows that can be encoded, or None."""

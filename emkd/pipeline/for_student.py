@@ -43,7 +43,8 @@ def check_student(settings: JobSettings, run: Manifest, teacher_tokenizer: bytes
     has_images = any(theirs.images for _, theirs in read_by_teacher.values())
     reader = Reader(path=path, processor=processor, model_type=model_type)
     agreement = agree(teacher, reader, has_images=has_images, warn=log)
-    student = _encoder(settings, path, processor, None)
+    clock = run.clock or settings.clock
+    student = _encoder(settings, path, processor, None, clock)
     refused = []
     for row, (sample, theirs) in read_by_teacher.items():
         try:
@@ -75,7 +76,8 @@ def _read_by_teacher(
 ) -> dict[int, tuple[Sample, Encoded]]:
     """Rows, and how the teacher reads them, without pixels. Leaves out rows that it cannot read: the job skips them."""
     path = resolve(settings.teacher, settings.revision)
-    teacher = _encoder(settings, path, load_processor(path, settings.trust_remote_code), run.max_length)
+    processor = load_processor(path, settings.trust_remote_code)
+    teacher = _encoder(settings, path, processor, run.max_length, run.clock or settings.clock)
     found = {}
     for row in rows:
         with suppress(SampleError):
@@ -84,11 +86,11 @@ def _read_by_teacher(
     return found
 
 
-def _encoder(settings: JobSettings, path: Path, processor: Any, max_length: int | None) -> Encoder:
+def _encoder(settings: JobSettings, path: Path, processor: Any, max_length: int | None, clock: str | None) -> Encoder:
     """Return an encoder. A model without its own limit reads up to the length that its language model was made for."""
     config = AutoConfig.from_pretrained(path, trust_remote_code=settings.trust_remote_code)
     token = getattr(config, "image_token_id", None)
     if token is None:
         raise ModelError(f"{path}: its config names no image_token_id; models of type {config.model_type!r}")
     limit = max_length or getattr(config.get_text_config(), "max_position_embeddings", None)
-    return Encoder(processor, int(token), limit)
+    return Encoder(processor, int(token), limit, clock)

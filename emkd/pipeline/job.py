@@ -6,13 +6,13 @@ The same command, run again, computes the missing shards. Nothing is written bef
 that `repair` withdraws damaged shards first.
 """
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
+from emkd.clock import clock_of_cache
 from emkd.errors import DamagedCacheError, DataMismatchError, JobFailedError, UsageError
 from emkd.interrupt import finish_on_interrupt
 from emkd.pipeline.actors import start_workers
@@ -23,6 +23,9 @@ from emkd.pipeline.preflight import Estimate, choose_basis, preflight, study
 from emkd.pipeline.progress import log, progress
 from emkd.pipeline.settings import JobSettings
 from emkd.pipeline.shard_pool import Outcome, run_shards
+from emkd.pipeline.skipped import SkipLimit
+from emkd.pipeline.skipped_before import COLUMNS, again_if_mended, count_table, skipped_so_far
+from emkd.pipeline.worker import ShardReport
 from emkd.ray_session import session
 from emkd.samples.dataset import Dataset
 from emkd.storage.cache import Cache
@@ -65,13 +68,17 @@ def cache_teacher(settings: JobSettings, *, extend: bool = False, repair: bool =
         _withdraw_damaged(settings, files, dataset, run, tokenizer)
         settings, dataset, run, tokenizer = _prepared(settings)  # of the format of a manifest that was written again
     plan = _planned(files, run, tokenizer, dataset, extend)
+    limit = skipped_so_far(settings.max_skipped, files, plan.manifest)
+    if limit.passed is not None:
+        limit = again_if_mended(limit, files, plan.manifest, run, dataset)
     missing = _missing(files, plan, run)
     if missing:
+        limit.check()
         files.check_writable()
         _check_same_rows(files, plan, run, dataset)
         log(f"{len(missing)} of {len(plan.manifest.shards)} shards to compute")
         with session(settings.address, workers=settings.workers, gpus_per_worker=settings.gpus_per_worker):
-            _run(settings, files, plan, tokenizer, missing)
+            _run(settings, files, plan, tokenizer, missing, limit)
     elif plan.extension is not None:  # its shards are committed: a plan that was lost is written again
         begin_extension(files, plan.extension)
     elif not conflicts(plan.manifest, run):
@@ -98,11 +105,14 @@ def estimate_job(settings: JobSettings, *, extend: bool = False, measure: Any = 
     if not missing:
         log("nothing is missing in the cache; the estimate is for making it again from scratch")
     shards = missing or list(plan.manifest.shards)
+    limit = SkipLimit.of(settings.max_skipped, plan.manifest)
+    if missing:
+        limit = skipped_so_far(settings.max_skipped, files, plan.manifest)
     with session(settings.address, workers=settings.workers, gpus_per_worker=settings.gpus_per_worker):
         log(_loading(settings, 1))
         worker = start_workers(settings, plan.manifest, 1)[0]
         choice = choose_basis(worker, plan.manifest, shards)
-        estimate = preflight(worker, settings, plan.manifest, shards, choice)
+        estimate = preflight(worker, settings, plan.manifest, shards, choice, limit=limit)
         if measure is None or files.exists(MANIFEST_NAME):
             return estimate
         return replace(estimate, study=study(worker, measure, plan.manifest, shards))
@@ -127,7 +137,11 @@ def _prepared(settings: JobSettings) -> tuple[JobSettings, Dataset, Manifest, by
     unread = dataset.unread()
     if unread is not None:
         log(unread)
-    run, tokenizer = job_manifest(settings, dataset, _version(open_files(settings.cache)))
+    existing = _existing(open_files(settings.cache))
+    version = FORMAT_VERSION if existing is None else existing.format_version
+    run, tokenizer = job_manifest(settings, dataset, version, existing)
+    if existing is not None:
+        clock_of_cache(settings.cache, run.tokenizer.chat_template, existing.clock, settings.clock)
     _say_what_exceeds_v(settings, run.vocabulary_size)
     if settings.for_student is not None:
         check_student(settings, run, tokenizer, dataset)
@@ -144,12 +158,12 @@ def _say_what_exceeds_v(settings: JobSettings, n_tokens: int) -> None:
             log(f"{flag} {asked}: the teacher has {n_tokens} ids; all {n_tokens} logits of {tokens} tokens are stored")
 
 
-def _version(files: Files) -> int:
-    """The format version of the cache, which a run keeps; the newest if there is none, or its manifest is damaged."""
+def _existing(files: Files) -> Manifest | None:
+    """The manifest of the cache, whose format version and date a run keeps; None if there is none, or it is damaged."""
     try:
-        return read_manifest(files, extensions=0).format_version if files.exists(MANIFEST_NAME) else FORMAT_VERSION
+        return read_manifest(files, extensions=0) if files.exists(MANIFEST_NAME) else None
     except DamagedCacheError:  # --repair may replace it, and any other use of it fails with what is wrong
-        return FORMAT_VERSION
+        return None
 
 
 def _planned(files: Files, run: Manifest, tokenizer: bytes, dataset: Dataset, extend: bool) -> JobPlan:
@@ -218,13 +232,18 @@ def _older(settings: JobSettings, dataset: Dataset, run: Manifest) -> list[Manif
         return []
 
 
-def _run(settings: JobSettings, files: Files, plan: JobPlan, tokenizer: bytes, missing: Sequence[int]) -> None:
+def _run(
+    settings: JobSettings, files: Files, plan: JobPlan, tokenizer: bytes, missing: Sequence[int], limit: SkipLimit
+) -> None:
     manifest = plan.manifest
     log(_loading(settings, min(settings.workers, len(missing))))
     workers = start_workers(settings, manifest, min(settings.workers, len(missing)))
     choice = choose_basis(workers[0], manifest, missing)
-    estimate = preflight(workers[0], settings, manifest, missing, choice, fresh=not committed_shards(files))
+    estimate = preflight(
+        workers[0], settings, manifest, missing, choice, fresh=not committed_shards(files), limit=limit
+    )
     log(estimate.describe())
+    estimate.check_skipped()
     estimate.check_space(settings.cache)
     if plan.extension is None:
         _create(settings, manifest, tokenizer, choice)
@@ -233,12 +252,22 @@ def _run(settings: JobSettings, files: Files, plan: JobPlan, tokenizer: bytes, m
     rows = sum(len(manifest.rows(shard)) for shard in missing)
     basis = read_manifest(files, extensions=0).basis
     error = None if basis is None else basis.logit_error
+
+    def done(report: ShardReport) -> None:
+        limit.add(manifest.source(report.number), report.skipped)
+        show(report)
+
     with progress(len(missing), rows, error) as show, finish_on_interrupt("finishing the current shards") as interrupt:
-        outcome = run_shards(workers, missing, interrupt, show)
+        outcome = run_shards(workers, missing, interrupt, done, lambda: limit.passed is not None)
     try:
         _check_outcome(settings, outcome, len(missing), estimate)
     except KeyboardInterrupt:
         raise interrupt.error() from None  # 143 after SIGTERM
+    if outcome.left:
+        limit.check(
+            f". The job has stopped: {outcome.n_done} of {len(missing)} shards were committed, and the other "
+            f"{len(outcome.left)} cannot change this"
+        )
 
 
 def _loading(settings: JobSettings, n_workers: int) -> str:
@@ -287,27 +316,7 @@ def _seal(settings: JobSettings, files: Files) -> None:
 
 
 def _check_skipped(settings: JobSettings, manifest: Manifest, rows: Rows) -> None:
-    """Raise JobFailedError if too many rows of a dataset were skipped: the call or the data are wrong.
-
-    The share is computed for each dataset of the cache, not for all together.
-    """
-    sources = {shard: manifest.source(shard) for shard in np.unique(rows.numbers("shard")).tolist()}
-    n_rows = Counter({source: 0 for source in sorted(set(sources.values()))})
-    for shard, source in sources.items():
-        n_rows[source] += len(manifest.rows(shard))
-    skipped: dict[int, list[dict[str, Any]]] = {source: [] for source in n_rows}
-    for row in rows.skipped(("row", "id", "reason", "detail", "shard")).to_pylist():
-        skipped[sources[row["shard"]]].append(row)
-    for source, n in n_rows.items():
-        _check_share(settings, n, skipped[source])
-
-
-def _check_share(settings: JobSettings, n_rows: int, skipped: Sequence[dict[str, Any]]) -> None:
-    if len(skipped) > settings.max_skipped * n_rows:
-        reasons = ", ".join(f"{n} {reason}" for reason, n in Counter(row["reason"] for row in skipped).most_common())
-        first = skipped[0]
-        raise JobFailedError(
-            f"{len(skipped)} of {n_rows} rows were skipped ({reasons}), more than --max-skipped "
-            f"{settings.max_skipped}; the first is row {first['row']} (id {first['id']!r}): {first['detail']}. "
-            "Fix the data, or accept them with a larger --max-skipped: then nothing is computed again"
-        )
+    """Raise JobFailedError if too many rows of a dataset were skipped: the call or the data are wrong."""
+    limit = SkipLimit.of(settings.max_skipped, manifest, np.unique(rows.numbers("shard")).tolist())
+    count_table(limit, manifest, rows.skipped(COLUMNS))
+    limit.check()

@@ -6,9 +6,11 @@ The only module that turns settings (`--precision`) into fields of the manifest 
 import json
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from transformers import AutoConfig
 
+from emkd.clock import clock, reads_clock, today
 from emkd.errors import ModelError, UsageError
 from emkd.pipeline.settings import JobSettings
 from emkd.samples.dataset import Dataset
@@ -22,7 +24,15 @@ from emkd.storage.manifest.manifest import (
     TokenizerIdentity,
 )
 from emkd.storage.manifest.plan import DatasetFile, DatasetIdentity, ShardPlan
-from emkd.vlm.identity import image_processor_settings, licence, sha256_of, tokenizer_json, weights_sha256
+from emkd.vlm.identity import (
+    image_processor_settings,
+    licence,
+    model_config,
+    n_ids,
+    sha256_of,
+    tokenizer_json,
+    weights_sha256,
+)
 from emkd.vlm.loading import load_processor, resolve
 
 WRITERS = ("emkd", "torch", "transformers", "tokenizers", "zarr", "numcodecs", "xxhash", "pyarrow", "ray")
@@ -36,18 +46,19 @@ LOGIT_ERROR, TOKEN_BYTES = 0.8, 160
 
 
 def job_manifest(
-    settings: JobSettings, dataset: Dataset, format_version: int = FORMAT_VERSION
+    settings: JobSettings, dataset: Dataset, format_version: int = FORMAT_VERSION, existing: Manifest | None = None
 ) -> tuple[Manifest, bytes]:
     """(manifest, tokenizer.json) of a job, from files alone, without loading weights. Its basis is not made yet.
 
     format_version: of the cache, which also decides the defaults: there are no codes before version 4
+    existing: the manifest of the cache, if there is one: its date and, of a tokenizer with gaps, its V are kept
 
     Raises ModelError, and UsageError if the settings need a newer version.
     """
     path = resolve(settings.teacher, settings.revision)
     processor = load_processor(path, settings.trust_remote_code)
     tokenizer = tokenizer_json(path)
-    n_tokens = len(processor.tokenizer)
+    n_tokens = _n_tokens(processor, existing)
     config = AutoConfig.from_pretrained(path, trust_remote_code=settings.trust_remote_code)
     text_config = config.get_text_config()
     pixels = image_processor_settings(processor)
@@ -64,6 +75,7 @@ def job_manifest(
             architecture=config.model_type,
             licence=licence(path),
             attn_implementation=settings.attn_implementation,
+            config=model_config(path),
         ),
         image_processor=ImageProcessorIdentity(
             class_name=type(processor.image_processor).__name__, sha256=sha256_of(pixels), settings=pixels
@@ -84,11 +96,27 @@ def job_manifest(
         codes=codes,
         batch_tokens=settings.batch_tokens,
         max_length=settings.max_length or getattr(text_config, "max_position_embeddings", None),
+        clock=_clock(settings, template_of(processor), existing),
         dataset=_dataset_identity(dataset),
         plan=ShardPlan.of(n_rows=n_rows, rows_per_shard=settings.rows_per_shard),
         created_by={name: version(name) for name in WRITERS},
     )
     return manifest, tokenizer
+
+
+def _n_tokens(processor: Any, existing: Manifest | None) -> int:
+    """V: the largest id + 1. A cache that was started when emkd took the number of ids for it keeps that."""
+    counted = len(processor.tokenizer)
+    return counted if existing is not None and existing.vocabulary_size == counted else n_ids(processor.tokenizer)
+
+
+def _clock(settings: JobSettings, template: str | None, existing: Manifest | None) -> str | None:
+    """The date that the chat template writes in this cache; None if it writes none, or if the cache does not know."""
+    if existing is not None:
+        return existing.clock
+    if not reads_clock(template):
+        return None
+    return today() if settings.clock is None else clock(settings.clock)
 
 
 def _codes_asked(settings: JobSettings, n_tokens: int, format_version: int) -> CodesAsked | None:

@@ -70,7 +70,7 @@ class RowReader:
             teacher's pass leaves: that row is not skipped, the next call reads it again
         """
         while self._n_read < len(self._rows) and not self.stopped and (limit is None or self.n_bytes <= limit):
-            found = self._read(self._rows[self._n_read])
+            found = read_row(self._encoder, self._dataset, self._rows[self._n_read])
             if isinstance(found, CapturedRow):
                 if limit is not None and found.reason == OUT_OF_MEMORY:
                     return
@@ -80,15 +80,15 @@ class RowReader:
                 self.n_bytes += found.encoded.n_bytes
             self._n_read += 1
 
-    def _read(self, row: int) -> EncodedRow | CapturedRow:
-        parsed = self._dataset.row(row)
-        hint, text, key = RowHint(row=row, id=parsed.id), parsed.text_sha256, ""
-        try:
-            with rows_that_fit():
-                sample = parsed.sample()
-                key = sample.key
-                return EncodedRow(hint=hint, text_sha256=text, encoded=self._encoder(sample))
-        except SampleError as error:
-            return CapturedRow(
-                hint=hint, key=key, record=None, reason=error.reason, detail=error.detail, text_sha256=text
-            )
+
+def read_row(encoder: Encoder, dataset: Dataset, row: int) -> EncodedRow | CapturedRow:
+    """A row as the teacher's inputs, or without a record and why."""
+    parsed = dataset.row(row)
+    hint, text, key = RowHint(row=row, id=parsed.id), parsed.text_sha256, ""
+    try:
+        with rows_that_fit():
+            sample = parsed.sample()
+            key = sample.key
+            return EncodedRow(hint=hint, text_sha256=text, encoded=encoder(sample))
+    except SampleError as error:
+        return CapturedRow(hint=hint, key=key, record=None, reason=error.reason, detail=error.detail, text_sha256=text)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
 
+from emkd.clock import clock as as_clock
 from emkd.errors import UsageError
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ class JobSettings:
     limit:                use only the first rows; None means all
     follow_links:         links inside the image root may lead out of it
     for_student:          a student that must be able to use the cache; the cache does not record it
+    clock:                the date that the chat template writes, if it writes one; None for today's, or the cache's own
     """
 
     teacher: str
@@ -64,6 +66,7 @@ class JobSettings:
     limit: int | None = None
     max_skipped: float = 0.01
     for_student: str | None = None
+    clock: str | None = None
 
     def __post_init__(self) -> None:
         from emkd.storage.manifest.manifest import AffinityForm, Compression
@@ -95,6 +98,8 @@ class JobSettings:
         if self.logit_error == "none" and (self.token_bytes is not None or self.affinity == "codes"):
             flag = "--affinity codes" if self.token_bytes is None else "--token-bytes"
             raise UsageError(f"{flag} needs codes, and --logit-error none stores none; leave out one of the two")
+        if self.clock is not None:
+            as_clock(self.clock)  # raises for what is none
         if not 0 <= self.max_skipped <= 1:
             raise UsageError(f"--max-skipped {self.max_skipped}: expected a share between 0 and 1")
 

@@ -1,8 +1,9 @@
 """A pool of workers that take shards until none is left, or until the job has to stop.
 
 A shard is captured at least once and committed exactly once: Ray restarts a killed worker and retries its shard, and a
-shard that fails all its attempts does not stop the other shards. Three things stop the pool: an interrupt, a folder
-that cannot be written, and several failures in a row, which single shards do not explain.
+shard that fails all its attempts does not stop the other shards. Four things stop the pool: an interrupt, a folder
+that cannot be written, several failures in a row, which single shards do not explain, and more skipped rows than the
+job may have.
 
 The driver keeps a count of the shards that are done and the numbers of the failed ones: neither its memory nor its
 time per shard grows with the number of shards (`python -m benchmarks.storage.million_samples`).
@@ -78,18 +79,23 @@ class Shards:
 
 
 def run_shards(
-    workers: Sequence[Any], shards: Sequence[int], interrupt: Interrupt, show: Callable[[ShardReport], None]
+    workers: Sequence[Any],
+    shards: Sequence[int],
+    interrupt: Interrupt,
+    show: Callable[[ShardReport], None],
+    enough: Callable[[], bool] = lambda: False,
 ) -> Outcome:
     """Give each worker its next shard when it has finished one. Returns when no worker has a shard.
 
     show: called with the report of each committed shard
+    enough: whether to start no further shard; those in hand are finished
     """
     outcome = Outcome()
     running: dict[Any, tuple[int, Any]] = {}
     idle, to_do, in_a_row = list(workers), Shards(shards), 0
 
     def goes_on() -> bool:
-        stops = interrupt.asked or outcome.full or in_a_row >= FAILURES_IN_A_ROW
+        stops = interrupt.asked or outcome.full or in_a_row >= FAILURES_IN_A_ROW or enough()
         return len(to_do) > 0 and not stops
 
     while running or goes_on():

@@ -94,18 +94,22 @@ class Encoder:
 
     image_token_id: that of the model (`config.image_token_id`); the processor's differs in some families
     max_length:     in tokens; longer samples are a SampleError and never cut: image tokens cannot be cut
+    clock:          the date that a chat template writes which writes one (see `emkd.clock`)
     """
 
-    def __init__(self, processor: Any, image_token_id: int, max_length: int | None = None) -> None:
+    def __init__(
+        self, processor: Any, image_token_id: int, max_length: int | None = None, clock: str | None = None
+    ) -> None:
         self.processor = processor
         self.image_token_id = image_token_id
         self.max_length = max_length
+        self.clock = clock
         # Each epoch reads the same rows; rendering a long conversation costs more than tokenizing it.
-        self._render = lru_cache(maxsize=16_384)(lambda turns: render(self.processor, turns))
+        self._render = lru_cache(maxsize=16_384)(lambda turns: render(self.processor, turns, self.clock))
         self._process = Process(processor)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return (Encoder, (self.processor, self.image_token_id, self.max_length))
+        return (Encoder, (self.processor, self.image_token_id, self.max_length, self.clock))
 
     def __call__(self, sample: Sample) -> Encoded:
         """Encode one sample. Raises SampleError, with the reason, if it cannot be used."""

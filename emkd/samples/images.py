@@ -10,10 +10,13 @@ import io
 import warnings
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageFile, UnidentifiedImageError
 from PIL.TiffImagePlugin import BITSPERSAMPLE, PHOTOMETRIC_INTERPRETATION, TiffImageFile
 
-from emkd.errors import SampleError
+from emkd.errors import SampleError, UsageError
+
+# Pillow's own limit. Programs set another one, or none, for the whole process.
+MAX_PIXELS = 1024 * 1024 * 1024 // 4 // 3
 
 DEEP_MODES = {"I", "I;16", "I;16B", "I;16L", "I;16N", "F"}  # grey of more than 8 bits, as Pillow names it
 # Formats whose deep grey Pillow returns in, or scales to, 16 bits: 65535 is white. TIFF states its bits, others do not.
@@ -36,8 +39,10 @@ def decode_image(data: bytes) -> Image.Image:
 
     Transparency is dropped, as the models' own preprocessing does; 16 bits of grey are scaled to 8.
 
-    Raises SampleError(image-broken | image-too-large | image-animated | image-depth).
+    Raises SampleError(image-broken | image-too-large | image-animated | image-depth), and UsageError if the program has
+    changed how Pillow decodes.
     """
+    _check_pillow()
     with warnings.catch_warnings():
         # Pillow warns of damage that it ignores (EXIF, odd TIFF tags, palettes with transparency). The image decodes or
         # it does not, a user cannot act on such a line, and a dataset of phone photos would print thousands.
@@ -59,6 +64,23 @@ def decode_image(data: bytes) -> Image.Image:
         except Exception as error:
             detail = f"{len(data)} bytes that do not decode: {type(error).__name__}: {error!s:.500}"
             raise SampleError("image-broken", detail) from error
+
+
+def _check_pillow() -> None:
+    """Raise UsageError if another part of the program has changed which images Pillow decodes, for all of it.
+
+    The same row would be skipped in one program, and be an image whose lower half is grey in another.
+    """
+    if ImageFile.LOAD_TRUNCATED_IMAGES:
+        raise UsageError(
+            "PIL.ImageFile.LOAD_TRUNCATED_IMAGES is set in this program, so that truncated images would be learnt with "
+            "a grey rest instead of being skipped; set it to False before emkd reads images"
+        )
+    if Image.MAX_IMAGE_PIXELS != MAX_PIXELS:
+        raise UsageError(
+            f"PIL.Image.MAX_IMAGE_PIXELS is {Image.MAX_IMAGE_PIXELS} in this program, so that other rows would be "
+            f"skipped as too large than with Pillow's own {MAX_PIXELS}; set it to that before emkd reads images"
+        )
 
 
 def _decode(data: bytes) -> Image.Image:

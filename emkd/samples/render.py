@@ -2,8 +2,9 @@
 
 The chat template decides the text. If it marks what the assistant says (`{% generation %}`, as LLaVA's do), the marked
 text is the answer. If it does not (most templates), an answer is what an assistant turn adds to the prompt that asks
-for it. An end token that follows directly belongs to the answer; white space around the answer does not. Turns of the
-assistant that are not to be learnt (`Turn.learnt`) are no answers.
+for it. Nothing asks for the first turn of a conversation: if that is the assistant's, its answer is what follows the
+text that the template writes before any answer. An end token that follows directly belongs to the answer; white space
+around the answer does not. Turns of the assistant that are not to be learnt (`Turn.learnt`) are no answers.
 """
 
 import re
@@ -12,7 +13,8 @@ from typing import Any
 
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from emkd.errors import SampleError
+from emkd.clock import ANY_DAY, reads_clock, with_clock
+from emkd.errors import ModelError, SampleError
 from emkd.samples.sample import Turn
 
 Span = tuple[int, int]
@@ -21,19 +23,25 @@ Span = tuple[int, int]
 # seconds, ten thousand many minutes.
 MAX_TURNS = 1000
 
+# Answers of which no two begin in the same way, and neither with white space.
+_FIRST_WORDS = ("Xq7", "9wv")
+
 GENERATION_MARK = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
 
-def render(processor: Any, turns: Sequence[Turn]) -> tuple[str, tuple[Span, ...]]:
+def render(processor: Any, turns: Sequence[Turn], clock: str | None = None) -> tuple[str, tuple[Span, ...]]:
     """(text, characters [first, last) of each answer)
+
+    clock: the date that a template writes which writes one (see `emkd.clock`)
 
     Raises SampleError: template-error if the template refuses the conversation (for instance roles that do not
     alternate), template-prefix if a template without marks renders earlier turns differently once later ones follow,
-    too-long if such a template would take minutes.
+    too-long if such a template would take minutes. Raises ModelError if the template writes the date and none is given.
     """
-    find = _marked if GENERATION_MARK.search(template_of(processor) or "") else _by_prefixes
+    template = _pinned(processor, clock)
+    find = _marked if GENERATION_MARK.search(template or "") else _by_prefixes
     try:
-        text, spans = find(processor, turns)
+        text, spans = find(processor, template, turns)
     except (SampleError, MemoryError):
         raise
     # A template is a program of the checkpoint's author that runs on the row's content: it may raise anything. If it
@@ -52,18 +60,31 @@ def template_of(processor: Any) -> str | None:
     return template if isinstance(template, str) else None
 
 
+def _pinned(processor: Any, clock: str | None) -> str | None:
+    """The template that renders conversations, with the date in it."""
+    template = template_of(processor)
+    if template is None or not reads_clock(template):
+        return template
+    if clock is None:
+        raise ModelError(
+            "the chat template writes today's date (strftime_now), and no date is given: the same row would have "
+            "another text tomorrow"
+        )
+    return with_clock(template, clock)
+
+
 def end_token(processor: Any) -> str | None:
     """The special token at the end of answers, or None: then a student is not trained to stop."""
     turns = [Turn(role="user", parts=("a",)), Turn(role="assistant", parts=("b",))]
-    text, ((first, last),) = render(processor, turns)
+    text, ((first, last),) = render(processor, turns, ANY_DAY)
     found = [token for token in processor.tokenizer.all_special_tokens if text[first:last].endswith(token)]
     return max(found, key=len, default=None)
 
 
-def _marked(processor: Any, turns: Sequence[Turn]) -> tuple[str, list[Span]]:
+def _marked(processor: Any, template: str | None, turns: Sequence[Turn]) -> tuple[str, list[Span]]:
     """(text, answers) by the template's marks. Adjacent marks (one per part of a turn) are one answer."""
     messages = [turn.as_message() for turn in turns]
-    text, marks = _rendered_with_marks(processor, messages)
+    text, marks = _rendered_with_marks(processor, template, messages)
     spans: list[Span] = []
     for first, last in marks:
         if spans and spans[-1][1] == first:
@@ -73,14 +94,20 @@ def _marked(processor: Any, turns: Sequence[Turn]) -> tuple[str, list[Span]]:
     spans = [(first, last + _following_end(processor, text[last:])) for first, last in spans]
     for number, turn in enumerate(turns):
         if turn.role == "assistant" and not turn.learnt:
-            spans = [part for span in spans for part in _without(span, _turn_span(processor, messages, number, text))]
+            spans = [
+                part
+                for span in spans
+                for part in _without(span, _turn_span(processor, template, messages, number, text))
+            ]
     return text, spans
 
 
-def _rendered_with_marks(processor: Any, messages: list[dict[str, Any]]) -> tuple[str, list[Span]]:
+def _rendered_with_marks(
+    processor: Any, template: str | None, messages: list[dict[str, Any]]
+) -> tuple[str, list[Span]]:
     found: Any = render_jinja_template(
         [messages],
-        chat_template=template_of(processor),
+        chat_template=template,
         return_assistant_tokens_mask=True,
         **processor.tokenizer.special_tokens_map,
     )
@@ -88,10 +115,10 @@ def _rendered_with_marks(processor: Any, messages: list[dict[str, Any]]) -> tupl
     return text, marks
 
 
-def _turn_span(processor: Any, messages: list[dict[str, Any]], number: int, text: str) -> Span:
+def _turn_span(processor: Any, template: str | None, messages: list[dict[str, Any]], number: int, text: str) -> Span:
     """The characters that one turn adds to the text of those before it."""
-    before = _rendered_with_marks(processor, messages[:number])[0] if number else ""
-    upto = _rendered_with_marks(processor, messages[: number + 1])[0]
+    before = _rendered_with_marks(processor, template, messages[:number])[0] if number else ""
+    upto = _rendered_with_marks(processor, template, messages[: number + 1])[0]
     if not (upto.startswith(before) and text.startswith(upto)):
         raise SampleError("template-prefix", f"the template renders turn {number} differently in its context")
     return len(before), len(upto)
@@ -109,37 +136,38 @@ def _following_end(processor: Any, rest: str) -> int:
     return max(map(len, tokens), default=0)
 
 
-def _by_prefixes(processor: Any, turns: Sequence[Turn]) -> tuple[str, list[Span]]:
+def _by_prefixes(processor: Any, template: str | None, turns: Sequence[Turn]) -> tuple[str, list[Span]]:
     messages = [turn.as_message() for turn in turns]
     if len(messages) > MAX_TURNS:
         raise SampleError("too-long", f"{len(messages)} turns, at most {MAX_TURNS} without generation marks")
 
+    def written(some: list[dict[str, Any]], ask: bool = False) -> str:
+        asked = {"tokenize": False, "add_generation_prompt": ask}
+        return str(processor.apply_chat_template(some, chat_template=template, **asked))
+
     def rendered(n: int, ask: bool = False) -> str:
-        return str(processor.apply_chat_template(messages[:n], tokenize=False, add_generation_prompt=ask))
+        return written(messages[:n], ask)
+
+    def header() -> str:
+        others = [written([{**messages[0], "content": [{"type": "text", "text": word}]}]) for word in _FIRST_WORDS]
+        return _common_start([rendered(1), *others])
 
     text = rendered(len(messages))
     spans = []
     for number, turn in enumerate(turns):
         if not turn.is_answer:
             continue
-        upto = rendered(number + 1)
-        prompt = rendered(number, ask=True) if number else _first_header(processor, messages[0], upto)
+        prompt, upto = rendered(number, ask=True) if number else header(), rendered(number + 1)
         if not (upto.startswith(prompt) and text.startswith(upto)):
             raise SampleError("template-prefix", f"the template renders turn {number} differently in its context")
         spans.append((len(prompt), len(upto)))
     return text, spans
 
 
-def _first_header(processor: Any, message: dict[str, Any], upto: str) -> str:
-    """What a template writes before the content of a conversation's first turn: few templates can be asked for it.
-
-    upto: the turn as the template writes it. What another content leaves unchanged stands before both.
-    """
-    said = "".join(part.get("text", "") for part in message["content"]).lstrip()
-    word = "Xq7" if not said.startswith("X") else "q7X"
-    other = {**message, "content": [{"type": "text", "text": word}]}
-    compared = str(processor.apply_chat_template([other], tokenize=False, add_generation_prompt=False))
-    return upto[: n_in_common(upto, compared)]
+def _common_start(texts: Sequence[str]) -> str:
+    """What all texts begin with."""
+    least, most = min(texts), max(texts)
+    return least[: n_in_common(least, most)]
 
 
 def n_in_common(one: str, other: str) -> int:

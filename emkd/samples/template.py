@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from emkd.clock import ANY_DAY
 from emkd.errors import SampleError
 from emkd.samples.render import n_in_common, render
 from emkd.samples.sample import ImagePart, Part, Turn
@@ -19,7 +20,7 @@ def image_text(processor: Any) -> str | None:
     for before in ((), (_SYSTEM,)):
         try:
             (without, _), (text, _) = (
-                render(processor, (*before, *_question(parts))) for parts in ((_WORD,), (ImagePart(), _WORD))
+                render(processor, (*before, *_question(parts)), ANY_DAY) for parts in ((_WORD,), (ImagePart(), _WORD))
             )
         except SampleError:
             continue

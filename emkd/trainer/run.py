@@ -15,6 +15,7 @@ import yaml
 from transformers import TrainingArguments, set_seed
 
 from emkd.agreement.agree import Agreement
+from emkd.clock import today
 from emkd.errors import EmkdError, UsageError
 from emkd.interrupt import Interrupt, by_signals
 from emkd.samples.dataset import Dataset
@@ -33,6 +34,7 @@ from emkd.trainer.recipe.settings import TrainSettings
 from emkd.trainer.report import log, watching
 from emkd.trainer.student.card import CardFacts, model_card
 from emkd.trainer.student.student import Student, load_student
+from emkd.vlm.forward import full_float32
 from emkd.vlm.identity import licence
 from emkd.vlm.loading import load
 
@@ -51,6 +53,8 @@ def train_one_process(settings: TrainSettings, signals: SignalSource = by_signal
     """
     checkpoint = check_output(settings)
     arguments = training_arguments(settings.output, settings.recipe.training, settings.eval_data is not None)
+    if arguments.tf32 is None:  # else the recipe has decided
+        full_float32()
     check_solver(settings.recipe.losses.solver, arguments.device)
     log("opening data and cache, and comparing them" if settings.cache else "opening the data")
     run_data = open_run_data(settings)
@@ -58,9 +62,10 @@ def train_one_process(settings: TrainSettings, signals: SignalSource = by_signal
     set_seed(arguments.seed)
     student = load_student(settings)
     agreement = run_data.agree(student.vlm, distils=settings.recipe.losses.weights.needs_cache)
-    agree_with_first_run(settings, run_data.cache, run_data.selection, run_data.dataset, arguments.world_size)
+    clock = run_data.clock(student.vlm, settings)
+    agree_with_first_run(settings, run_data.cache, run_data.selection, run_data.dataset, arguments.world_size, clock)
     student.card = model_card(_facts(settings, run_data, student))
-    trainer = _trainer(settings, run_data, student, arguments, agreement)
+    trainer = _trainer(settings, run_data, student, arguments, agreement, clock)
     log(_first_line(settings, student, arguments, run_data))
     resumed = None if checkpoint is None else str(checkpoint)
     source = signals(trainer.stopping.interrupt) if settings.recipe.save_on_signal else nullcontext()
@@ -84,6 +89,7 @@ def _trainer(
     student: Student,
     arguments: TrainingArguments,
     agreement: Agreement,
+    clock: str | None,
 ) -> DistillationTrainer:
     """Make the trainer. Raises UsageError if a package, optimizer or logger of the recipe is not available."""
     recipe = settings.recipe
@@ -91,12 +97,12 @@ def _trainer(
         student=student,
         args=arguments,
         objective=_objective(recipe.losses, run_data, run_data.n_tokens(student.vlm), arguments),
-        train_dataset=run_data.samples(student.vlm, recipe.losses.top_k, agreement),
+        train_dataset=run_data.samples(student.vlm, recipe.losses.top_k, agreement, clock),
         shard_sizes=run_data.shard_sizes,
         window=recipe.window,
         learning_rates=recipe.student.learning_rates,
         max_skipped=recipe.max_skipped,
-        eval_dataset=evaluation_samples(settings, student.vlm),
+        eval_dataset=evaluation_samples(settings, student.vlm, clock),
     )
     try:
         trainer = DistillationTrainer(**given)
@@ -191,13 +197,13 @@ def _save(settings: TrainSettings, trainer: DistillationTrainer) -> None:
 
 
 def evaluate_checkpoint(path: str, data: str, image_root: Path | None = None, batch_size: int = 32) -> dict[str, float]:
-    """Return `evaluate_answers` of a saved model (folder or name on the hub) on a dataset.
+    """Return `evaluate_answers` of a saved model (folder or name on the hub) on a dataset, asked today.
 
     data: as for --data;  image_root: folder of its image paths;  batch_size: samples of a forward pass
     """
     vlm = load(path)
     dataset = Dataset(data, image_root)
-    samples = EvaluationSamples(dataset, encoder(vlm))
+    samples = EvaluationSamples(dataset, encoder(vlm, today()))
     loader = torch.utils.data.DataLoader(
         samples, batch_size=batch_size, collate_fn=Collator(vlm.processor.tokenizer.pad_token_id or 0)
     )

@@ -8,7 +8,15 @@ import torch
 from emkd.errors import ModelError
 from emkd.samples.encode import Encoded
 from emkd.vlm.after_head import AfterHead, after_head, candidates, keep
-from emkd.vlm.forward import base_model, collate, evaluating, last_hidden_state, lm_logits, to_model
+from emkd.vlm.forward import (
+    base_model,
+    collate,
+    evaluating,
+    image_tokens_explained,
+    last_hidden_state,
+    lm_logits,
+    to_model,
+)
 from emkd.vlm.loading import VisionLanguageModel
 
 # The logits of a trial reach this multiple of a softcap, where it lets nothing more through.
@@ -31,8 +39,9 @@ def check_head(model: Any, batch: dict[str, torch.Tensor], n_tokens: int) -> Non
     A scale or a softcap behind the head is found out first, and kept (see `after_head`). Raises ModelError if the model
     does something else to its logits, which would be cached wrongly.
     """
-    find_after_head(model, batch, n_tokens)
-    expected = model(**batch, logits_to_keep=1, use_cache=False).logits[:, -1, :n_tokens].float()
+    with image_tokens_explained(model):
+        find_after_head(model, batch, n_tokens)
+        expected = model(**batch, logits_to_keep=1, use_cache=False).logits[:, -1, :n_tokens].float()
     check_same_logits(model, expected, lm_logits(model, last_hidden_state(model, batch)[:, -1], n_tokens))
 
 

@@ -3,6 +3,7 @@
 Shape legend: B samples of a batch, T padded length, d hidden size, n chosen positions, V ids of the tokenizer
 """
 
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -12,6 +13,9 @@ import torch
 from emkd.errors import ModelError
 from emkd.samples.encode import Encoded
 from emkd.vlm.after_head import after_head
+
+# What transformers says of a processor that counts an image's tokens in another way than the model.
+_MISMATCH = re.compile(r"tokens do not match, tokens: (\d+)")
 
 
 def collate(encoded: Sequence[Encoded], pad_token_id: int) -> dict[str, torch.Tensor]:
@@ -67,8 +71,35 @@ def to_model(batch: dict[str, torch.Tensor], model: Any) -> dict[str, torch.Tens
 def last_hidden_state(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
     """Return the hidden state [B, T, d] after the final norm, as the LM head reads it; computes no logits."""
     base = base_model(model)
-    hidden: torch.Tensor = base(**batch, use_cache=False).last_hidden_state
+    with image_tokens_explained(model):
+        hidden: torch.Tensor = base(**batch, use_cache=False).last_hidden_state
     return hidden
+
+
+@contextmanager
+def image_tokens_explained(model: Any) -> Iterator[None]:
+    """While open, raise ModelError with the settings to compare where transformers raises that a processor writes more
+    or fewer placeholders for an image than the vision tower has tokens."""
+    try:
+        yield
+    except (ValueError, RuntimeError) as error:
+        counts = _MISMATCH.search(str(error))
+        if counts is None:
+            raise
+        config = model.config
+        tower = getattr(config, "vision_config", None)
+        theirs = {
+            "vision_config.patch_size": getattr(tower, "patch_size", None),
+            "vision_config.image_size": getattr(tower, "image_size", None),
+            "vision_feature_select_strategy": getattr(config, "vision_feature_select_strategy", None),
+        }
+        named = ", ".join(f"{name} {value!r}" for name, value in theirs.items() if value is not None)
+        raise ModelError(
+            f"{type(model).__name__}: its processor writes {counts[1]} placeholders for the images of a batch, which "
+            "is not the number of their vision tokens. Settings of its processor_config.json (patch_size, "
+            "vision_feature_select_strategy, num_additional_image_tokens, the image processor's size) do not fit those "
+            f"of its config.json ({named}): make the two agree"
+        ) from error
 
 
 def base_model(model: Any) -> Any:
@@ -103,6 +134,14 @@ def head_logits(model: Any, hidden: torch.Tensor, n_tokens: int) -> torch.Tensor
     """Return the logits [n, V] of `lm_logits` in the dtype of the LM head. Raises ModelError as `after_head`."""
     logits: torch.Tensor = model.get_output_embeddings()(hidden)
     return after_head(model)(logits[:, :n_tokens])
+
+
+def full_float32() -> None:
+    """Compute products of float32 matrices in float32, in this process.
+
+    Environments change it: with TORCH_ALLOW_TF32_CUBLAS_OVERRIDE=1, which images of GPU clouds set, they have 10 bits.
+    """
+    torch.set_float32_matmul_precision("highest")
 
 
 @contextmanager

@@ -41,6 +41,31 @@ def tokenizer_json(path: Path) -> bytes:
     return json.dumps(json.loads(tokenizer.to_str()), sort_keys=True, ensure_ascii=False).encode()
 
 
+def n_ids(tokenizer: Any) -> int:
+    """Return V of a tokenizer of transformers: its largest id + 1, more than its number of ids if these have gaps."""
+    return max(tokenizer.get_vocab().values()) + 1
+
+
+# What config.json says that changes no number, or that a manifest says elsewhere.
+_NOT_IN_CONFIG = ("_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version")
+
+
+def model_config(path: Path) -> dict[str, Any]:
+    """Return a checkpoint's config.json, without paths, versions and dtypes in any of its sections.
+
+    The weights' hash does not cover it, and it decides as much: the base of rotary positions, the layer whose vision
+    features are used. Infinity and NaN, which JSON does not have, become strings.
+    """
+    content = json.loads((path / "config.json").read_text(encoding="utf-8"), parse_constant=str)
+    return dict(_without(content, _NOT_IN_CONFIG))
+
+
+def _without(value: Any, names: tuple[str, ...]) -> Any:
+    if not isinstance(value, dict):
+        return value
+    return {name: _without(inner, names) for name, inner in value.items() if name not in names}
+
+
 def image_processor_settings(processor: Any) -> dict[str, Any]:
     """Return the settings that decide the pixels a model sees, without paths and versions."""
     settings = json.loads(json.dumps(processor.image_processor.to_dict(), default=str, sort_keys=True))

@@ -86,6 +86,9 @@ def test_too_many_skipped_rows_fail_and_cost_nothing_to_accept(teacher_path, tmp
     rows = tiny.rows()
     rows[1]["images"] = [b"broken", tiny.png(3)]
     data = tiny.write_data(tmp_path / "rows.parquet", rows)
+    made = cache_teacher(settings(teacher_path, data, tmp_path / "cache", max_skipped=0.5)).files.root
+    for name in ("seal.json", "index.parquet"):
+        (made / name).unlink()
     with pytest.raises(
         JobFailedError, match=r"1 of 6 rows were skipped \(1 image-broken\), more than --max-skipped 0.01"
     ):

@@ -106,7 +106,7 @@ ROWS: dict[str, tuple[dict[str, Any], str]] = {
     "empty answer": ({"messages": chat("what", "")}, "no-answer"),
     "empty parts": ({"messages": chat("what", [])}, "no-answer"),
     "white answer": ({"messages": chat("what", " \n\t ")}, "no-answer"),
-    "answer first": ({"messages": chat("what", "cat")[1:]}, ""),
+    "answer first": ({"messages": chat("what", "cat")[1:]}, ""),  # its header predicts it
     "same role twice": ({"messages": chat("what", "cat") + chat("what", "cat")[1:]}, "template-error"),
     "long": ({"image": "good.png", "messages": chat("<image>" + " what" * 200, "cat")}, "too-long"),
     "endless": ({"messages": chat("what", "cat") * 5000}, "too-long"),

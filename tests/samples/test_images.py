@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, PngImagePlugin
 
-from emkd.errors import SampleError
+from emkd.errors import SampleError, UsageError
 from emkd.samples.images import decode_image
 from tests import tiny
 
@@ -314,3 +314,21 @@ def test_damage_of_any_kind_is_a_picture_or_a_reason(data, end, flips):
     except SampleError as error:
         found = error.reason
     assert found in {"RGB", "image-broken", "image-too-large", "image-animated", "image-depth"}
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("PIL.ImageFile.LOAD_TRUNCATED_IMAGES", True, "truncated images would be learnt with a grey rest"),
+        ("PIL.Image.MAX_IMAGE_PIXELS", None, "other rows would be skipped as too large"),
+        ("PIL.Image.MAX_IMAGE_PIXELS", 100, "set it to that before emkd reads images"),
+    ],
+)
+def test_what_the_rest_of_the_program_asks_of_pillow_changes_no_row(monkeypatch, name, value, said):
+    """Other packages set these for the whole process: the same row would then be another picture."""
+    cut = tiny.png(1)[:-40]
+    with pytest.raises(SampleError, match="image-broken"):
+        decode_image(cut)
+    monkeypatch.setattr(name, value)
+    with pytest.raises(UsageError, match=f"{name} is .* in this program.*{said}"):
+        decode_image(cut)

@@ -131,6 +131,44 @@ def test_several_images_in_several_turns():
     assert "".join(found) == "aĠredĠcat.<|im_end|>no<|im_end|>"
 
 
+PLAIN = (  # no marks; the header of a turn is not a special token
+    "{% for m in messages %}{{ m['role'] + ': ' }}{% for p in m['content'] %}{{ '<image>' if p['type'] == 'image' else "
+    "p['text'] }}{% endfor %}{{ eos_token + '\n' if m['role'] == 'assistant' else '\n' }}{% endfor %}"
+    "{{ 'assistant: ' if add_generation_prompt else '' }}"
+)
+SYSTEM = "{% if messages[0]['role'] != 'system' %}{{ 'system: yes\n' }}{% endif %}"  # as Qwen's: a default system turn
+
+
+@pytest.mark.parametrize(
+    ("before", "tokenizer"), [("", pieces), ("{{ bos_token }}", pieces), (SYSTEM, byte_level), ("", byte_level)]
+)
+@pytest.mark.parametrize("first", ["a red cat.", " a red cat.", "Xq7", "9wv"])
+def test_a_conversation_that_begins_with_the_assistant(before, tokenizer, first):
+    """The answer begins behind the header, for a first turn as for any other."""
+    made = tokenizer()
+    found = {}
+    for at, messages in enumerate(
+        (
+            [tiny.turn("assistant", first)],
+            [tiny.turn("assistant", first), *TWO[2:]],
+            [TWO[2], tiny.turn("assistant", first)],
+        )
+    ):
+        _, found[at] = answers(made, before + PLAIN, messages, n_images=0)
+    end = made.eos_token
+    if "<0x" not in "".join(found[0]):  # bytes of a word that the tokenizer has not seen
+        assert "".join(found[0]).replace("▁", " ").replace("Ġ", " ").strip() == first.strip() + end
+    assert found[0] == found[2], "as behind a question"
+    assert "".join(found[1]).startswith("".join(found[0]))
+    assert "assistant" not in "".join(found[1])
+
+
+def test_an_answer_that_nothing_precedes_cannot_be_predicted():
+    bare = "{% for m in messages %}{{ m['content'][0]['text'] + eos_token }}{% endfor %}"
+    with pytest.raises(SampleError, match="no-prompt: the answer starts at the first token"):
+        answers(byte_level(), bare, [tiny.turn("assistant", "a red cat.")], n_images=0)
+
+
 def test_end_tokens_are_looked_for():
     assert end_token(processor_of(pieces(), LLAVA)) is None
     assert end_token(processor_of(byte_level(), ONEVISION)) == "<|im_end|>"

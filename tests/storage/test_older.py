@@ -47,7 +47,7 @@ RUN = with_template(make_manifest(n_rows=3, rows_per_shard=2, logits="bfloat16",
 @pytest.fixture
 def older(tmp_path) -> LocalFiles:
     """A sealed cache as these versions wrote it: byte for byte, except for a null field of the manifest."""
-    manifest = RUN.without_chat_template().in_format(1)
+    manifest = RUN.without("chat_template").in_format(1)
     files = create_cache(tmp_path / "cache", manifest, TOKENIZER_JSON)
     value = json.loads(files.read("manifest.json"))
     del value["tokenizer"]["chat_template"], value["compression"]

@@ -1,4 +1,6 @@
 import json
+import shutil
+import warnings
 
 import pytest
 from safetensors.torch import load_file, save_file
@@ -6,7 +8,7 @@ from safetensors.torch import load_file, save_file
 from emkd.errors import InputNotFoundError, ModelError
 from emkd.vlm import load
 from emkd.vlm.identity import licence, tokenizer_json, weights_sha256
-from emkd.vlm.loading import resolve
+from emkd.vlm.loading import load_model, resolve
 from tests import tiny
 
 
@@ -71,3 +73,49 @@ def test_licence_of_the_model_card(tmp_path):
 def test_a_folder_that_is_not_there_is_not_looked_for_on_the_hub(name):
     with pytest.raises(InputNotFoundError, match="there is no such folder"):
         resolve(name)
+
+
+@pytest.fixture
+def with_adapter(tmp_path):
+    """A model, and beside its weights the adapter that may or may not be merged into them."""
+    from peft import LoraConfig, get_peft_model
+
+    path = tiny.save_model(tmp_path / "model", seed=1, hidden=32)
+    with warnings.catch_warnings():  # peft's own, about transformers
+        warnings.simplefilter("ignore")
+        model = get_peft_model(load(str(path)).model, LoraConfig(target_modules=["q_proj"], init_lora_weights=False))
+        model.save_pretrained(tmp_path / "adapter")
+    for file in (tmp_path / "adapter").glob("adapter_*"):
+        shutil.copy(file, path)
+    return path
+
+
+def test_no_adapter_is_attached_that_nobody_named(with_adapter):
+    """transformers attaches it where peft is installed: one folder, one hash of its weights, two models."""
+    said = (
+        r"holds an adapter \(adapter_config.json, adapter_model.safetensors\) beside the model.*remove adapter_config"
+    )
+    for use in (resolve, load):
+        with pytest.raises(ModelError, match=said):
+            use(str(with_adapter))
+    with pytest.raises(ModelError, match=said):
+        load_model(with_adapter, dtype="auto")
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        (with_adapter / name).unlink()
+    assert not hasattr(load(str(with_adapter)).model, "peft_config")
+
+
+def test_an_adapter_alone_is_no_model(with_adapter):
+    (with_adapter / "config.json").unlink()
+    with pytest.raises(ModelError, match="holds an adapter alone .*merge it into its base model"):
+        resolve(str(with_adapter))
+
+
+def test_v_is_the_largest_id_and_one(tmp_path):
+    """A tokenizer of 26 tokens whose ids have a gap: the head's rows up to the largest id belong to it."""
+    path = tiny.save_gapped(tmp_path / "model", seed=1, hidden=32)
+    loaded = load(str(path))
+    assert (len(loaded.processor.tokenizer), loaded.n_tokens) == (26, 56)
+    small = tiny.save_gapped(tmp_path / "small", seed=1, hidden=32, lm_head_rows=55)
+    with pytest.raises(ModelError, match="its LM head has 55 rows, and the tokenizer's largest id is 55"):
+        load(str(small))

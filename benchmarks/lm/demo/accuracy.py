@@ -22,7 +22,7 @@ def accuracy(model: Path, data: Path) -> float:
 def accuracy_on(device: str, model: Path, data: Path) -> float:
     """Return what `accuracy` does, computed on a device."""
     vlm = load(str(model), device=device)
-    samples = EvaluationSamples(Dataset(str(data)), encoder(vlm))
+    samples = EvaluationSamples(Dataset(str(data)), encoder(vlm, None))
     collator = Collator(vlm.processor.tokenizer.pad_token_id or 0)
     loader = torch.utils.data.DataLoader(samples, batch_size=32, collate_fn=collator)
     return evaluate_answers(vlm.model, loader, vlm.n_tokens)["accuracy"]

@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from emkd.agreement.agree import Reader, Role, TeacherSide, agree, agree_on_row, agree_on_tokenizer
+from emkd.clock import clock_of_cache
 from emkd.errors import (
     DataMismatchError,
     GeometryMismatchError,
@@ -25,10 +26,12 @@ from emkd.pipeline.capture import CaptureSettings, Teacher
 from emkd.pipeline.out_of_memory import rows_that_fit
 from emkd.samples.dataset import Dataset
 from emkd.samples.encode import Encoded
+from emkd.samples.render import template_of
 from emkd.storage.cache import Cache
 from emkd.storage.record import Record
 from emkd.trainer.data.selection import Selection
 from emkd.vlm.codes import Codes
+from emkd.vlm.forward import full_float32
 from emkd.vlm.identity import sha256_of, tokenizer_json, weights_sha256
 from emkd.vlm.loading import load, resolve
 
@@ -39,6 +42,7 @@ class LiveSettings:
 
     follow_links:        links inside the image root may lead out of it
     attn_implementation: None for the implementation that the cache was made with
+    clock: the date that the chat template writes, if it writes one and the cache does not keep it
     """
 
     against_teacher: str
@@ -49,6 +53,7 @@ class LiveSettings:
     revision: str | None = None
     attn_implementation: str | None = None
     trust_remote_code: bool = False
+    clock: str | None = None
 
 
 def load_teacher(cache: Cache, settings: LiveSettings) -> Teacher:
@@ -62,6 +67,7 @@ def load_teacher(cache: Cache, settings: LiveSettings) -> Teacher:
         agree_on_tokenizer(_teacher_side(cache), tokenizer_json(path), Role.LIVE_MODEL)
     except TokenizerMismatchError as error:
         raise TokenizerMismatchError(f"{settings.against_teacher}: {error}. {_name_the_teacher(cache)}") from error
+    full_float32()
     vlm = load(
         str(path),
         dtype=manifest.teacher.dtype,
@@ -69,13 +75,16 @@ def load_teacher(cache: Cache, settings: LiveSettings) -> Teacher:
         device="cuda" if torch.cuda.is_available() else "cpu",
         trust_remote_code=settings.trust_remote_code,
     )
+    if manifest.vocabulary_size == len(vlm.processor.tokenizer):
+        vlm.n_tokens = manifest.vocabulary_size  # of an older cache, a tokenizer's ids beyond a gap are left out
     if vlm.n_tokens != manifest.vocabulary_size:
         raise TokenizerMismatchError(
             f"{settings.against_teacher} has {vlm.n_tokens} ids, the cache's teacher had {manifest.vocabulary_size}, "
             f"so their logits cannot be compared. {_name_the_teacher(cache)}"
         )
     basis = cache.basis
-    return Teacher(vlm, CaptureSettings.of(manifest), None if basis is None else Codes(basis, vlm.device))
+    clock = clock_of_cache(str(cache.files.root), template_of(vlm.processor), manifest.clock, settings.clock)
+    return Teacher(vlm, CaptureSettings.of(manifest, clock), None if basis is None else Codes(basis, vlm.device))
 
 
 def _teacher_side(cache: Cache) -> TeacherSide:

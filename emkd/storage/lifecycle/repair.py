@@ -12,7 +12,7 @@ from emkd.storage.index.commit import read_index
 from emkd.storage.lifecycle.create import refuse
 from emkd.storage.lifecycle.verify import Damage
 from emkd.storage.manifest.conflicts import conflicts
-from emkd.storage.manifest.manifest import Manifest
+from emkd.storage.manifest.manifest import LATER, Manifest
 from emkd.storage.manifest.read import count_extensions, parse_extension, read_manifest
 from emkd.storage.objects.digest import sha256_hex
 from emkd.storage.objects.files import Files
@@ -101,7 +101,7 @@ def _same_run(files: Files, runs: Sequence[Manifest], damaged: set[str]) -> Mani
     """Return the manifest that replaces a damaged one.
 
     It is that of the run, with a basis that the folder has, or as an older version of emkd would have written it for
-    the same run: without the chat template, or in an older format. The indexes of the first plan's shards and the first
+    the same run: without later fields, or in an older format. The indexes of the first plan's shards and the first
     extension name its hash. Raises CacheConflictError if they name the hash of another run, and DamagedCacheError if
     the basis is missing, too.
     """
@@ -111,7 +111,7 @@ def _same_run(files: Files, runs: Sequence[Manifest], damaged: set[str]) -> Mani
         if index_name(shard) not in damaged and (first is None or shard < first.first_shard):
             named[index_name(shard)] = read_index(files, shard).settings_sha256
     formats = [manifest for run in runs for manifest in _formats(files, run)]
-    for manifest in (*formats, *(older.without_chat_template() for older in formats)):
+    for manifest in (form for later in formats for form in _earlier(later)):
         if named and set(named.values()) == {manifest.settings_sha256}:
             return manifest
     if runs[0].codes is not None and not _formats(files, runs[0]):
@@ -122,8 +122,14 @@ def _same_run(files: Files, runs: Sequence[Manifest], damaged: set[str]) -> Mani
             raise CacheConflictError(
                 f"{files.where(MANIFEST_NAME)} is damaged, and {files.where(name)} was written with settings or data "
                 "that differ from this run's; run exactly the command that created the cache again, with --repair"
+                + ("" if runs[0].clock is None else " and, as --clock, the day on which it was first run")
             )
     return formats[0]
+
+
+def _earlier(manifest: Manifest) -> list[Manifest]:
+    """Return a manifest as it is, and as it was written before each of the fields that came later."""
+    return [manifest.without(*list(LATER)[:n]) for n in range(len(LATER) + 1)]
 
 
 def _formats(files: Files, run: Manifest) -> list[Manifest]:

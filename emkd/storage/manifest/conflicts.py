@@ -7,8 +7,8 @@ from emkd.storage.manifest.manifest import UNCOMPARED, Manifest
 from emkd.storage.manifest.plan import Extension
 
 ROWS = frozenset({"dataset", "plan"})  # the fields in which an extension may differ from the manifest
-# The template's hash is compared; the basis follows from the rest, and the cache's own is used.
-_NOT_COMPARED: dict[str, Any] = {UNCOMPARED: True, "tokenizer": {"chat_template": True}, "basis": True}
+# The template's hash is compared; the basis follows from the rest, and the cache's own is used, as is its clock.
+_NOT_COMPARED: dict[str, Any] = {UNCOMPARED: True, "tokenizer": {"chat_template": True}, "basis": True, "clock": True}
 
 
 def conflicts(cache: Manifest, run: Manifest) -> list[str]:
@@ -29,6 +29,8 @@ def setting_conflicts(cache: Manifest, run: Manifest) -> list[str]:
 
 def _conflicts(cache: Manifest, run: Manifest, exclude: dict[str, Any]) -> list[str]:
     run = run.in_format(cache.format_version)
+    if cache.lacks("config"):
+        run = run.without("config")
     cache_dump, run_dump = (manifest.model_dump(mode="json", exclude=exclude) for manifest in (cache, run))
     return list(_differences("", cache_dump, run_dump))
 

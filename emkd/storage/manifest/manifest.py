@@ -10,8 +10,9 @@ from collections.abc import Sequence
 from functools import cached_property
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, model_validator
 
+from emkd.clock import clock as as_clock
 from emkd.errors import CacheVersionError, DamagedCacheError
 from emkd.storage.manifest.codes import BasisIdentity, CodesAsked
 from emkd.storage.manifest.plan import DatasetIdentity, Extension, Positive, ShardPlan, Stored
@@ -28,6 +29,14 @@ Compression = Literal["zstd", "lz4"]
 AffinityForm = Literal["stored", "codes"]
 # The fields that format version 4 added. They are None in older caches, whose files and hashes do not have them.
 NEW_IN_4 = ("affinity", "codes", "basis")
+# Optional fields that were added within a format version, as (section or "", name). Where they are None, hashes do not
+# have them; of `UNWRITTEN`, files do not have them either.
+LATER = {
+    "clock": ("", "clock"),
+    "config": ("teacher", "config"),
+    "chat_template": ("tokenizer", "chat_template"),
+}
+UNWRITTEN = ("clock", "config")
 
 
 def _as_json(value: Any) -> Any:
@@ -36,10 +45,15 @@ def _as_json(value: Any) -> Any:
 
 
 Settings = Annotated[dict[str, Any], BeforeValidator(_as_json)]
+Clock = Annotated[str, AfterValidator(as_clock)]
 
 
 class TeacherIdentity(Stored):
-    """The model that computed the numbers. `architecture` is its model_type, `dtype` the type it ran in."""
+    """The model that computed the numbers. `architecture` is its model_type, `dtype` the type it ran in.
+
+    config: its config.json, without what the weights' hash or other fields say. None in caches that were started before
+            manifests kept it
+    """
 
     name: str
     revision: str | None = None
@@ -48,6 +62,7 @@ class TeacherIdentity(Stored):
     architecture: str
     licence: str | None = None
     attn_implementation: str | None = None
+    config: Settings | None = None
 
 
 class ImageProcessorIdentity(Stored):
@@ -59,8 +74,10 @@ class ImageProcessorIdentity(Stored):
 
 
 class TokenizerIdentity(Stored):
-    """The teacher's tokenizer. n_tokens is V; the LM head may have more rows (padding, cut before anything is stored).
+    """The teacher's tokenizer. The LM head may have more rows than V (padding, cut before anything is stored).
 
+    n_tokens:             V, the tokenizer's largest id + 1; in caches that were started before emkd knew tokenizers
+                          with gaps, the number of its ids
     chat_template:        the template that rendered the teacher's text; students render with it, too. None in caches
                           that were started before manifests kept it
     chat_template_sha256: hash of all templates that the teacher's processor has; runs are compared by it
@@ -84,6 +101,8 @@ class Manifest(Stored):
     codes:         what was asked for; None if only the k largest logits and their tails are stored
     basis:         of the codes. None without codes, and in a manifest whose preflight has not run yet; such a manifest
                    is never written
+    clock:         the date that the chat template writes (`emkd.clock`). None if it writes none, and in caches that
+                   were started before manifests kept it
     dataset, plan: those that the cache was started with
     extensions:    in order, read from their own files
 
@@ -104,6 +123,7 @@ class Manifest(Stored):
     basis: BasisIdentity | None = None
     batch_tokens: Positive
     max_length: Positive | None = None
+    clock: Clock | None = None
     dataset: DatasetIdentity
     plan: ShardPlan
     created_by: dict[str, str] = Field(default_factory=dict)  # package -> version; not compared
@@ -141,7 +161,7 @@ class Manifest(Stored):
 
     @property
     def vocabulary_size(self) -> int:
-        """V, the number of ids of the teacher's tokenizer."""
+        """V, the ids that logits are of."""
         return self.tokenizer.n_tokens
 
     @cached_property
@@ -205,10 +225,19 @@ class Manifest(Stored):
         compared = self.model_dump(mode="json", exclude={UNCOMPARED}, exclude_none=True)
         return sha256_hex(canonical_json(compared))
 
-    def without_chat_template(self) -> "Manifest":
-        """Return this manifest as emkd wrote it before manifests kept the template."""
-        tokenizer = self.tokenizer.model_copy(update={"chat_template": None})
-        return self.model_copy(update={"tokenizer": tokenizer})
+    def without(self, *fields: str) -> "Manifest":
+        """Return this manifest as emkd wrote it before manifests kept some of their fields (`LATER`)."""
+        manifest = self
+        for section, name in (LATER[field] for field in fields):
+            part = getattr(manifest, section) if section else manifest
+            part = part.model_copy(update={name: None})
+            manifest = manifest.model_copy(update={section: part}) if section else part
+        return manifest
+
+    def lacks(self, field: str) -> bool:
+        """Return whether this manifest does not have a field of `LATER`."""
+        section, name = LATER[field]
+        return getattr(getattr(self, section) if section else self, name) is None
 
     def in_format(self, version: int) -> "Manifest":
         """Return this manifest in another format version. A cache keeps the version that it was started in."""
@@ -231,6 +260,8 @@ class Manifest(Stored):
         if (self.codes is None) != (self.basis is None):
             raise ValueError("a manifest that asks for codes is written with their basis")
         value = self.model_dump(mode="json", exclude=set(NEW_IN_4) if self.format_version < 4 else None)
+        for section, name in (LATER[field] for field in UNWRITTEN if self.lacks(field)):
+            (value[section] if section else value).pop(name)
         text = json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
         return text.encode() + b"\n"
 

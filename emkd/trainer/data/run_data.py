@@ -5,11 +5,14 @@ from dataclasses import dataclass
 import torch
 
 from emkd.agreement.agree import Agreement, Reader, TeacherSide, agree, agree_on_tokenizer
+from emkd.clock import clock_of_cache, reads_clock
 from emkd.errors import UsageError
 from emkd.samples.dataset import Dataset
 from emkd.samples.encode import Encoder
+from emkd.samples.render import template_of
 from emkd.storage.basis import read_basis
 from emkd.storage.cache import Cache
+from emkd.trainer.data.run_clock import run_clock
 from emkd.trainer.data.samples import KEPT, EvaluationSamples, StudentSamples, TeacherLimits
 from emkd.trainer.data.selection import Selection, select
 from emkd.trainer.recipe.settings import TrainSettings
@@ -68,18 +71,29 @@ class RunData:
         reader = Reader(path=student.path, processor=student.processor, model_type=student.model.config.model_type)
         return agree(teacher, reader, has_images=has_images, distils=distils, warn=log)
 
-    def samples(self, student: VisionLanguageModel, top_k: int | None, agreement: Agreement) -> StudentSamples:
+    def clock(self, student: VisionLanguageModel, settings: TrainSettings) -> str | None:
+        """Return the date that the chat template writes, None if it writes none; after `agree`.
+
+        Raises UsageError if a cache does not keep it and the settings do not name it.
+        """
+        template = template_of(student.processor)
+        if self.cache is None:
+            return run_clock(settings) if reads_clock(template) else None
+        return clock_of_cache(str(settings.cache), template, self.cache.manifest.clock, settings.clock)
+
+    def samples(
+        self, student: VisionLanguageModel, top_k: int | None, agreement: Agreement, clock: str | None = None
+    ) -> StudentSamples:
         """Return the samples in the student's tokens, with `top_k` of the teacher's vision logits (None: all)."""
+        own = encoder(student, clock)
         if self.cache is None or self.selection is None:
-            return StudentSamples(self.dataset, encoder(student), range(self.dataset.n_rows), keep=KEPT)
+            return StudentSamples(self.dataset, own, range(self.dataset.n_rows), keep=KEPT)
         limits = TeacherLimits(
             vocabulary=self.cache.manifest.vocabulary_size, n_student_tokens=self.n_tokens(student), top_k=top_k
         )
         rows, numbers = self.selection.rows.tolist(), self.selection.numbers.tolist()
         other = agreement.other_family
-        return StudentSamples(
-            self.dataset, encoder(student), rows, self.cache, limits, numbers, other_family=other, keep=KEPT
-        )
+        return StudentSamples(self.dataset, own, rows, self.cache, limits, numbers, other_family=other, keep=KEPT)
 
 
 def open_run_data(settings: TrainSettings) -> RunData:
@@ -138,13 +152,16 @@ def open_cache(settings: TrainSettings) -> Cache | None:
     return cache
 
 
-def evaluation_samples(settings: TrainSettings, student: VisionLanguageModel) -> EvaluationSamples | None:
-    """Return the rows of --eval-data, or None without that flag."""
+def evaluation_samples(
+    settings: TrainSettings, student: VisionLanguageModel, clock: str | None
+) -> EvaluationSamples | None:
+    """Return the rows of --eval-data, or None without that flag. clock: as for the rows that are trained on"""
     if settings.eval_data is None:
         return None
-    return EvaluationSamples(Dataset(settings.eval_data, settings.image_root, settings.follow_links), encoder(student))
+    data = Dataset(settings.eval_data, settings.image_root, settings.follow_links)
+    return EvaluationSamples(data, encoder(student, clock))
 
 
-def encoder(student: VisionLanguageModel) -> Encoder:
-    """Return the encoder of samples into the student's tokens and pixels."""
-    return Encoder(student.processor, student.image_token_id, student.max_positions)
+def encoder(student: VisionLanguageModel, clock: str | None) -> Encoder:
+    """Return the encoder of samples into the student's tokens and pixels. clock: for a template that writes the date"""
+    return Encoder(student.processor, student.image_token_id, student.max_positions, clock)

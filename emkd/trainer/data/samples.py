@@ -214,10 +214,24 @@ class StudentSamples(TorchDataset[StudentSample | Skipped]):
             )
         record = self.cache.record(number)
         shared = agree_on_row(encoded, record, row, words=self.encoder.words, other_family=self.other_family)
+        self._check_ids(encoded, row)
         teacher = self.limits(record)
         if shared is not None:
             encoded, teacher = encoded.with_text(shared.own), teacher.with_text(shared.theirs)
         return StudentSample(encoded=encoded, teacher=teacher)
+
+    def _check_ids(self, encoded: Encoded, row: int) -> None:
+        """Raise DataMismatchError for an answer with an id that the cache has no logit of.
+
+        Only caches that emkd made before it knew tokenizers with gaps leave out ids that their teacher has.
+        """
+        n_tokens = self.limits.n_student_tokens if self.limits is not None else 0
+        largest = int(encoded.text_ids[encoded.answer_positions].max())
+        if largest >= n_tokens:
+            raise DataMismatchError(
+                f"row {row}: its answer has the id {largest}, and the cache has logits of ids below {n_tokens} alone: "
+                "the teacher's tokenizer has gaps among its ids, which an older emkd cut. Make the cache again"
+            )
 
 
 class EvaluationSamples(TorchDataset[StudentSample | Skipped]):

@@ -1,7 +1,7 @@
 """The settings that a run was started with (run.json), so that a resumed run uses the same.
 
 run.json    recipe without the fields that do not affect weights, student, revision, workers, and hashes of cache,
-            samples and data
+            samples and data, and the date that the chat template writes, if it writes one
 """
 
 import json
@@ -12,14 +12,12 @@ from typing import Any
 from emkd.errors import DamagedCheckpointError, UsageError
 from emkd.samples.dataset import Dataset
 from emkd.storage.cache import Cache
+from emkd.trainer.data.run_clock import RUN_NAME
 from emkd.trainer.data.selection import Selection
 from emkd.trainer.recipe.arguments import same_in_effect
 from emkd.trainer.recipe.recipe import Recipe, make_recipe
 from emkd.trainer.recipe.settings import TrainSettings
 from emkd.trainer.report import rank
-
-# What a run was started with.
-RUN_NAME = "run.json"
 
 # Fields of `training` that may change when a run is resumed: they do not affect the weights.
 FREE = {
@@ -31,11 +29,17 @@ FREE = {
 
 
 def agree_with_first_run(
-    settings: TrainSettings, cache: Cache | None, selection: Selection | None, dataset: Dataset, n_ranks: int
+    settings: TrainSettings,
+    cache: Cache | None,
+    selection: Selection | None,
+    dataset: Dataset,
+    n_ranks: int,
+    clock: str | None = None,
 ) -> None:
     """Write what decides this run to run.json, or, when resuming, compare with it.
 
     n_ranks: the number of workers
+    clock: the date that the chat template writes, None if it writes none
 
     Raises UsageError that lists what differs, DamagedCheckpointError if run.json is not valid.
     """
@@ -49,10 +53,13 @@ def agree_with_first_run(
         "data": dataset.fingerprint,
         "evaluation data": _evaluated_on(settings),
         "workers": n_ranks,
+        **({} if clock is None else {"clock": clock}),
     }
     path = settings.output / RUN_NAME
     if settings.resume and path.is_file():
         before = _read(path, has_codes)
+        if clock is not None:
+            before.setdefault("clock", clock)  # from before emkd kept it; the user has named it, or the cache keeps it
         differing = list(_differences(before, now))
         if differing:
             raise UsageError(

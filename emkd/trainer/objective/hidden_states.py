@@ -11,7 +11,7 @@ import torch
 
 from emkd.trainer.data.samples import StudentSample
 from emkd.vlm.checks import check_causal, check_same_logits, find_after_head
-from emkd.vlm.forward import keep_last_hidden_state
+from emkd.vlm.forward import image_tokens_explained, keep_last_hidden_state
 from emkd.vlm.head import LMHead
 
 
@@ -41,7 +41,7 @@ class HiddenStates:
             check_causal(base, samples[0].encoded)
             self._causal_checked = True
         keep = torch.zeros(0 if self._head_checked else 1, dtype=torch.int64, device=inputs["input_ids"].device)
-        with keep_last_hidden_state(base) as kept, _some_gradient(base):
+        with keep_last_hidden_state(base) as kept, _some_gradient(base), image_tokens_explained(base):
             logits = model(**inputs, use_cache=False, logits_to_keep=keep).logits
         hidden = kept[0]
         if not self._head_checked:

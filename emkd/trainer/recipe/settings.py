@@ -19,6 +19,8 @@ class TrainSettings:
     eval_data:  a dataset to evaluate on
     resume:     whether to resume from the last complete checkpoint in `output`
     workers:    processes that train together, each with a GPU if there are any; Ray Train starts more than one
+    clock:      the date that the chat template writes, if it writes one and the cache does not keep it; None without a
+                cache for today's
     address:    of a Ray cluster for the workers; None starts a local one
     """
 
@@ -36,3 +38,4 @@ class TrainSettings:
     resume: bool = False
     workers: int = 1
     address: str | None = None
+    clock: str | None = None
