@@ -53,11 +53,11 @@ SIZES = {
         lookup_steps=150,
         lookup_batch=16,
         language_steps=80,
-        scenes=(120, 240, 60),
-        steps=(40, 45),
+        scenes=(160, 480, 80),
+        steps=(50, 90),
         language_batch=8,
         batch=8,
-        rates=(1e-3, 5e-4, 1e-3, 1.5e-4),  # the last one is untried: 7e-4 lost what phase 1 had learnt
+        rates=(1e-3, 5e-4, 1e-3, 2.5e-4),
         seeds=2,
     ),
     "gpu": Size(
