@@ -68,7 +68,7 @@ def changed(student_path, tmp_path):
         ({"lr_scheduler_type": "linear", "lr_scheduler_kwargs": {"min_lr": 1e-6}}, r"training.lr_scheduler_kwargs \{'min_lr': 1e-06\}: TypeError"),
         ({"use_liger_kernel": True}, r"training.use_liger_kernel true: .*pip install liger-kernel"),
         ({"seed": 4294967296}, r"training.seed: must be at most 4294967295"),
-        ({"activation_checkpointing": True, "activation_checkpointing_kwargs": {"use_rentrant": False}}, r"the first step failed: .*It is about training.activation_checkpointing_kwargs"),
+        ({"activation_checkpointing": True, "activation_checkpointing_kwargs": {"use_reentrant": False, "use_rentrant": False}}, r"the first step failed: .*It is about training.activation_checkpointing_kwargs"),
         ({"enable_jit_checkpoint": True}, r"training.enable_jit_checkpoint cannot be set: training.save_on_signal"),
     ],
 )  # fmt: skip
@@ -99,11 +99,9 @@ def test_settings_of_sampling_that_have_an_effect_stay(run, changed, capsys):
     assert "have no effect" not in capsys.readouterr().err
 
 
-def test_what_else_cannot_be_saved_is_refused(run, changed, tmp_path):
+def test_a_contradiction_that_even_loading_refuses(run, changed, tmp_path):
     student = changed("generation_config.json", lambda found: found.update(num_beams=1, num_return_sequences=3))
-    with pytest.raises(
-        ModelError, match=r"the generation config of .* cannot be saved.*Correct generation_config.json"
-    ):
+    with pytest.raises(ModelError, match=r"cannot be loaded: .*num_return_sequences"):
         run(student)
     assert not list((tmp_path / "out").glob("checkpoint-*"))
 
@@ -119,7 +117,7 @@ def test_a_processor_without_patch_size(run, changed):
 def test_a_processor_that_counts_one_token_too_many(run, changed):
     student = changed("processor_config.json", lambda found: found.update(num_additional_image_tokens=1))
     message = (
-        r"cannot take what its processor makes of a row: .*processor_config.json has patch_size 5, "
+        r"cannot take what its processor makes of a row: .*processor_config.json has patch_size \d+, "
         r"num_additional_image_tokens 1.*; config.json has vision_feature_select_strategy full"
     )
     with pytest.raises(ModelError, match=message):
@@ -195,7 +193,7 @@ def test_a_folder_of_temporary_files_with_too_long_a_path(student_path, data_pat
     for more in (["--workers", "2"], []):
         found = subprocess.run(
             [*map(str, command), "--cache", str(cache_path), "--output", str(tmp_path / "o"), "--recipe", str(recipe), *more],
-            env={**os.environ, "TMPDIR": str(long)}, capture_output=True, text=True, timeout=120,
+            env={**os.environ, "TMPDIR": str(long)}, capture_output=True, text=True, timeout=280,
         )  # fmt: skip
         assert found.returncode == 2, found.stderr
         assert "set a shorter TMPDIR" in found.stderr
