@@ -22,7 +22,6 @@ from emkd.trainer.data.samples import StudentSample
 from emkd.trainer.loop.loaders import n_workers
 from emkd.trainer.loop.trainer import DistillationTrainer
 from emkd.trainer.report import log
-from emkd.trainer.student.counting import counting_settings
 from emkd.trainer.student.saving import try_saving
 from emkd.units import size_text
 from emkd.vlm.forward import evaluating, to_model
@@ -128,8 +127,8 @@ def _first_pass(trainer: DistillationTrainer, elements: Sequence[int]) -> None:
         if isinstance(error, EmkdError | torch.OutOfMemoryError):
             raise
         raise ModelError(
-            f"{trainer.student.vlm.path}: the student cannot take what its processor makes of a row: {short(error)}. "
-            f"{counting_settings(trainer.student.vlm)}"
+            f"{trainer.student.vlm.path}: the student cannot take what its processor makes of a row: {short(error)}; "
+            "config.json and processor_config.json have to be of one model"
         ) from error
     finally:
         trainer.forget_readings()

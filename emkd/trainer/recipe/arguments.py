@@ -1,6 +1,7 @@
 """transformers.TrainingArguments in a recipe: which fields may be set, emkd's defaults, and the arguments of a run."""
 
 import dataclasses
+import inspect
 from collections.abc import Mapping
 from difflib import get_close_matches
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any, get_type_hints
 
 import torch
 from pydantic import ConfigDict, TypeAdapter, ValidationError
+from torch.utils.checkpoint import checkpoint
 from transformers import TrainingArguments
 
 from emkd.errors import UsageError
@@ -73,6 +75,12 @@ OWN: dict[str, bool] = {
     "save_on_signal": True,  # SIGINT and SIGTERM save a checkpoint after the step in hand
 }
 
+CHECKPOINTING = [
+    name
+    for name, parameter in inspect.signature(checkpoint).parameters.items()
+    if parameter.kind is inspect.Parameter.KEYWORD_ONLY
+]
+
 # Flags of the command line, and the fields that they set.
 FLAGS = {"batch_size": "per_device_train_batch_size", "epochs": "num_train_epochs"}
 
@@ -94,6 +102,10 @@ def known_arguments(given: Mapping[str, Any]) -> dict[str, Any]:
             raise ValueError(f"training.{name} is not a field of transformers.TrainingArguments{meant}")
         found[name] = _typed(name, value)
         _check_range(name, found[name])
+    for key in found.get("activation_checkpointing_kwargs") or ():
+        if key not in CHECKPOINTING:  # a layer that is called with it would take it as its own, and ignore it
+            hint = nearest(str(key), CHECKPOINTING)
+            raise ValueError(f"training.activation_checkpointing_kwargs: {key!r} is not one of its keys{hint}")
     return found
 
 

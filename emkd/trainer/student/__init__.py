@@ -5,7 +5,6 @@ In reading order:
     student     loading and saving it
     parameters  which parameters are trained, and at which learning rate
     lora        low-rank training
-    counting    how processor and model count vision tokens
     saving      what is saved beside the weights, tried before the first step
     card        the model card that is saved with it
 """

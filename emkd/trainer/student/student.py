@@ -16,7 +16,6 @@ import torch
 
 from emkd.errors import ModelError, TrainingDivergedError, UsageError
 from emkd.trainer.recipe.settings import TrainSettings
-from emkd.trainer.student.counting import check_counting
 from emkd.trainer.student.lora import add_lora, merged_weights, restore_trainable, save_trainable
 from emkd.trainer.student.parameters import fill, freeze, n_parameters
 from emkd.vlm.identity import weights_sha256
@@ -124,7 +123,6 @@ def load_student(settings: TrainSettings) -> Student:
         trust_remote_code=settings.trust_remote_code,
         needs_template=False,  # with a cache, the teacher's template is used
     )
-    check_counting(vlm)
     if recipe.vision_pool is not None:
         vlm.model = pooled(vlm.model, vlm.processor, recipe.vision_pool)
     freeze(vlm.model, recipe.freeze)  # before LoRA, which renames the layers that it is added to
