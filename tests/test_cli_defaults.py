@@ -50,6 +50,7 @@ def test_every_setting_of_the_job_has_its_flag_and_reaches_it(monkeypatch):
         seen.update(settings)
         raise Caught
 
+    monkeypatch.setattr("emkd.commands.teacher.check_paths", lambda **paths: None)
     monkeypatch.setattr("emkd.commands.teacher.JobSettings", catch)
     from emkd.commands.teacher import cache_teacher
 

@@ -48,6 +48,7 @@ def test_a_template_without_a_date_is_the_same_object():
 
 def test_the_locale_changes_no_text(monkeypatch):
     """A program that calls emkd may have set one: `%B` would be "November" here and "novembre" there."""
+    before = locale.setlocale(locale.LC_ALL)
     installed = [name for name in ("fr_FR.UTF-8", "de_DE.UTF-8", "C.UTF-8") if _sets(name)]
     for name in installed:
         locale.setlocale(locale.LC_ALL, name)
@@ -55,7 +56,7 @@ def test_the_locale_changes_no_text(monkeypatch):
             with_clock.cache_clear()
             assert written("{{ strftime_now('%A %d %B %p') }}", "2026-11-30T10:00") == "Monday 30 November AM"
         finally:
-            locale.setlocale(locale.LC_ALL, "C")
+            locale.setlocale(locale.LC_ALL, before)
 
 
 def test_a_directive_that_is_not_known_is_said():
@@ -86,9 +87,10 @@ def test_which_clock_a_cache_has():
 
 
 def _sets(name: str) -> bool:
+    before = locale.setlocale(locale.LC_ALL)
     try:
         locale.setlocale(locale.LC_ALL, name)
     except locale.Error:
         return False
-    locale.setlocale(locale.LC_ALL, "C")
+    locale.setlocale(locale.LC_ALL, before)
     return True

@@ -43,9 +43,11 @@ def check_parquet(where: str, data: bytes, file: pq.ParquetFile, columns: Contai
 
 def _column_bytes(where: str, data: bytes, column: Any) -> int:
     """Return the most bytes that the pages of a column in a row group take in memory."""
-    starts = [column.data_page_offset]
-    if column.has_dictionary_page:
-        starts.append(column.dictionary_page_offset)
+    starts = [column.dictionary_page_offset] if column.has_dictionary_page else []
+    if column.num_values or column.data_page_offset:  # without rows there may be a dictionary alone, at offset 0
+        starts.append(column.data_page_offset)
+    if not starts:
+        return 0
     at, end = min(starts), min(starts) + column.total_compressed_size
     if not 0 <= at <= end <= len(data):
         raise ValueError(f"pages from byte {at} to {end} of {len(data)}")

@@ -142,6 +142,8 @@ def recipe_flags(monkeypatch):
     given = {name: object() for name, found in inspect.signature(train_student).parameters.items() if not found.default}
     keys = {}
 
+    monkeypatch.setattr("emkd.commands.student.check_paths", lambda **paths: None)
+
     def catch(recipe, flags):
         keys.update(flags)
         raise Caught
