@@ -95,3 +95,17 @@ def test_what_the_demonstration_prints_is_what_was_measured():
     for other in ("rld", "emkd-random"):
         assert f"{100 * found[f'emkd - {other}']['mean']:.1f}" in said
     assert RECIPE["losses"]["beta"] == pytest.approx(1.0)
+
+
+def test_what_the_text_says_of_the_language_model_holds():
+    found = results("lm_demo")
+    students, pairs = found["students"], found["pairs"]
+    for other, said in (("emkd-random", "11.4 ± 1.7"), ("emkd-pooled", "6.2 ± 2.3"), ("rld", "2.0 ± 1.2")):
+        each = [100 * (one - two) for one, two in zip(students["emkd"], students[other], strict=True)]
+        assert f"{mean(each):.1f} ± {standard_error(each):.1f}" == said
+        assert said in PROSE, other
+    shares = [f"{100 * pairs[name][what]:.0f}%" for name in ("log-probabilities", "random") for what in pairs[name]]
+    assert shares == ["62%", "59%", "8%", "5%"]
+    assert "62% show the same word and 59% lie in the same cell; of random ones 8% and 5%" in PROSE
+    assert found["gpu"] == "not run"
+    assert "GPU: not run" in PROSE
