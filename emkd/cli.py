@@ -21,8 +21,9 @@ from emkd.errors import EmkdError, StoppedError
 from emkd.interrupt import NAMES, TORCHRUN, exit_code, raising_on_sigterm
 from emkd.text import printable_lines
 
-# What an interrupted command leaves, and how to go on. train-student says it itself: it depends on the run.
+# What an interrupted command leaves, and how to go on. Once train-student trains, it says it itself.
 LEFT = {
+    "train-student": "this call had not begun to train; what an earlier one saved stays",
     "cache-teacher": "the shards that were committed stay; the same command computes the others",
     "init-student": "nothing may be left that can be used: remove --output, and run the same command again",
     "inspect": "nothing was changed",

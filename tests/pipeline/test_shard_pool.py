@@ -1,6 +1,7 @@
 """The pool of workers, with real actors whose shards end in given ways."""
 
 import gc
+import signal
 import weakref
 from typing import Any
 
@@ -43,11 +44,12 @@ def session():
 
 def run(ends: dict[int, Exception], n_workers: int = 1, stop_after: int | None = None) -> tuple[Any, list[int]]:
     workers = [ray.remote(Told).remote(ends) for _ in range(n_workers)]
-    interrupt, shown = Interrupt("waiting"), []
+    interrupt, shown = Interrupt(lambda number: None), []
 
     def show(report: ShardReport) -> None:
         shown.append(report.number)
-        interrupt.asked = len(shown) == stop_after or interrupt.asked
+        if len(shown) == stop_after:
+            interrupt.ask(signal.SIGINT)
 
     return run_shards(workers, range(10), interrupt, show), shown
 
@@ -61,7 +63,7 @@ def test_every_shard_is_done_once(session, n_workers):
 
 def test_a_worker_is_told_what_to_read_meanwhile(session):
     worker = ray.remote(Told).remote({})
-    run_shards([worker], range(4), Interrupt("waiting"), lambda report: None)
+    run_shards([worker], range(4), Interrupt(lambda number: None), lambda report: None)
     assert ray.get(worker.all_asked.remote()) == [(0, 1), (1, 2), (2, 3), (3, None)]
 
 
@@ -69,7 +71,10 @@ def test_nothing_is_kept_of_a_shard_that_is_done(session):
     """The driver of 100,000 shards must not grow with them."""
     seen: list[weakref.ref] = []
     outcome = run_shards(
-        [ray.remote(Told).remote({})], range(10), Interrupt("waiting"), lambda report: seen.append(weakref.ref(report))
+        [ray.remote(Told).remote({})],
+        range(10),
+        Interrupt(lambda number: None),
+        lambda report: seen.append(weakref.ref(report)),
     )
     gc.collect()
     assert [ref() for ref in seen] == [None] * 10
