@@ -58,7 +58,7 @@ def test_in_the_first_step_and_at_the_end_of_an_epoch(inputs, undisturbed, tmp_p
     """Twice stopped: after step 1, and about step 3, with which the first epoch ends. `save_only_model` is no obstacle."""
     output = tmp_path / "out"
     run = Run(inputs, output, seconds=1, save_only_model=True, **NEVER)
-    run.wait_for(lambda run: "micro-batch" in run.said().partition("\ntraining ")[2])  # the first one was a trial
+    run.wait_for(lambda run: "\nmicro-batch" in run.said().partition("\ntraining ")[2])  # the first was a trial
     run.signal(signal.SIGINT)
     assert run.ended() == 130, run.said()
     assert assert_stopped(run, "Ctrl-C") == 1
