@@ -4,7 +4,7 @@ The modules, in reading order:
 
     dataset       all rows of --data, by number
     sources       the files that the rows are in, one module for each format
-    known         what is known of a row: what is read, refused, or told once
+    known         what is known of a row: what is read, refused, or listed once
     row           one row, parsed
     conversation  its turns, and which picture goes where
     sample        the conversation and its images, and their key

@@ -6,7 +6,7 @@ row is about, so that nothing is dropped unseen:
     read          `Level.read` has the name: it decides what the model sees or learns
     names media   a video, audio or pictures that emkd does not read: the row is skipped, with the name
     would change  `Level.refused` has the name: it would change what is learnt, and the row is skipped with the name
-    other         told once for the whole dataset (see `Dataset.unread`)
+    other         listed once for the whole dataset (see `Dataset.unread`)
 
 A name without a value (null, "", [], {bytes: null, path: null}) counts as absent: Parquet has every column in all rows.
 """
@@ -189,13 +189,13 @@ def is_media_name(name: str) -> bool:
     return any(_word_kind(word) is not None for word in words(name))
 
 
-def is_told(level: Level, name: str) -> bool:
+def is_unread(level: Level, name: str) -> bool:
     """Whether a name is neither read nor ever a reason to skip a row because of the name itself."""
     return name not in level.read and name not in level.refused and name_kind(name) is None
 
 
-def told_names(rows: Iterable[Mapping[str, Any]]) -> set[str]:
-    """The names in rows of which `is_told` is true: `source`, `messages[].name`, `messages[].content[].detail`."""
+def unread_in_rows(rows: Iterable[Mapping[str, Any]]) -> set[str]:
+    """The names in rows of which `is_unread` is true: `source`, `messages[].name`, `messages[].content[].detail`."""
     found: dict[tuple[str, Level], set[str]] = defaultdict(set)  # names by where they stand
     for row in rows:
         found["", ROW].update(row)
@@ -205,7 +205,7 @@ def told_names(rows: Iterable[Mapping[str, Any]]) -> set[str]:
                 for key in CONTENT_KEYS:
                     for part in _objects(turn.get(key)):
                         found[f"{column}[].{key}[].", PART].update(part)
-    return {where + name for (where, level), names in found.items() for name in names if is_told(level, name)}
+    return {where + name for (where, level), names in found.items() for name in names if is_unread(level, name)}
 
 
 def _objects(value: object) -> list[Mapping[str, Any]]:

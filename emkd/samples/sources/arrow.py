@@ -9,13 +9,13 @@ from pathlib import Path
 import pyarrow as pa
 
 from emkd.errors import DataFormatError, SampleError
-from emkd.samples.sources.source import RawRow, sampled_sha256
+from emkd.samples.sources.source import RawRow, Source
 from emkd.samples.sources.tables import row_columns, row_of, rows_of, text_columns, unread_names
 
 TEXT_ROWS = 1024  # rows whose texts are Python objects at a time
 
 
-class ArrowSource:
+class ArrowSource(Source):
     """Rows of one .arrow file, in Arrow's stream or file format."""
 
     def __init__(self, path: Path) -> None:
@@ -38,18 +38,8 @@ class ArrowSource:
         self._table, self._texts = table.select(row_columns(table.schema)), table.select(texts)
         self.n_rows = table.num_rows
 
-    @property
-    def name(self) -> str:
-        return self.path.name
-
-    def digest(self) -> str:
-        return sampled_sha256(self.path)
-
     def unread(self) -> set[str]:
         return self._unread
-
-    def names_paths(self) -> bool:
-        return False
 
     def row(self, index: int) -> RawRow:
         found = row_of(self._table.slice(index, 1))

@@ -13,11 +13,11 @@ from typing import Any
 
 from emkd.errors import DataFormatError, SampleError
 from emkd.samples.image_entry import is_path
-from emkd.samples.known import CONTENT_KEYS, CONVERSATION_COLUMNS, IMAGE_COLUMNS, OWN_IMAGE_KEYS, told_names
-from emkd.samples.sources.source import SEE, RawRow
+from emkd.samples.known import CONTENT_KEYS, CONVERSATION_COLUMNS, IMAGE_COLUMNS, OWN_IMAGE_KEYS, unread_in_rows
+from emkd.samples.sources.source import SEE, RawRow, Source
 
 
-class JsonSource:
+class JsonSource(Source):
     """Rows of one .json, .jsonl or .ndjson file, also .gz."""
 
     def __init__(self, path: Path) -> None:
@@ -30,10 +30,6 @@ class JsonSource:
         self._rows = _rows(path, data)
         self.n_rows = len(self._rows)
 
-    @property
-    def name(self) -> str:
-        return self.path.name
-
     def digest(self) -> str:
         return self._digest
 
@@ -44,7 +40,7 @@ class JsonSource:
         return iter(self._rows)
 
     def unread(self) -> set[str]:
-        return told_names(self._rows)
+        return unread_in_rows(self._rows)
 
     def names_paths(self) -> bool:
         return any(is_path(entry) for row in self._rows for entry in _image_entries(row))

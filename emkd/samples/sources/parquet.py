@@ -4,8 +4,8 @@ Opening a file reads its footer. A row group is read whole if it is small, and o
 pyarrow's default writer puts a million rows into a group, and a group with more than 2 GB of pictures does not fit one
 Arrow array. The pieces read last stay in memory, up to KEPT_BYTES, because rows are read in sequence.
 
-Parquet has no way to the middle of a row group: to reach a piece, a reader goes over those before it. Rows in order
-cost one pass; a piece that lies behind the last one starts from the group's beginning.
+A row group can only be read from its beginning. Rows in order therefore cost one pass; going back to an earlier piece
+that is no longer in memory costs a new pass up to it.
 """
 
 from bisect import bisect_right
@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from emkd.errors import DataFormatError, SampleError
-from emkd.samples.sources.source import RawRow, sampled_sha256
+from emkd.samples.sources.source import RawRow, Source
 from emkd.samples.sources.tables import row_columns, row_of, rows_of, text_columns, unread_names
 
 PIECE_BYTES = 128 << 20
@@ -28,7 +28,7 @@ BATCHES = 16
 BUFFER_BYTES = 1 << 20  # of each column of a group that is read in pieces
 
 
-class ParquetSource:
+class ParquetSource(Source):
     """Rows of one Parquet file."""
 
     def __init__(self, path: Path) -> None:
@@ -46,18 +46,8 @@ class ParquetSource:
         self._pieces: OrderedDict[tuple[int, int], pa.Table] = OrderedDict()
         self._reading: tuple[int, int, Iterator[pa.Table]] | None = None  # row group, next piece, and those after it
 
-    @property
-    def name(self) -> str:
-        return self.path.name
-
-    def digest(self) -> str:
-        return sampled_sha256(self.path)
-
     def unread(self) -> set[str]:
         return self._unread
-
-    def names_paths(self) -> bool:
-        return False
 
     def row(self, index: int) -> RawRow:
         group = bisect_right(self._starts, index) - 1

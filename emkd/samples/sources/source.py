@@ -1,9 +1,10 @@
 """What every format of data files gives: rows by number, and their texts in order."""
 
 import hashlib
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from emkd.errors import SampleError
 
@@ -15,7 +16,7 @@ SEE = (
 )
 
 
-class Source(Protocol):
+class Source(ABC):
     """One file of a dataset.
 
     name:   without folders, so that a dataset may be moved
@@ -26,22 +27,28 @@ class Source(Protocol):
     n_rows: int
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        return self.path.name
 
     def digest(self) -> str:
-        """A hash of the file; `sampled_sha256` of a large one."""
-
-    def row(self, index: int) -> RawRow:
-        """One row with every column that is read or must not be dropped. Raises SampleError if it cannot be read."""
-
-    def texts(self) -> Iterator[RawRow | SampleError]:
-        """Yield the conversation of each row, in order, without reading images."""
-
-    def unread(self) -> set[str]:
-        """Names that rows have and that emkd neither reads nor refuses, as far as they are known without parsing."""
+        """A hash of the file."""
+        return sampled_sha256(self.path)
 
     def names_paths(self) -> bool:
         """Whether images can only be read with an image root, as far as that is known without reading rows."""
+        return False
+
+    @abstractmethod
+    def row(self, index: int) -> RawRow:
+        """One row with every column that is read or must not be dropped. Raises SampleError if it cannot be read."""
+
+    @abstractmethod
+    def texts(self) -> Iterator[RawRow | SampleError]:
+        """Yield the conversation of each row, in order, without reading images."""
+
+    @abstractmethod
+    def unread(self) -> set[str]:
+        """Names that rows have and that emkd neither reads nor refuses, as far as they are known without parsing."""
 
 
 def sampled_sha256(path: Path, block: int = 1 << 16, n_blocks: int = 256) -> str:

@@ -14,7 +14,7 @@ from emkd.samples.known import (
     TURN,
     Level,
     is_media_name,
-    is_told,
+    is_unread,
 )
 from emkd.samples.sources.source import SEE, RawRow
 
@@ -56,8 +56,8 @@ def _has_texts(kind: pa.DataType) -> bool:
 
 
 def unread_names(schema: pa.Schema) -> set[str]:
-    """Names of columns, and of keys of turns and parts, that are told once (see known.py)."""
-    found = {name for name in schema.names if is_told(ROW, name)}
+    """Names of columns, and of keys of turns and parts, that are listed once (see known.py)."""
+    found = {name for name in schema.names if is_unread(ROW, name)}
     for column in CONVERSATION_COLUMNS:
         if column in schema.names:
             found |= _keys(schema.field(column).type, f"{column}[]", (TURN, PART))
@@ -70,7 +70,7 @@ def _keys(kind: pa.DataType, where: str, levels: Sequence[Level]) -> set[str]:
     if item is None or not pa.types.is_struct(item) or not levels:
         return set()
     fields = [item.field(n) for n in range(item.num_fields)]
-    found = {f"{where}.{field.name}" for field in fields if is_told(levels[0], field.name)}
+    found = {f"{where}.{field.name}" for field in fields if is_unread(levels[0], field.name)}
     for field in fields:
         if field.name in CONTENT_KEYS:
             found |= _keys(field.type, f"{where}.{field.name}[]", levels[1:])

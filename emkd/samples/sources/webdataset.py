@@ -17,8 +17,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from emkd.errors import DataFormatError, SampleError
-from emkd.samples.known import CONVERSATION_COLUMNS, IMAGE, IMAGE_COLUMNS, ROW, is_told, name_kind, told_names
-from emkd.samples.sources.source import RawRow, sampled_sha256
+from emkd.samples.known import CONVERSATION_COLUMNS, IMAGE, IMAGE_COLUMNS, ROW, is_unread, name_kind, unread_in_rows
+from emkd.samples.sources.source import RawRow, Source
 
 N_TOLD = 64  # rows whose columns are looked at for `unread`
 
@@ -48,7 +48,7 @@ class Key:
         return [member for member in self.members if name_kind(member.extension.rpartition(".")[2]) == IMAGE]
 
 
-class TarSource:
+class TarSource(Source):
     """Rows of one .tar file."""
 
     def __init__(self, path: Path) -> None:
@@ -59,23 +59,13 @@ class TarSource:
             raise DataFormatError(f"{path} is not a whole tar file: {error}. Copy or download it again") from error
         self.n_rows = len(self._keys)
 
-    @property
-    def name(self) -> str:
-        return self.path.name
-
-    def digest(self) -> str:
-        return sampled_sha256(self.path)
-
-    def names_paths(self) -> bool:
-        return False
-
     def unread(self) -> set[str]:
         found = {m.extension for key in self._keys for m in key.members if m.extension not in ("json", "txt")}
         rows = []
         for row in self.texts(N_TOLD):
             if not isinstance(row, SampleError):
                 rows.append(row)
-        return {name for name in found if is_told(ROW, name)} | told_names(rows)
+        return {name for name in found if is_unread(ROW, name)} | unread_in_rows(rows)
 
     def row(self, index: int) -> RawRow:
         key = self._keys[index]

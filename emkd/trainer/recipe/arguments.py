@@ -37,7 +37,7 @@ RESERVED = {
     "deepspeed": "the LM head is called outside of the model's forward, where DeepSpeed may have released its weights",
     "parallelism_config": "all tokens of a sample are matched on one device",
     "torch_compile": "hidden states are read by a forward hook, which a compiled model may not call",
-    "enable_jit_checkpoint": "training.save_on_signal saves a checkpoint when the run is told to end",
+    "enable_jit_checkpoint": "training.save_on_signal saves a checkpoint on SIGINT and SIGTERM",
     "save_on_each_node": "checkpoints are written to one folder that all workers share",
     "push_to_hub": "the output folder can be loaded as it is; upload it when the run is done",
 }
