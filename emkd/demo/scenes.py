@@ -165,11 +165,11 @@ def write_scenes(
             f"{questions} and {wrong_answers}"
         )
     scenes = file_scenes(n, pool, seed)
-    answers = _with_mistakes(scenes.answers[:, :questions], wrong_answers, _generators(seed)[1])
+    answers = with_mistakes(scenes.answers[:, :questions], wrong_answers, _generators(seed)[1])
     rows = [
         {
             "id": f"{pool}-{number:05d}",
-            "images": [{"bytes": _png(scenes.images[number]), "path": None}],
+            "images": [{"bytes": png(scenes.images[number]), "path": None}],
             "messages": conversation(scenes.order[number, :questions], answers[number]),
         }
         for number in range(n)
@@ -189,16 +189,18 @@ def conversation(order: NDArray[np.int64], answers: NDArray[np.int64]) -> list[d
     return messages
 
 
-def _with_mistakes(answers: NDArray[np.int64], share: float, generator: np.random.Generator) -> NDArray[np.int64]:
-    """Return answers [n, q] with a share of them replaced, uniformly over the other words (shifted by 1-10)."""
+def with_mistakes(
+    answers: NDArray[np.int64], share: float, generator: np.random.Generator, n_words: int = len(ANSWERS)
+) -> NDArray[np.int64]:
+    """Return answers [n, q] with a share of them replaced, uniformly over the other words. n_words: of all answers"""
     found = answers.copy().reshape(-1)
     wrong = generator.choice(found.size, size=round(share * found.size), replace=False)
-    found[wrong] = (found[wrong] + generator.integers(1, len(ANSWERS), size=wrong.size)) % len(ANSWERS)
+    found[wrong] = (found[wrong] + generator.integers(1, n_words, size=wrong.size)) % n_words
     return found.reshape(answers.shape)
 
 
-def _png(image: NDArray[np.uint8]) -> bytes:
-    """Encode [20, 40, 3] as an RGB PNG."""
+def png(image: NDArray[np.uint8]) -> bytes:
+    """Encode [height, width, 3] uint8 as an RGB PNG."""
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, format="PNG")
     return buffer.getvalue()

@@ -36,9 +36,9 @@ def skipped_so_far(max_skipped: float, files: Files, manifest: Manifest) -> Skip
 def again_if_mended(limit: SkipLimit, files: Files, manifest: Manifest, run: Manifest, dataset: Dataset) -> SkipLimit:
     """Return the limit without the rows of shards that are computed again, because skipped rows of them are mended.
 
-    Images that JSON names may be mended without a change of the dataset's own files. A skipped row whose images can be
-    read now, or are others, is computed again, with its shard: its index is deleted, as `--repair` does. Of a sealed
-    cache, nothing is.
+    JSON names images by path, so that they can be mended while the dataset's own files stay the same. If the images of
+    a skipped row have changed or can be read now, its shard is computed again: its index is deleted, as `--repair`
+    does. A sealed cache stays as it is.
     """
     if read_seal(files) is not None:
         return limit

@@ -207,7 +207,7 @@ def edit(file, **changes) -> None:
 
 
 def test_the_config_is_part_of_the_teacher(job, data_path):
-    """The same weights with another config give other logits: a cache is not gone on with, and says what differs."""
+    """The same weights with another config give other logits: the job does not resume, and says what differs."""
     folder, settings, manifest = job
     config = json.loads((folder / "config.json").read_text())
     config["text_config"]["rms_norm_eps"] = 0.5

@@ -1,4 +1,4 @@
-"""Whole jobs whose data have rows that cannot be used: told before, stopped early, gone on with."""
+"""Whole jobs whose data have rows that cannot be used: known before the job, which stops early, and resumes."""
 
 import json
 

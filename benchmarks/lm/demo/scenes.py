@@ -14,7 +14,6 @@ The geometry is that of emkd/demo/scenes.py at 3.2 times its size: places.py hol
 Shape legend: n scenes, 8 cells row by row (index 4·row + column), q ≤ 8 questions in the order of asking.
 """
 
-import io
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -27,7 +26,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from emkd.demo.places import NOWHERE
-from emkd.demo.scenes import COLUMNS, N_CELLS, ROWS, SCHEMA
+from emkd.demo.scenes import COLUMNS, N_CELLS, ROWS, SCHEMA, png, with_mistakes
 
 CELL_PIXELS = 32
 HEIGHT, WIDTH = ROWS * CELL_PIXELS, COLUMNS * CELL_PIXELS
@@ -124,28 +123,16 @@ def write_scenes(path: Path, n: int, split: str, *, questions: int = N_CELLS, wr
     questions: of each scene;  wrong_answers: share of all answers that is replaced by another word
     """
     scenes = file_scenes(n, split)
-    answers = with_mistakes(scenes.answers[:, :questions], wrong_answers, np.random.default_rng([SEEDS[split], 1]))
+    answers = with_mistakes(
+        scenes.answers[:, :questions], wrong_answers, np.random.default_rng([SEEDS[split], 1]), len(WORDS)
+    )
     rows = [
         {
             "id": f"{split}-{number:05d}",
-            "images": [{"bytes": _png(scenes.images[number]), "path": None}],
+            "images": [{"bytes": png(scenes.images[number]), "path": None}],
             "messages": conversation(scenes.order[number, :questions], answers[number]),
         }
         for number in range(n)
     ]
     path.parent.mkdir(parents=True, exist_ok=True)
     pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), path, row_group_size=128)
-
-
-def with_mistakes(answers: NDArray[np.int64], share: float, generator: np.random.Generator) -> NDArray[np.int64]:
-    """Return answers [n, q] with a share of them replaced, uniformly over the other words."""
-    found = answers.copy().reshape(-1)
-    wrong = generator.choice(found.size, size=round(share * found.size), replace=False)
-    found[wrong] = (found[wrong] + generator.integers(1, len(WORDS), size=wrong.size)) % len(WORDS)
-    return found.reshape(answers.shape)
-
-
-def _png(image: NDArray[np.uint8]) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, format="PNG")
-    return buffer.getvalue()

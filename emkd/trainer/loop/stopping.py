@@ -26,6 +26,7 @@ from emkd.trainer.report import log
 PROBE_BYTES = 1 << 23
 
 WHAT_NEXT = {
+    "start": "stopping before the first step of this call, which has nothing to save yet",
     "step": "stopping after this step; a checkpoint is saved in about {}",
     "evaluation": "stopping after this evaluation; then a checkpoint is saved in about {}",
     "checkpoint": "stopping once this checkpoint is saved, in about {}",
@@ -44,23 +45,25 @@ class Stopping:
     def __init__(self, output: Path, n_bytes: Callable[[], int], step_seconds: Callable[[], float]) -> None:
         self.output, self.n_bytes, self.step_seconds = output, n_bytes, step_seconds
         self.interrupt = Interrupt(self.announce)
-        self.doing = "step"
+        self.doing = "start"
         self._last_save: float | None = None  # seconds
 
     @contextmanager
     def during(self, doing: str) -> Iterator[None]:
         """Note what the run does while open; measure checkpoints."""
-        self.doing, began = doing, time.perf_counter()
+        before, began = self.doing, time.perf_counter()
+        self.doing = doing
         try:
             yield
         finally:
-            self.doing = "step"
+            self.doing = before
         if doing == "checkpoint":
             self._last_save = time.perf_counter() - began
 
     def announce(self, number: int) -> None:
         """Say what is done before the run stops, and how to stop it at once."""
-        log(f"\n{NAMES[number]}: {WHAT_NEXT[self.doing].format(self._seconds())}; {again(number)} to stop at once")
+        seconds = "" if self.doing == "start" else self._seconds()
+        log(f"\n{NAMES[number]}: {WHAT_NEXT[self.doing].format(seconds)}; {again(number)} to stop at once")
 
     def _seconds(self) -> str:
         """Return the seconds until the checkpoint is complete, in words."""

@@ -129,6 +129,7 @@ class DistillationTrainer(Trainer):
             self._stop(number)
         if n_new:
             self.skipped.add(new)
+        self.stopping.doing = "step"
         return micro_batches, Counts.from_tensor(total)
 
     def stop_if_asked(self) -> None:

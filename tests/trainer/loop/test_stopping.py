@@ -10,7 +10,7 @@ from emkd.errors import StoppedError, UsageError
 from emkd.trainer import load_recipe, with_flags
 from emkd.trainer.loop.checkpoints import last_complete, step_of
 from emkd.trainer.loop.output import what_there_is
-from emkd.trainer.loop.stopping import agreed, write_rate
+from emkd.trainer.loop.stopping import Stopping, agreed, write_rate
 from tests.trainer.loop.runs import Run, assert_same
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600), pytest.mark.xdist_group("resume")]
@@ -119,6 +119,19 @@ def test_ranks_agree_on_any_of_their_signals():
     assert agreed([0, 0]) == 0
     assert agreed([2, 0]) == agreed([1, 0]) == signal.SIGINT
     assert agreed([0, 1]) == agreed([1, 1]) == signal.SIGTERM
+
+
+def test_no_checkpoint_is_promised_before_the_first_step(tmp_path, monkeypatch):
+    said = []
+    monkeypatch.setattr("emkd.trainer.loop.stopping.log", said.append)
+    stopping = Stopping(tmp_path, lambda: 1000, lambda: 0.1)
+    with stopping.during("evaluation"):
+        assert stopping.doing == "evaluation"
+    stopping.announce(signal.SIGINT)
+    assert "stopping before the first step of this call, which has nothing to save yet; press Ctrl-C again" in said[0]
+    stopping.doing = "step"
+    stopping.announce(signal.SIGINT)
+    assert "a checkpoint is saved in about" in said[1]
 
 
 def test_what_there_is_is_true(tmp_path):
