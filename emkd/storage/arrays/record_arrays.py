@@ -173,7 +173,8 @@ class RecordArrays:
 
 def _check_below(name: str, numbers: NDArray[np.int32], end: int) -> None:
     """Raise DamagedCacheError unless all numbers are from 0 to `end` - 1: they will be used as positions."""
-    if numbers.size and not 0 <= int(numbers.min()) <= int(numbers.max()) < end:
+    # Unsigned, a negative number is larger than any `end`: one pass instead of two, in a loop of every record.
+    if numbers.size and np.maximum.reduce(numbers.view(np.uint32), axis=None) >= end:
         raise DamagedCacheError(
             f"{name}: {int(numbers.min())} to {int(numbers.max())}, expected 0 to {end - 1}. {NEXT_STEP}"
         )
