@@ -14,6 +14,7 @@ from typer.core import TyperGroup
 
 import emkd
 from emkd.commands.inspection import inspect
+from emkd.commands.options import loading
 from emkd.commands.recipes import recipes
 from emkd.commands.student import init_student, train_student
 from emkd.commands.teacher import cache_teacher
@@ -65,6 +66,13 @@ def demo(
 ) -> None:
     """Run everything on real handwritten digits: data, teacher, cache, students, table. Minutes on a CPU."""
     typer.echo(f"teacher, cache and students in {out}: minutes; --ablate and more --seeds take longer", err=True)
+    loading("PyTorch")
+    import torch  # noqa: F401  alone, so that a cold start says every few seconds what it is at
+
+    loading("transformers")
+    import transformers  # noqa: F401
+
+    loading("Ray and scikit-learn")
     from emkd.demo import run_demo
 
     run_demo(out, seeds=seeds, ablate=ablate, address=address)

@@ -73,6 +73,10 @@ def train_student(
     workers: Annotated[
         int, typer.Option(min=1, help="Processes that train together, each with a GPU if there are any.")
     ] = 1,
+    shard: Annotated[
+        bool | None,
+        typer.Option("--shard", help="Divide the student among the workers (FSDP2), instead of a copy on each."),
+    ] = None,
     address: Annotated[
         str | None, typer.Option(help="Address of a running Ray cluster; by default emkd starts Ray on this machine.")
     ] = None,
@@ -103,6 +107,7 @@ def train_student(
         "losses.top_k": top_k,
         "losses.solver": solver,
         "student.vision_pool": vision_pool,
+        "student.shard": shard,
         "student.freeze": freeze or None,  # no --freeze is not a recipe without frozen modules
         "training.num_train_epochs": epochs,
         "training.max_steps": max_steps,

@@ -63,6 +63,7 @@ def run_demo(out: Path, *, seeds: int = 3, ablate: bool = False, address: str | 
     results: dict[str, Any] = {"seconds": seconds}
     started = time.perf_counter()
     with one_quiet_thread():
+        say("drawing scenes")
         make_data(out / "data")
         with timed(seconds, "teacher", "training a teacher"):
             make_teacher(out)

@@ -21,6 +21,7 @@ from emkd.interrupt import Interrupt, by_signals
 from emkd.samples.dataset import Dataset
 from emkd.trainer.data.run_data import RunData, encoder, evaluation_samples, open_run_data
 from emkd.trainer.data.samples import Collator, EvaluationSamples
+from emkd.trainer.data.stand_in import stand_in
 from emkd.trainer.loop.evaluation import evaluate_answers
 from emkd.trainer.loop.first_run import agree_with_first_run
 from emkd.trainer.loop.output import RECIPE_NAME, check_output
@@ -33,6 +34,7 @@ from emkd.trainer.recipe.recipe import LossRecipe
 from emkd.trainer.recipe.settings import TrainSettings
 from emkd.trainer.report import log, watching
 from emkd.trainer.student.card import CardFacts, model_card
+from emkd.trainer.student.sharding import check_ranks, is_sharded
 from emkd.trainer.student.student import Student, load_student
 from emkd.vlm.forward import full_float32
 from emkd.vlm.identity import licence
@@ -56,11 +58,13 @@ def train_one_process(settings: TrainSettings, signals: SignalSource = by_signal
     if arguments.tf32 is None:  # else the recipe has decided
         full_float32()
     check_solver(settings.recipe.losses.solver, arguments.device)
+    if settings.recipe.student.shard:
+        check_ranks(arguments.world_size)
     log("opening data and cache, and comparing them" if settings.cache else "opening the data")
     run_data = open_run_data(settings)
     log(f"loading the student {settings.student}")
     set_seed(arguments.seed)
-    student = load_student(settings)
+    student = load_student(settings, arguments.device)
     agreement = run_data.agree(student.vlm, distils=settings.recipe.losses.weights.needs_cache)
     clock = run_data.clock(student.vlm, settings)
     agree_with_first_run(settings, run_data.cache, run_data.selection, run_data.dataset, arguments.world_size, clock)
@@ -96,7 +100,7 @@ def _trainer(
     given: dict[str, Any] = dict(
         student=student,
         args=arguments,
-        objective=_objective(recipe.losses, run_data, run_data.n_tokens(student.vlm), arguments),
+        objective=_objective(recipe.losses, run_data, student, arguments, clock),
         train_dataset=run_data.samples(student.vlm, recipe.losses.top_k, agreement, clock),
         shard_sizes=run_data.shard_sizes,
         window=recipe.window,
@@ -120,17 +124,20 @@ def _trainer(
     return trainer
 
 
-def _objective(losses: LossRecipe, run_data: RunData, n_tokens: int, arguments: TrainingArguments) -> Objective:
+def _objective(
+    losses: LossRecipe, run_data: RunData, student: Student, arguments: TrainingArguments, clock: str | None
+) -> Objective:
     codes = run_data.codes(arguments.device) if losses.weights.needs_cache else None
     return Objective(
         losses.weights,
-        n_tokens,
+        run_data.n_tokens(student.vlm),
         losses.distance(has_codes=codes is not None),
         losses.matching,
         arguments.seed,
         losses.solver,
         losses.compared,
         codes,
+        stand_in(encoder(student.vlm, clock)) if is_sharded(student.model) else None,
     )
 
 
@@ -174,7 +181,7 @@ def _first_line(settings: TrainSettings, student: Student, arguments: TrainingAr
         f"{settings.data}, {teacher}; {weights}{reading}; learning rate {arguments.learning_rate:g}{rates}; "
         f"{length} of "
         f"{arguments.per_device_train_batch_size} samples x {arguments.gradient_accumulation_steps} micro-batches x "
-        f"{arguments.world_size} workers on {arguments.device}"
+        f"{arguments.world_size} workers on {arguments.device}{', sharded' if is_sharded(student.model) else ''}"
     )
 
 

@@ -13,6 +13,7 @@ from emkd.vlm.forward import (
     collate,
     evaluating,
     image_tokens_explained,
+    keep_last_hidden_state,
     last_hidden_state,
     lm_logits,
     to_model,
@@ -105,8 +106,7 @@ def check_causal(model: Any, sample: Encoded) -> None:
     changed[0, last] = others[-1]
     with evaluating(model):
         before, after = (
-            last_hidden_state(model, {**batch, "input_ids": ids})[0, :last].float()
-            for ids in (batch["input_ids"], changed)
+            _hidden_state(model, {**batch, "input_ids": ids})[0, :last].float() for ids in (batch["input_ids"], changed)
         )
     moved = float(((after - before).norm(dim=1) / before.norm(dim=1).clamp_min(1e-12)).max())
     if bool(before.isfinite().all()) and not moved <= 1e-2:
@@ -115,6 +115,14 @@ def check_causal(model: Any, sample: Encoded) -> None:
             "its attention is not causal, so it has seen the answers that it is to predict. emkd does not support this "
             "family"
         )
+
+
+def _hidden_state(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Call the model as a whole for its last hidden state [B, T, d]: a sharded one gathers its weights only then."""
+    none = torch.zeros(0, dtype=torch.int64, device=batch["input_ids"].device)
+    with keep_last_hidden_state(model) as kept, image_tokens_explained(model):
+        model(**batch, use_cache=False, logits_to_keep=none)
+    return kept[0]
 
 
 def check_same_logits(model: Any, expected: torch.Tensor, found: torch.Tensor) -> None:

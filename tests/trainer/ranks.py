@@ -11,6 +11,7 @@ from typing import Any
 
 import safetensors.torch
 import torch
+from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback
 
 import emkd.trainer.run
@@ -26,10 +27,17 @@ class WriteGradients(TrainerCallback):
         self.path = path
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
-        if state.is_world_process_zero and state.global_step == 0:
-            model = getattr(model, "module", model)
-            found = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+        if state.global_step:
+            return
+        model = getattr(model, "module", model)
+        found = {name: whole(p.grad) for name, p in model.named_parameters() if p.grad is not None}
+        if state.is_world_process_zero:
             safetensors.torch.save_file(found, self.path)
+
+
+def whole(gradient: torch.Tensor) -> torch.Tensor:
+    """A copy; of a sharded student, gathered from all ranks."""
+    return gradient.full_tensor() if isinstance(gradient, DTensor) else gradient.clone()
 
 
 def run(case: dict[str, Any]) -> None:

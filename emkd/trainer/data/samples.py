@@ -256,16 +256,22 @@ class Collator:
     Returns {"inputs": tensors, "samples": list of StudentSample, "skipped": list of Skipped}. If no sample is usable
     (the rank got no share of the epoch's last samples, or only skipped rows), the inputs are one padding token,
     because every rank has to take part in every step.
+
+    stand_in: of a sharded student (see data/stand_in.py): the last row of the inputs wherever no sample has an image,
+              which belongs to no sample
     """
 
-    def __init__(self, pad_token_id: int) -> None:
-        self.pad_token_id = pad_token_id
+    def __init__(self, pad_token_id: int, stand_in: Encoded | None = None) -> None:
+        self.pad_token_id, self.stand_in = pad_token_id, stand_in
 
     def __call__(self, samples: Sequence[StudentSample | Skipped]) -> dict[str, Any]:
         """Return the micro-batch of some samples."""
         usable = [sample for sample in samples if isinstance(sample, StudentSample)]
-        if usable:
-            inputs = collate([sample.encoded for sample in usable], self.pad_token_id)
+        rows = [sample.encoded for sample in usable]
+        if self.stand_in is not None and not any(row.images for row in rows):
+            rows.append(self.stand_in)
+        if rows:
+            inputs = collate(rows, self.pad_token_id)
         else:
             nothing = torch.tensor([[self.pad_token_id]])
             inputs = {"input_ids": nothing, "attention_mask": torch.ones_like(nothing)}

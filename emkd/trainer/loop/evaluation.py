@@ -17,12 +17,15 @@ def evaluate_answers(
     batches: Iterable[dict[str, Any]],
     n_tokens: int,
     add_up: Callable[[torch.Tensor], torch.Tensor] = lambda sums: sums,
+    *,
+    in_step: bool = False,
 ) -> dict[str, float]:
     """Score a model with teacher forcing: an answer token is right if it is the most likely one after all before it.
 
     batches:  as `Collator` makes them
     n_tokens: V; larger ids are no candidates
     add_up:   sums a vector over the ranks, each of which has a part of the batches
+    in_step:  run the model on batches without samples, too, because other ranks wait for this one
 
     Returns accuracy (0 to 1), loss (mean cross-entropy in nats), answer_tokens and skipped_rows (unusable rows).
     Raises DataFormatError if no row is usable.
@@ -31,10 +34,12 @@ def evaluate_answers(
     with evaluating(model):
         for batch in batches:
             skipped += len(batch["skipped"])
-            if not batch["samples"]:
+            if not batch["samples"] and not in_step:
                 continue
             inputs = to_model(batch["inputs"], model)
             logits = model(**inputs, use_cache=False, logits_to_keep=predicting_mask(inputs, batch["samples"])).logits
+            if not batch["samples"]:
+                continue
             logits = logits.reshape(-1, logits.shape[-1])[:, :n_tokens].float()
             wanted = [s.encoded.text_ids[s.encoded.answer_positions] for s in batch["samples"]]
             answers = torch.cat(wanted).to(logits.device)

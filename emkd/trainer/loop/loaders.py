@@ -1,7 +1,7 @@
 """The DataLoaders of a run: training batches in the order of data/order.py, evaluation batches in the data's order."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -55,6 +55,13 @@ def evaluation_loader(samples: Dataset[Any], collate: Collate, args: TrainingArg
     """Return batches of `eval_batch_size` samples, in the order of the data."""
     options = _options(collate, args) | {"persistent_workers": False}
     return DataLoader(samples, batch_size=args.eval_batch_size, **options)
+
+
+def with_empty_batches(loader: DataLoader[Any], n_batches: int) -> Iterator[Any]:
+    """Yield the batches of a loader, then empty ones up to `n_batches`: no rank may have fewer than another."""
+    yield from loader
+    for _ in range(n_batches - len(loader)):
+        yield loader.collate_fn([])
 
 
 def n_workers(args: TrainingArguments) -> int:

@@ -23,6 +23,7 @@ from emkd.trainer.loop.loaders import n_workers
 from emkd.trainer.loop.trainer import DistillationTrainer
 from emkd.trainer.report import log
 from emkd.trainer.student.saving import try_saving
+from emkd.trainer.student.sharding import free
 from emkd.units import size_text
 from emkd.vlm.forward import evaluating, to_model
 
@@ -114,11 +115,11 @@ def _about(name: str, value: Any, said: str) -> bool:
 def _first_pass(trainer: DistillationTrainer, elements: Sequence[int]) -> None:
     """Run the loss of one sample, the first of a few with an image if there is one. Raises ModelError."""
     sample = _sample(trainer, elements)
-    if sample is None:
+    if sample is None and not trainer.sharded:
         return  # unusable rows are counted by the run itself
     model, objective = trainer.student.model, trainer.objective
     collate: Any = trainer.data_collator  # Trainer's own take dictionaries
-    batch = collate([sample])
+    batch = collate([] if sample is None else [sample])
     counts = objective.count(batch["samples"])
     try:
         with torch.no_grad(), evaluating(model), trainer.accelerator.autocast():
@@ -131,6 +132,7 @@ def _first_pass(trainer: DistillationTrainer, elements: Sequence[int]) -> None:
             "config.json and processor_config.json have to be of one model"
         ) from error
     finally:
+        free(model)
         trainer.forget_readings()
 
 

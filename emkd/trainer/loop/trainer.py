@@ -3,7 +3,7 @@
 Tested with transformers 5.23. Private methods (with an underscore) may change in any minor version, so a test compares
 the signatures of all overridden methods with the installed transformers (tests/trainer/loop/test_overrides.py).
 
-Overridden methods, and the reasons:
+Overridden methods, and the reasons (those for sharded students are in sharded.py):
 
     get_train_dataloader   samples shard by shard and rank by rank (data/order.py), each once an epoch
     get_batch_samples      counts answers, pairs and samples of a whole step, over all ranks; stops after a signal
@@ -28,16 +28,17 @@ from typing import Any, NoReturn
 
 import torch
 from torch.utils.data import Subset
-from transformers import PrinterCallback, ProgressCallback, Trainer, TrainingArguments
+from transformers import PrinterCallback, ProgressCallback, TrainingArguments
 
 from emkd.errors import EmkdError, StoppedError, UsageError
 from emkd.interrupt import NAMES
 from emkd.trainer.data.samples import Collator, EvaluationSamples, StudentSamples
 from emkd.trainer.loop.checkpoints import check, complete, rotate, step_of
 from emkd.trainer.loop.evaluation import evaluate_answers
-from emkd.trainer.loop.loaders import EpochLoader, evaluation_loader, train_loader
+from emkd.trainer.loop.loaders import EpochLoader, evaluation_loader, train_loader, with_empty_batches
 from emkd.trainer.loop.meter import Meter
 from emkd.trainer.loop.output import what_there_is
+from emkd.trainer.loop.sharded import ShardedTrainer
 from emkd.trainer.loop.skipped import SkippedRows
 from emkd.trainer.loop.stopping import Stopping, agreed
 from emkd.trainer.objective.counts import Counts
@@ -57,7 +58,7 @@ def without_rates(metrics: Mapping[str, float]) -> dict[str, float]:
     return {name: value for name, value in metrics.items() if name not in NOT_OURS}
 
 
-class DistillationTrainer(Trainer):
+class DistillationTrainer(ShardedTrainer):
     """Trains a student from a cache.
 
     train_dataset:       yields StudentSample or Skipped
@@ -87,7 +88,7 @@ class DistillationTrainer(Trainer):
             args=args,
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
-            data_collator=Collator(student.processor.tokenizer.pad_token_id or 0),
+            data_collator=Collator(student.processor.tokenizer.pad_token_id or 0, objective.stand_in),
             processing_class=student.processor,
         )
         self.remove_callback(PrinterCallback)  # prints dictionaries to stdout, which is for results alone
@@ -263,7 +264,11 @@ class DistillationTrainer(Trainer):
         with self.meter.paused(), self.stopping.during("evaluation"):
             loader = evaluation_loader(own, self.data_collator, self.args)
             with self.autocast_smart_context_manager():
-                result = evaluate_answers(self.student.model, loader, self.objective.n_tokens, self._add_up)
+                most = -(-len(chosen) // (self.args.world_size * self.args.eval_batch_size))
+                batches = with_empty_batches(loader, most) if self.sharded else loader
+                result = evaluate_answers(
+                    self.student.model, batches, self.objective.n_tokens, self._add_up, in_step=self.sharded
+                )
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in result.items()}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
@@ -310,9 +315,8 @@ class DistillationTrainer(Trainer):
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         folder = Path(output_dir) if output_dir else self.output
-        self.student.check_finite(folder)  # on all ranks, which have the same weights, so that none waits for another
-        if self.args.should_save:
-            self.student.save(folder, resumable=folder != self.output)
+        self.student.check_finite(folder)  # on all ranks, so that none waits for another
+        self.student.save(folder, resumable=folder != self.output, writes=self.args.should_save)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         self._resumable_step = step_of(Path(resume_from_checkpoint))

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from emkd.samples.encode import Encoded
 from emkd.trainer.data.samples import StudentSample
 from emkd.vlm.checks import check_causal, check_same_logits, find_after_head
 from emkd.vlm.forward import image_tokens_explained, keep_last_hidden_state
@@ -19,10 +20,11 @@ class HiddenStates:
     """Calls a model for its last hidden states, and checks with the first batch that its family is supported.
 
     n_tokens: ids whose logits are compared in that check
+    stand_in: of a sharded student: what all ranks check its attention with, equally often; None takes a first sample
     """
 
-    def __init__(self, n_tokens: int) -> None:
-        self.n_tokens = n_tokens
+    def __init__(self, n_tokens: int, stand_in: Encoded | None = None) -> None:
+        self.n_tokens, self.stand_in = n_tokens, stand_in
         self._head_checked = self._causal_checked = False
 
     def __call__(
@@ -37,8 +39,9 @@ class HiddenStates:
         Raises ModelError for a model whose logits are not what a linear LM head makes of its hidden states, with
         nothing, a scale or a softcap after it, or whose attention is not causal (vlm/checks.py).
         """
-        if samples and not self._causal_checked:
-            check_causal(base, samples[0].encoded)
+        first = self.stand_in or (samples[0].encoded if samples else None)
+        if first is not None and not self._causal_checked:
+            check_causal(base, first)
             self._causal_checked = True
         keep = torch.zeros(0 if self._head_checked else 1, dtype=torch.int64, device=inputs["input_ids"].device)
         with keep_last_hidden_state(base) as kept, _some_gradient(base), image_tokens_explained(base):

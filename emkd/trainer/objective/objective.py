@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 
+from emkd.samples.encode import Encoded
 from emkd.trainer.data.samples import StudentSample
 from emkd.trainer.losses.chunked import Part, head_losses
 from emkd.trainer.losses.divergence import Divergence
@@ -67,6 +68,7 @@ class Objective:
     solver:   of the assignments (see matching/assignment.py); each solver finds a least total cost
     cost:     what matching by logits compares (see matching/cost.py)
     codes:    the basis of the teacher's codes, on the model's device; None if the cache has none
+    stand_in: of a sharded student (see data/stand_in.py)
 
     The attribute `stopwatch` runs while assignments are solved.
     """
@@ -81,12 +83,13 @@ class Objective:
         solver: Solver = "scipy",
         cost: Cost = PAPERS,
         codes: Codes | None = None,
+        stand_in: Encoded | None = None,
     ) -> None:
         self.weights, self.n_tokens, self.divergence = weights, n_tokens, divergence
         self.matching, self.seed, self.solver = matching, seed, solver
-        self.cost, self.codes = cost, codes
+        self.cost, self.codes, self.stand_in = cost, codes, stand_in
         self.stopwatch = Stopwatch()
-        self._hidden_states = HiddenStates(n_tokens)
+        self._hidden_states = HiddenStates(n_tokens, stand_in)
 
     def count(self, samples: Sequence[StudentSample]) -> Counts:
         """Return the counts of a micro-batch, which are known before its forward pass."""

@@ -32,9 +32,10 @@ RESERVED = {
     "average_tokens_across_devices": "losses are always divided by the counts of all workers",
     "auto_find_batch_size": "losses are divided by a step's counts, and runs resume at a step: its size is fixed",
     "neftune_noise_alpha": "noise on embeddings would change the hidden states that affinities are computed from",
-    "fsdp": "the LM head is called outside of the model's forward, where FSDP has only a part of its weights",
+    "fsdp": "student.shard: true (--shard) shards the student with FSDP2; here the LM head's gradient would be wrong",
     "fsdp_config": "see fsdp",
-    "deepspeed": "the LM head is called outside of the model's forward, where DeepSpeed may have released its weights",
+    "deepspeed": "the LM head is called outside of the model's forward, where DeepSpeed may have released its weights; "
+    "student.shard: true (--shard) shards the student with FSDP2",
     "parallelism_config": "all tokens of a sample are matched on one device",
     "torch_compile": "hidden states are read by a forward hook, which a compiled model may not call",
     "enable_jit_checkpoint": "training.save_on_signal saves a checkpoint on SIGINT and SIGTERM",

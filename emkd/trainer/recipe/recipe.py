@@ -112,6 +112,7 @@ class StudentRecipe(_Section):
     learning_rates: peak learning rate by module; of several that match a parameter, the one with the longest prefix
                     decides, and all other parameters have training.learning_rate
     lora:           null trains the weights themselves
+    shard:          each worker keeps a part of the student, its gradients and optimizer state (FSDP2), not a copy
 
     Modules are vision_tower, projector, language_model or lm_head, in every family, or prefixes of parameter names.
     """
@@ -121,6 +122,7 @@ class StudentRecipe(_Section):
     freeze: tuple[Module, ...] = ()
     learning_rates: dict[Module, Annotated[float, Field(gt=0)]] = Field(default_factory=dict)
     lora: LoraRecipe | None = None
+    shard: bool = False
 
 
 class Recipe(_Section):

@@ -9,7 +9,7 @@ the layer's own weight is `<layer>.base_layer.weight`. Two files are written; th
     trainable.safetensors    the trainable parameters, under their names in memory, for exact resume
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from emkd.errors import ModelError, UsageError
 from emkd.trainer.recipe.recipe import LoraRecipe
 from emkd.trainer.student.parameters import fill, parameters_below, persistent_buffers, prefixes_of, top_names
+from emkd.trainer.student.sharding import shards_like
 
 TRAINABLE_NAME = "trainable.safetensors"
 ADAPTER = "default"
@@ -94,19 +95,22 @@ def _lora_layers(model: nn.Module) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def merged_weights(model: nn.Module) -> dict[str, torch.Tensor]:
+def merged_weights(model: nn.Module, state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Return the state dict of the plain model with the additions merged; the model itself is not changed.
+
+    state: the model's state dict, whole
 
     Sums are computed in float32, one layer at a time, and kept in main memory; all other tensors are the model's own.
     """
     layers = _lora_layers(model)
     merged: dict[str, torch.Tensor] = {}
-    for name, tensor in model.state_dict().items():
+    for name, tensor in state.items():
         layer, own = _split(name, layers)
         if layer is None:
             merged[name] = tensor
         elif own == f"{BASE}.weight":
-            merged[f"{layer}.weight"] = _sum(layers[layer], tensor).cpu()
+            down, up = (state[f"{layer}.{addition}.{ADAPTER}.weight"] for addition in ("lora_A", "lora_B"))
+            merged[f"{layer}.weight"] = _sum(tensor, down, up, layers[layer].scaling[ADAPTER]).cpu()
         elif own.startswith(f"{BASE}."):
             merged[f"{layer}.{own.removeprefix(f'{BASE}.')}"] = tensor
     return merged
@@ -121,10 +125,9 @@ def _split(name: str, layers: dict[str, Any]) -> tuple[str | None, str]:
     return None, name
 
 
-def _sum(layer: Any, weight: torch.Tensor) -> torch.Tensor:
-    """Return W + (alpha / r) · B A, [out, in] in the dtype of W."""
-    down, up = layer.lora_A[ADAPTER].weight, layer.lora_B[ADAPTER].weight
-    delta: torch.Tensor = (up.float() @ down.float()) * layer.scaling[ADAPTER]
+def _sum(weight: torch.Tensor, down: torch.Tensor, up: torch.Tensor, scaling: float) -> torch.Tensor:
+    """Return W + (alpha / r) · B A, [out, in] in the dtype of W. down, up: A and B;  scaling: alpha / r"""
+    delta: torch.Tensor = (up.float() @ down.float()) * scaling
     return (weight.float() + delta).to(weight.dtype)
 
 
@@ -134,10 +137,13 @@ def trainable_state(model: nn.Module) -> dict[str, torch.Tensor]:
     return trainable | persistent_buffers(model)
 
 
-def save_trainable(model: nn.Module, folder: Path, base_sha256: str) -> None:
-    """Write TRAINABLE_NAME. base_sha256: hash of the weights that the run started from"""
-    state = {name: tensor.contiguous() for name, tensor in trainable_state(model).items()}
-    save_file(state, folder / TRAINABLE_NAME, metadata={BASE_KEY: base_sha256})
+def save_trainable(model: nn.Module, state: Mapping[str, torch.Tensor], folder: Path, base_sha256: str) -> None:
+    """Write TRAINABLE_NAME.
+
+    state: the model's state dict, whole;  base_sha256: hash of the weights that the run started from
+    """
+    tensors = {name: state[name].detach().contiguous() for name in trainable_state(model)}
+    save_file(tensors, folder / TRAINABLE_NAME, metadata={BASE_KEY: base_sha256})
 
 
 def restore_trainable(model: nn.Module, folder: Path, base_sha256: str) -> None:
@@ -160,7 +166,8 @@ def restore_trainable(model: nn.Module, folder: Path, base_sha256: str) -> None:
             f"{str(found_base)[:12]}, --student has {base_sha256[:12]}. Low-rank additions fit only the weights that "
             "they were trained on: restore those, or start a new run"
         )
-    differing = fill(trainable_state(model), found)
+    tensors = trainable_state(model)
+    differing = fill(tensors, shards_like(found, tensors))
     if differing:
         raise ModelError(
             f"{path} does not fit this recipe's student: {len(differing)} tensors differ, for instance "

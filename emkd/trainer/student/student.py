@@ -18,6 +18,7 @@ from emkd.errors import ModelError, TrainingDivergedError, UsageError
 from emkd.trainer.recipe.settings import TrainSettings
 from emkd.trainer.student.lora import add_lora, merged_weights, restore_trainable, save_trainable
 from emkd.trainer.student.parameters import fill, freeze, n_parameters
+from emkd.trainer.student.sharding import is_sharded, not_finite, plain_class, shard, shards_like, whole_tensors
 from emkd.vlm.identity import weights_sha256
 from emkd.vlm.loading import VisionLanguageModel, load, load_model
 from emkd.vlm.pooling import pooled
@@ -66,25 +67,35 @@ class Student:
 
     def check_finite(self, folder: Path) -> None:
         """Raise TrainingDivergedError if a trainable parameter is infinite or NaN, before `folder` is overwritten."""
-        for name, parameter in self.model.named_parameters():
-            if parameter.requires_grad and not bool(torch.isfinite(parameter).all()):
-                raise TrainingDivergedError(
-                    f"{name} is infinite or NaN: the training has diverged, and {folder} is not written. Lower the "
-                    "learning rate or the weights of the losses, and start again or from an earlier checkpoint"
-                )
+        wrong = not_finite({name: p for name, p in self.model.named_parameters() if p.requires_grad})
+        if wrong:
+            raise TrainingDivergedError(
+                f"{wrong[0]} is infinite or NaN: the training has diverged, and {folder} is not written. Lower the "
+                "learning rate or the weights of the losses, and start again or from an earlier checkpoint"
+            )
 
-    def save(self, folder: Path, *, resumable: bool = True) -> None:
+    def save(self, folder: Path, *, resumable: bool = True, writes: bool = True) -> None:
         """Write a folder that `AutoModelForImageTextToText.from_pretrained` and `restore` load.
 
         resumable: whether a run with LoRA can resume from it; False leaves out trainable.safetensors
+        writes:    False on all ranks but one, which have to call this with it if the student is sharded
         """
+        if not writes and not is_sharded(self.model):
+            return
+        state = whole_tensors(self.model.state_dict(keep_vars=True))
+        if writes:
+            with plain_class(self.model):
+                self._write(folder, state, resumable)
+
+    def _write(self, folder: Path, state: dict[str, torch.Tensor], resumable: bool) -> None:
+        """Write the folder. state: the whole state dict"""
         folder.mkdir(parents=True, exist_ok=True)
         if self.base_sha256 is None:
-            self.model.save_pretrained(folder)
+            self.model.save_pretrained(folder, state_dict=state)
         else:
-            self.model.save_pretrained(folder, state_dict=merged_weights(self.model))
+            self.model.save_pretrained(folder, state_dict=merged_weights(self.model, state))
             if resumable:
-                save_trainable(self.model, folder, self.base_sha256)
+                save_trainable(self.model, state, folder, self.base_sha256)
         for file in folder.glob("*.safetensors"):  # written with mode 600, unlike the other files
             file.chmod((folder / "config.json").stat().st_mode)
         self.processor.save_pretrained(folder)
@@ -102,7 +113,8 @@ class Student:
             restore_trainable(self.model, folder, self.base_sha256)
             return
         saved: Any = load_model(folder, dtype="auto", trust_remote_code=self.trust_remote_code)
-        differing = fill(self.model.state_dict(), saved.state_dict())
+        tensors = self.model.state_dict()
+        differing = fill(tensors, shards_like(saved.state_dict(), tensors))
         if differing:
             raise ModelError(
                 f"{folder} does not fit the student of this run: {len(differing)} tensors differ, for instance "
@@ -110,8 +122,10 @@ class Student:
             )
 
 
-def load_student(settings: TrainSettings) -> Student:
-    """Load the student and prepare it as its recipe says: pooled, frozen in parts, with LoRA.
+def load_student(settings: TrainSettings, device: torch.device | str = "cpu") -> Student:
+    """Load the student and prepare it as its recipe says: pooled, frozen in parts, with LoRA, sharded.
+
+    device: where the shards go; a student that is not sharded stays in main memory
 
     LoRA is initialized from torch's random state. Raises UsageError, InputNotFoundError, ModelError.
     """
@@ -133,6 +147,8 @@ def load_student(settings: TrainSettings) -> Student:
             f"no parameter of {settings.student} is trainable, because student.freeze matches all of them; remove one "
             f"of {', '.join(recipe.freeze)}"
         )
+    if recipe.shard:
+        shard(vlm.model, torch.device(device))
     return Student(
         vlm=vlm,
         base_sha256=None if recipe.lora is None else weights_sha256(vlm.path),

@@ -122,7 +122,7 @@ def test_merged_weights_are_those_of_a_plain_model(dtype):
     with_lora(model)
     learn(model.float() if dtype == torch.float32 else model_under_autocast(model))
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    merged = merged_weights(model)
+    merged = merged_weights(model, model.state_dict())
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     assert {name: (t.shape, t.dtype) for name, t in merged.items()} == {
         name: (t.shape, t.dtype) for name, t in plain.state_dict().items()
@@ -153,7 +153,7 @@ def test_a_tied_head_is_frozen_with_the_embeddings():
     model, plain = tied_model(), tied_model()
     with_lora(model)
     learn(model)
-    merged = merged_weights(model)
+    merged = merged_weights(model, model.state_dict())
     assert torch.equal(merged["lm_head.weight"], plain.state_dict()["lm_head.weight"])
     plain.load_state_dict(merged)
     torch.testing.assert_close(logits(plain), logits(model), atol=1e-5, rtol=1e-5)
