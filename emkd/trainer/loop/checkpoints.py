@@ -20,6 +20,8 @@ from emkd.storage.objects.digest import canonical_json, open_envelope, seal_enve
 from emkd.storage.objects.disk import sync, write_durably
 
 COMPLETE_NAME = "complete.json"
+OPTIMIZER_NAME = "optimizer.pt"
+SHARDED_OPTIMIZER_NAME = "optimizer"  # a folder (sharded.py)
 
 
 def checkpoints(output: Path) -> list[Path]:
@@ -31,6 +33,11 @@ def checkpoints(output: Path) -> list[Path]:
 def step_of(checkpoint: Path) -> int:
     """Return the step at which a checkpoint was saved."""
     return int(checkpoint.name.removeprefix("checkpoint-"))
+
+
+def has_optimizer(checkpoint: Path) -> bool:
+    """Whether the optimizer's state was saved (training.save_only_model leaves it out)."""
+    return (checkpoint / OPTIMIZER_NAME).is_file() or (checkpoint / SHARDED_OPTIMIZER_NAME).is_dir()
 
 
 def complete(checkpoint: Path) -> None:

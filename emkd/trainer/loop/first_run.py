@@ -1,7 +1,8 @@
 """The settings that a run was started with (run.json), so that a resumed run uses the same.
 
 run.json    recipe without the fields that do not affect weights, student, revision, workers, and hashes of cache,
-            samples and data, and the date that the chat template writes, if it writes one
+            samples and data, and the date that the chat template writes, if it writes one; of a sharded run, the
+            samples of a step in place of workers, batch size and accumulation
 """
 
 import json
@@ -14,7 +15,7 @@ from emkd.samples.dataset import Dataset
 from emkd.storage.cache import Cache
 from emkd.trainer.data.run_clock import RUN_NAME
 from emkd.trainer.data.selection import Selection
-from emkd.trainer.recipe.arguments import same_in_effect
+from emkd.trainer.recipe.arguments import DEFAULTS, same_in_effect
 from emkd.trainer.recipe.recipe import Recipe, make_recipe
 from emkd.trainer.recipe.settings import TrainSettings
 from emkd.trainer.report import rank
@@ -26,6 +27,10 @@ FREE = {
     "log_level", "per_device_eval_batch_size", "project", "report_to", "run_name", "save_steps", "save_strategy",
     "save_on_signal", "save_total_limit", "skip_memory_metrics", "ddp_timeout",
 }  # fmt: skip
+
+
+# They and the number of workers divide the samples of a step. A sharded run may be resumed with another division.
+OF_STEP = ("per_device_train_batch_size", "gradient_accumulation_steps")
 
 
 def agree_with_first_run(
@@ -52,7 +57,7 @@ def agree_with_first_run(
         "samples": None if cache is None or selection is None else selection.sha256(cache),
         "data": dataset.fingerprint,
         "evaluation data": _evaluated_on(settings),
-        "workers": n_ranks,
+        **_workers(settings.recipe, n_ranks),
         **({} if clock is None else {"clock": clock}),
     }
     path = settings.output / RUN_NAME
@@ -72,6 +77,14 @@ def agree_with_first_run(
         partial = path.with_name(f".{RUN_NAME}.partial")
         partial.write_text(json.dumps(now, indent=2) + "\n")
         os.replace(partial, path)
+
+
+def _workers(recipe: Recipe, n_ranks: int) -> dict[str, int]:
+    """Return what of the number of workers decides a run: of a sharded one, only the samples of a step."""
+    if not recipe.student.shard:
+        return {"workers": n_ranks}
+    training = {**DEFAULTS, "gradient_accumulation_steps": 1, **recipe.training}
+    return {"samples of a step": n_ranks * training[OF_STEP[0]] * training[OF_STEP[1]]}
 
 
 def _read(path: Path, has_codes: bool) -> dict[str, Any]:
@@ -103,6 +116,8 @@ def _deciding(whole: Recipe, has_codes: bool) -> dict[str, Any]:
     recipe = whole.model_dump(mode="json")
     free = FREE - ({"save_steps", "save_strategy"} if recipe["training"].get("load_best_model_at_end") else set())
     training = {name: value for name, value in same_in_effect(recipe["training"]).items() if name not in free}
+    if whole.student.shard:
+        training = {name: value for name, value in training.items() if name not in OF_STEP}
     losses = {name: value for name, value in recipe["losses"].items() if name != "solver"}
     losses["tail"] = whole.losses.distance(has_codes=has_codes).tail
     return {**recipe, "losses": losses, "training": training}

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from emkd.errors import InputNotFoundError, OutputExistsError, UsageError
-from emkd.trainer.loop.checkpoints import checkpoints, last_complete, step_of
+from emkd.trainer.loop.checkpoints import checkpoints, has_optimizer, last_complete, step_of
 from emkd.trainer.loop.first_run import RUN_NAME
 from emkd.trainer.recipe.settings import TrainSettings
 from emkd.trainer.report import log, rank
@@ -29,7 +29,7 @@ def check_output(settings: TrainSettings) -> Path | None:
         if checkpoint is None:
             log(f"{output} has no complete checkpoint: starting at the first step")
             return None
-        if not (checkpoint / "optimizer.pt").is_file():
+        if not has_optimizer(checkpoint):
             raise UsageError(
                 f"--resume: {checkpoint} has no optimizer state (training.save_only_model), so an exact resume is not "
                 "possible. To start a new run from its weights, use it as --student, with another --output"

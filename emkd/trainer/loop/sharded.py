@@ -1,27 +1,29 @@
 """What transformers.Trainer does differently for a sharded student (student/sharding.py).
 
     checkpoint-<step>/optimizer/    the optimizer's state in the format of torch's distributed checkpoint: one file of
-                                    each rank that wrote it, and .metadata
+                                    each rank that wrote it, .metadata, and groups.pt: learning rates and the like
 
 States are named after parameters, so that any number of ranks reads what any other number wrote. The weights are saved
 whole, as those of any student, and the learning rate's schedule is one for all ranks.
 """
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import distributed
 from torch.distributed import checkpoint as distributed_checkpoint
-from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
 from transformers import Trainer
 from transformers.trainer import SCHEDULER_NAME
 
 from emkd.errors import DamagedCheckpointError
+from emkd.trainer.loop.checkpoints import SHARDED_OPTIMIZER_NAME
+from emkd.trainer.report import log
 from emkd.trainer.student.sharding import is_sharded
 
-FOLDER = "optimizer"
+GROUPS_NAME = "groups.pt"
 
 
 class ShardedTrainer(Trainer):
@@ -63,28 +65,66 @@ class ShardedTrainer(Trainer):
         if not self.sharded or checkpoint is None:
             super()._load_optimizer_and_scheduler(checkpoint)
             return
+        _say_if_other_ranks(Path(checkpoint), self.args.world_size)
         load_optimizer(self.model, self.optimizer, Path(checkpoint))
         schedule: Any = self.lr_scheduler
         schedule.load_state_dict(torch.load(Path(checkpoint) / SCHEDULER_NAME, weights_only=True))
 
 
+def _say_if_other_ranks(checkpoint: Path, n_ranks: int) -> None:
+    saved = len(list(checkpoint.glob("rng_state_*.pth")))
+    if saved != n_ranks:
+        log(
+            f"{checkpoint} was saved by {saved} workers, and {n_ranks} resume from it: weights, optimizer and samples "
+            "go on; dropout, if the student has any, draws other numbers"
+        )
+
+
 def save_optimizer(model: Any, optimizer: Any, checkpoint: Path) -> None:
     """Write the optimizer's state. All ranks have to call this. optimizer: accelerate's, or torch's own"""
-    state: dict[str, Any] = get_optimizer_state_dict(model, _plain(optimizer))
-    distributed_checkpoint.save(state, checkpoint_id=checkpoint / FOLDER)
+    folder, plain = checkpoint / SHARDED_OPTIMIZER_NAME, _plain(optimizer)
+    distributed_checkpoint.save({"state": _states(model, plain)}, checkpoint_id=folder)
+    if distributed.get_rank() == 0:
+        groups = [{name: value for name, value in one.items() if name != "params"} for one in plain.param_groups]
+        torch.save(groups, folder / GROUPS_NAME)
 
 
 def load_optimizer(model: Any, optimizer: Any, checkpoint: Path) -> None:
     """Read the state that `save_optimizer` wrote. All ranks have to call this. Raises DamagedCheckpointError."""
-    folder = checkpoint / FOLDER
+    folder, plain = checkpoint / SHARDED_OPTIMIZER_NAME, _plain(optimizer)
     if not folder.is_dir():
         raise DamagedCheckpointError(
-            f"{checkpoint} has no folder {FOLDER}: a run without student.shard saved it, and a sharded one cannot read "
-            "its optimizer. Resume without --shard, or start a new run from its weights"
+            f"{checkpoint} has no folder {SHARDED_OPTIMIZER_NAME}: a run without student.shard saved it, and a sharded "
+            "one cannot read its optimizer. Resume without --shard, or start a new run from its weights"
         )
-    state: dict[str, Any] = get_optimizer_state_dict(model, _plain(optimizer))
+    saved = distributed_checkpoint.FileSystemReader(folder).read_metadata().state_dict_metadata
+    _make_states(model, plain, {name.removeprefix("state.").rpartition(".")[0] for name in saved})
+    state = {"state": _states(model, plain)}
     distributed_checkpoint.load(state, checkpoint_id=folder)
-    set_optimizer_state_dict(model, _plain(optimizer), state)
+    for name, parameter in model.named_parameters():
+        if name in state["state"]:
+            plain.state[parameter].update(state["state"][name])
+    for group, found in zip(plain.param_groups, torch.load(folder / GROUPS_NAME, weights_only=True), strict=True):
+        group.update(found)
+
+
+def _states(model: Any, optimizer: torch.optim.Optimizer) -> dict[str, dict[str, Any]]:
+    """Return the state of each parameter that has one, by name: unused parameters have no gradient and no state."""
+    named = model.named_parameters()
+    return {name: dict(optimizer.state[parameter]) for name, parameter in named if parameter in optimizer.state}
+
+
+def _make_states(model: Any, optimizer: torch.optim.Optimizer, names: Collection[str]) -> None:
+    """Let an optimizer make the state of some parameters: a step with a learning rate and gradients of 0."""
+    rates = [group["lr"] for group in optimizer.param_groups]
+    for name, parameter in model.named_parameters():
+        parameter.grad = torch.zeros_like(parameter) if name in names else None
+    for group in optimizer.param_groups:
+        group["lr"] = 0.0
+    optimizer.step()
+    optimizer.zero_grad()
+    for group, rate in zip(optimizer.param_groups, rates, strict=True):
+        group["lr"] = rate
 
 
 def _plain(optimizer: Any) -> torch.optim.Optimizer:

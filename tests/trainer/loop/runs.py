@@ -62,16 +62,18 @@ from emkd.cli import main
 if __name__ == "__main__":
     main()
 """
-TORCHRUN = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
+TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
 
 
 class Run:
-    """`emkd train-student` in its own process, or in two below torchrun; the first of a group of processes.
+    """`emkd train-student` in its own process, or in several below torchrun; the first of a group of processes.
 
     seconds: that a micro-batch takes at least
     """
 
-    def __init__(self, inputs, output, *, resume=False, loader_workers=0, ranks=1, seconds=0.0, **training):
+    def __init__(
+        self, inputs, output, *, resume=False, loader_workers=0, ranks=1, shard=False, seconds=0.0, **training
+    ):
         number = time.monotonic_ns()
         recipe = output.with_suffix(f".{number}.yaml")
         chosen = {**RECIPE["training"], "dataloader_num_workers": loader_workers, **training}
@@ -80,10 +82,11 @@ class Run:
         flags = [f"--{name}={value}" for name, value in {**inputs, "recipe": recipe, "output": output}.items()]
         script = output.with_suffix(f".{number}.py")
         script.write_text(SLOW.format(seconds=seconds))
-        launcher = TORCHRUN if ranks == 2 else []
+        launcher = [*TORCHRUN, str(ranks)] if ranks > 1 else []
+        switches = ["--resume"] * resume + ["--shard"] * shard
         with self.errors.open("w") as stderr:
             self.process = subprocess.Popen(
-                [sys.executable, *launcher, str(script), "train-student", *flags, *(["--resume"] if resume else [])],
+                [sys.executable, *launcher, str(script), "train-student", *flags, *switches],
                 stderr=stderr, start_new_session=True,
                 env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
             )  # fmt: skip
