@@ -115,7 +115,7 @@ def lm_headline():
 DEMO_NAMES = {
     "teacher": "all 64 vision tokens",
     "student-init": "the student after phase 1",
-    **{name: words.removesuffix("log-prob.") for name, words in NAMES.items()},
+    **{name: words.replace("log-prob.", "log-probabilities") for name, words in NAMES.items()},
 }
 MATCHED_BY = {
     "random": "at random", "pooled": "pooled", "logits": "raw logits", "log-probabilities": "log-probabilities",

@@ -83,22 +83,25 @@ class Killer(threading.Thread):
             time.sleep(0.005)
 
 
-def test_a_killed_worker_changes_nothing(settings, tmp_path, capsys):
-    metrics = train_student(settings("undisturbed", eval_data=settings("x").data))
+@pytest.mark.parametrize("shard", [False, True])
+def test_a_killed_worker_changes_nothing(settings, tmp_path, capsys, shard):
+    flags = {"student.shard": shard}
+    metrics = train_student(settings("undisturbed", eval_data=settings("x").data, flags=flags))
     said = capsys.readouterr().err
     assert f"{STEPS} steps of 1 samples x 1 micro-batches x 2 workers on cpu" in said
+    assert ("workers on cpu, sharded" in said or "workers on cpu:0, sharded" in said) == shard
     assert f"step {STEPS}/{STEPS}" in said
     assert metrics["eval_answer_tokens"] == 27
     assert metrics["train_loss"] > 0
     killer = Killer(tmp_path / "killed")
     killer.start()
-    train_student(settings("killed"))
+    train_student(settings("killed", flags=flags))
     assert killer.killed, "no worker was found to kill"
     assert "a worker died" in capsys.readouterr().err
     found, expected = weights(tmp_path / "killed"), weights(tmp_path / "undisturbed")
     assert [name for name in expected if not torch.equal(found[name], expected[name])] == []
-    with pytest.raises(UsageError, match=r"workers was 2 and is 1"):
-        train_student(settings("killed", workers=1, resume=True))
+    with pytest.raises(UsageError, match=r"one process has no other" if shard else r"workers was 2 and is 1"):
+        train_student(settings("killed", workers=1, resume=True, flags=flags))
 
 
 def test_errors_of_ours_come_through_and_are_not_tried_again(settings, tmp_path, capsys):
