@@ -210,3 +210,11 @@ def demo_in_memory_rows():
         error = (standard_error(own) ** 2 + standard_error(dense) ** 2) ** 0.5
         gap = "" if name == "dense" else f"{100 * (mean(own) - mean(dense)):+.1f} ± {100 * error:.1f}"
         yield f"| {title} | {size} | {with_error(found['accuracy'][name])} | {gap} |".replace("|  |", "| |")
+
+
+def shard_memory_rows():
+    """docs/training.md: measured peaks of a rank beside the arithmetic."""
+    for name, found in results("shard_memory")["shard_memory"].items():
+        head, n_ranks = name.split(", ")
+        peak, expected = (found[what] / 2**20 for what in ("peak", "expected"))
+        yield f"| {'the embedding' if head == 'tied' else 'its own'} | {n_ranks} | {peak:,.0f} | {expected:,.0f} |"

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -93,6 +94,12 @@ def random_model(shape: Shape, seed: int, device: str) -> VisionLanguageModel:
         model.model.vision_tower.embeddings.position_embedding.weight.normal_()
     model = pooled(model, processor, shape.pool)
     return VisionLanguageModel(path=Path("random"), model=model.eval(), processor=processor, n_tokens=shape.n_tokens)
+
+
+def meta_model(shape: Shape) -> Any:
+    """Return a model without weights: its parameters have shapes alone. Pooling, which has none, is left out."""
+    with torch.device("meta"):
+        return AutoModelForImageTextToText.from_config(_config(shape), dtype=shape.dtype)
 
 
 def demo_teacher(device: str) -> VisionLanguageModel:

@@ -87,7 +87,9 @@ def launch(n_ranks: int, tied: bool, output: Path) -> dict[str, Any]:
     """Run a case in processes of its own."""
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(n_ranks)] if n_ranks > 1 else []
     command = [sys.executable, *torchrun, "-m", "benchmarks.step.shard_memory", "--rank", str(output)]
-    subprocess.run([*command, *(["--tied"] if tied else [])], check=True, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    subprocess.run(
+        [*command, *(["--tied"] if tied else [])], check=True, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
     found: dict[str, Any] = json.loads(output.read_text())
     return found
 
@@ -101,15 +103,17 @@ def main() -> None:
     if options.rank is not None:
         run_rank(options.tied, options.rank)
         return
-    results = {}
+    origin, results = provenance(), {}
     scratch = options.output.with_suffix(".rank")
     for tied in (False, True):
         for n_ranks in RANKS:
             found = launch(n_ranks, tied, scratch)
             results[f"{'tied' if tied else 'own head'}, {n_ranks}"] = found
-            print(f"{'tied' if tied else 'own head'} | {n_ranks} ranks | peak {found['peak'] / MIB:,.0f} MiB | arithmetic {found['expected'] / MIB:,.0f} MiB | {found['peak'] / found['expected']:.2f}")
+            print(
+                f"{'tied' if tied else 'own head'} | {n_ranks} ranks | peak {found['peak'] / MIB:,.0f} MiB | arithmetic {found['expected'] / MIB:,.0f} MiB | {found['peak'] / found['expected']:.2f}"
+            )
     scratch.unlink()
-    write_results(options.output, {**provenance("benchmarks.step.shard_memory", options), "results": results})
+    write_results(options.output, {**origin, "shard_memory": results})
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 In reading order:
 
     trainer      the Trainer subclass
+    sharded      what differs for a sharded student
     rehearsal    before the first step: all that can refuse is tried
     loaders      its DataLoaders
     stopping     SIGINT and SIGTERM: a checkpoint after the step in hand

@@ -116,6 +116,6 @@ def whole(sizes: Sizes, n_ranks: int) -> StepMemory:
 
 
 def activations(n_tokens: int, width: int, n_layers: int, *, checkpointed: bool) -> int:
-    """Return the bytes of the activations of a micro-batch in bfloat16. n_tokens: of all its samples, padding included"""
+    """Return the bytes of the activations of a micro-batch in bfloat16. n_tokens: of all samples, with padding"""
     layer = 34 * n_tokens * width
     return 2 * n_tokens * width * n_layers + layer if checkpointed else layer * n_layers
