@@ -2,8 +2,8 @@
 
     python -m benchmarks.step.shard_memory [--output shard_memory.json]
 
-A LLaVA of random weights, whose parameters dominate its one short sample, takes two steps of plain fine-tuning: forward,
-losses, backward, AdamW. On the CPU, each rank is a process, and its peak is the largest resident size from before the
+A LLaVA of random weights, whose parameters dominate its one short sample, takes two steps of plain fine-tuning:
+forward, losses, backward, AdamW. On the CPU, each rank is a process, and its peak is the largest resident size from before the
 model exists until the end, without what loading takes. One rank alone is not sharded. Once with an LM head of its own,
 once with a head that is the embedding.
 """
@@ -108,10 +108,10 @@ def main() -> None:
     for tied in (False, True):
         for n_ranks in RANKS:
             found = launch(n_ranks, tied, scratch)
-            results[f"{'tied' if tied else 'own head'}, {n_ranks}"] = found
-            print(
-                f"{'tied' if tied else 'own head'} | {n_ranks} ranks | peak {found['peak'] / MIB:,.0f} MiB | arithmetic {found['expected'] / MIB:,.0f} MiB | {found['peak'] / found['expected']:.2f}"
-            )
+            name = f"{'tied' if tied else 'own head'}, {n_ranks}"
+            results[name] = found
+            measured, expected = (found[what] / MIB for what in ("peak", "expected"))
+            print(f"{name} ranks: peak {measured:,.0f} MiB, by arithmetic {expected:,.0f}: {measured / expected:.2f}")
     scratch.unlink()
     write_results(options.output, {**origin, "shard_memory": results})
 
