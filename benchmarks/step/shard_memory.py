@@ -3,9 +3,9 @@
     python -m benchmarks.step.shard_memory [--output shard_memory.json]
 
 A LLaVA of random weights, whose parameters dominate its one short sample, takes two steps of plain fine-tuning:
-forward, losses, backward, AdamW. On the CPU, each rank is a process, and its peak is the largest resident size from before the
-model exists until the end, without what loading takes. One rank alone is not sharded. Once with an LM head of its own,
-once with a head that is the embedding.
+forward, losses, backward, AdamW. On the CPU, each rank is a process, and its peak is the largest resident size from
+before the model exists until the end, without what loading takes. One rank alone is not sharded. Once with an LM head
+of its own, once with a head that is the embedding.
 """
 
 import argparse

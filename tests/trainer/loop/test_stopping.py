@@ -102,16 +102,18 @@ def test_before_the_first_step_it_stops_at_once(inputs, tmp_path):
     assert "stopped at once by SIGTERM: nothing had been saved. The same command starts" in run.said()
 
 
-def test_two_ranks_agree_on_the_step(inputs, tmp_path):
+@pytest.mark.parametrize("shard", [False, True])
+def test_two_ranks_agree_on_the_step(inputs, tmp_path, shard):
     """Below torchrun, which passes the signal on to ranks that have had it already."""
-    whole = Run(inputs, tmp_path / "whole", ranks=2, **NEVER)
+    ranks = {"ranks": 2, "shard": shard}
+    whole = Run(inputs, tmp_path / "whole", **ranks, **NEVER)
     whole.finish()
-    run = Run(inputs, tmp_path / "out", ranks=2, seconds=0.3, loader_workers=2, **NEVER)
+    run = Run(inputs, tmp_path / "out", **ranks, seconds=0.3, loader_workers=2, **NEVER)
     run.wait_for(in_step(3))
     run.signal(signal.SIGINT)
     assert run.ended() != 0
     assert assert_stopped(run, "Ctrl-C") in (3, 4)
-    Run(inputs, tmp_path / "out", ranks=2, resume=True, **NEVER).finish()
+    Run(inputs, tmp_path / "out", **ranks, resume=True, **NEVER).finish()
     assert_same(tmp_path / "out", tmp_path / "whole")
 
 
