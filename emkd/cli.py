@@ -70,9 +70,12 @@ def demo(
     import torch  # noqa: F401  alone, so that a cold start says every few seconds what it is at
 
     loading("transformers")
-    import transformers  # noqa: F401
+    import transformers.modeling_utils  # noqa: F401
 
-    loading("Ray and scikit-learn")
+    loading("LLaVA")
+    from transformers import LlavaForConditionalGeneration  # noqa: F401
+
+    loading("scikit-learn and Ray")
     from emkd.demo import run_demo
 
     run_demo(out, seeds=seeds, ablate=ablate, address=address)
