@@ -26,6 +26,7 @@ from emkd.trainer.loop.evaluation import evaluate_answers
 from emkd.trainer.loop.first_run import agree_with_first_run
 from emkd.trainer.loop.output import RECIPE_NAME, check_output
 from emkd.trainer.loop.rehearsal import rehearse, until_stepped
+from emkd.trainer.loop.sharded import check_arguments
 from emkd.trainer.loop.trainer import DistillationTrainer, without_rates
 from emkd.trainer.matching.assignment import check_solver
 from emkd.trainer.objective.objective import Objective
@@ -34,7 +35,7 @@ from emkd.trainer.recipe.recipe import LossRecipe
 from emkd.trainer.recipe.settings import TrainSettings
 from emkd.trainer.report import log, watching
 from emkd.trainer.student.card import CardFacts, model_card
-from emkd.trainer.student.sharding import check_ranks, is_sharded
+from emkd.trainer.student.sharding import is_sharded
 from emkd.trainer.student.student import Student, load_student
 from emkd.vlm.forward import full_float32
 from emkd.vlm.identity import licence
@@ -59,7 +60,7 @@ def train_one_process(settings: TrainSettings, signals: SignalSource = by_signal
         full_float32()
     check_solver(settings.recipe.losses.solver, arguments.device)
     if settings.recipe.student.shard:
-        check_ranks(arguments.world_size)
+        check_arguments(arguments)
     log("opening data and cache, and comparing them" if settings.cache else "opening the data")
     run_data = open_run_data(settings)
     log(f"loading the student {settings.student}")

@@ -31,6 +31,25 @@ KINDS = {
     "rates": {"student.learning_rates": {"projector": 1e-3}},
     "clipped": {"training.max_grad_norm": 1.0},
     "bfloat16": {"training.bf16": True},
+    "last": {  # after the last block: no block has a backward pass
+        "student.freeze": [
+            "vision_tower",
+            "projector",
+            "model.language_model.layers",
+            "model.language_model.embed_tokens",
+        ],
+    },
+    "best": {  # the first of three steps is the best, and the weights after it are restored at the end
+        "student.lora": {"r": 4, "modules": ["language_model", "lm_head"]},
+        "training.max_steps": 3,
+        "training.learning_rate": 0.3,
+        "training.lr_scheduler_type": "constant",
+        "training.eval_strategy": "steps",
+        "training.eval_steps": 1,
+        "training.save_strategy": "best",
+        "training.load_best_model_at_end": True,
+        "training.metric_for_best_model": "loss",
+    },
 }
 # (ranks, samples of a micro-batch, accumulation) of 8 rows, and of 7: one rank has no sample in the last micro-batch
 SPLITS = [(2, 4, 1), (2, 2, 2), (2, 1, 4), (4, 1, 2)]
@@ -72,7 +91,7 @@ def runs(rows, teacher_path, student_path, tmp_path_factory):
         cache = tiny.make_cache(teacher_path, data, folder / f"cache-{n}", rows_per_shard=256)
         for name, flags in KINDS.items() if n == 8 else [("seven", {}), ("seven-projector", PROJECTOR)]:
             for split in [(1, n, 1), *(splits if name in ("plain", "projector") or n == 7 else FEW)]:
-                more = {"eval_data": str(data)} if name == "seven" else {}
+                more = {"eval_data": str(data)} if name in ("seven", "best") else {}
                 add(name, student_path, data, cache, split, flags, **more)
     for family in families.FAMILIES:
         student = families.save(family, folder / f"{family}-student", **STUDENT)
@@ -148,6 +167,16 @@ def test_evaluation_is_of_all_rows(runs, split):
     assert found["eval_answer_tokens"] == alone["eval_answer_tokens"] > 20
     for name in ("eval_loss", "eval_accuracy", "train_loss"):
         assert found[name] == pytest.approx(alone[name], rel=1e-4), name
+
+
+def test_the_best_of_three_steps_is_restored(runs):
+    """After an evaluation, whole tensors of the modules outside of layers have to be freed before that."""
+    alone, found = (json.loads(runs("best", some).with_suffix(".json").read_text()) for some in ((1, 8, 1), FEW[0]))
+    assert found["eval_loss"] == pytest.approx(alone["eval_loss"], rel=1e-3)
+    trained = sorted(runs("best", FEW[0]).glob("checkpoint-*"))
+    assert [folder.name for folder in trained] == [
+        folder.name for folder in sorted(runs("best", (1, 8, 1)).glob("c*-*"))
+    ]
 
 
 def test_one_process_is_refused(student_path, data_path, cache_path, tmp_path):

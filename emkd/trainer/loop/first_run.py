@@ -66,6 +66,8 @@ def agree_with_first_run(
         if clock is not None:
             before.setdefault("clock", clock)  # from before emkd kept it; the user has named it, or the cache keeps it
         differing = list(_differences(before, now))
+        about_shards = [line for line in differing if line.startswith("recipe.student.shard ")]
+        differing = about_shards or differing  # which changes what else is compared
         if differing:
             raise UsageError(
                 f"--resume: this call differs from the one that {settings.output} was started with (see {path}): "
@@ -84,7 +86,9 @@ def _workers(recipe: Recipe, n_ranks: int) -> dict[str, int]:
     if not recipe.student.shard:
         return {"workers": n_ranks}
     training = {**DEFAULTS, "gradient_accumulation_steps": 1, **recipe.training}
-    return {"samples of a step": n_ranks * training[OF_STEP[0]] * training[OF_STEP[1]]}
+    together = n_ranks * training[OF_STEP[0]]
+    dropped = {"samples of a micro-batch": together} if training.get("dataloader_drop_last") else {}
+    return {"samples of a step": together * training[OF_STEP[1]], **dropped}
 
 
 def _read(path: Path, has_codes: bool) -> dict[str, Any]:

@@ -13,17 +13,43 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import AutocastKwargs
 from torch import distributed
 from torch.distributed import checkpoint as distributed_checkpoint
-from transformers import Trainer
+from transformers import Trainer, TrainingArguments
 from transformers.trainer import SCHEDULER_NAME
 
-from emkd.errors import DamagedCheckpointError
+from emkd.errors import DamagedCheckpointError, UsageError
 from emkd.trainer.loop.checkpoints import SHARDED_OPTIMIZER_NAME
 from emkd.trainer.report import log
-from emkd.trainer.student.sharding import is_sharded
+from emkd.trainer.student.sharding import check_ranks, is_sharded
 
 GROUPS_NAME = "groups.pt"
+
+# Of training.optim, those that work on each part of a parameter alone.
+OPTIMIZERS = ("adamw_torch", "adamw_torch_fused", "sgd", "adagrad", "rmsprop")
+
+
+def check_arguments(args: TrainingArguments) -> None:
+    """Raise UsageError for arguments with which a sharded student cannot be trained."""
+    check_ranks(args.world_size)
+    optimizer = str(getattr(args.optim, "value", args.optim))
+    if optimizer not in OPTIMIZERS:
+        raise UsageError(
+            f"training.optim {optimizer}: it does not work on the parts of parameters that each worker has "
+            f"(student.shard); use one of {', '.join(OPTIMIZERS)}, or train without --shard"
+        )
+    checkpointing = args.activation_checkpointing_kwargs
+    if isinstance(checkpointing, dict) and checkpointing.get("use_reentrant"):
+        raise UsageError(
+            "training.activation_checkpointing_kwargs: use_reentrant: true would free the parts of a sharded student "
+            "in the middle of its backward pass; leave it out"
+        )
+    if (args.bf16 or args.fp16) and not args.activation_checkpointing:
+        log(
+            "without training.activation_checkpointing each worker keeps a half-precision copy of the whole student's "
+            "layers from forward to backward, which --shard does not divide"
+        )
 
 
 class ShardedTrainer(Trainer):
@@ -43,6 +69,8 @@ class ShardedTrainer(Trainer):
         super().__init__(model=model, **given)
         # Then neither Trainer nor accelerate wraps the model.
         self.is_distributed_loading_by_transformers = self.sharded = is_sharded(model)
+        if self.sharded:  # autocast's cache would keep whole weights in half precision until the losses are done
+            self.accelerator.autocast_handler = AutocastKwargs(cache_enabled=False)
 
     def _move_model_to_device(self, model: Any, device: torch.device) -> None:
         if not is_sharded(model):
@@ -94,8 +122,8 @@ def load_optimizer(model: Any, optimizer: Any, checkpoint: Path) -> None:
     folder, plain = checkpoint / SHARDED_OPTIMIZER_NAME, _plain(optimizer)
     if not folder.is_dir():
         raise DamagedCheckpointError(
-            f"{checkpoint} has no folder {SHARDED_OPTIMIZER_NAME}: a run without student.shard saved it, and a sharded "
-            "one cannot read its optimizer. Resume without --shard, or start a new run from its weights"
+            f"{checkpoint} has no folder {SHARDED_OPTIMIZER_NAME}, which checkpoints of sharded students have: start a "
+            "new run, with it as --student and another --output"
         )
     saved = distributed_checkpoint.FileSystemReader(folder).read_metadata().state_dict_metadata
     _make_states(model, plain, {name.removeprefix("state.").rpartition(".")[0] for name in saved})

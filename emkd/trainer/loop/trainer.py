@@ -45,6 +45,7 @@ from emkd.trainer.objective.counts import Counts
 from emkd.trainer.objective.objective import Objective
 from emkd.trainer.report import Watch
 from emkd.trainer.student.parameters import parameter_groups
+from emkd.trainer.student.sharding import free
 from emkd.trainer.student.student import Student
 
 NOT_OURS = ("train_samples_per_second", "train_steps_per_second", "total_flos")
@@ -269,6 +270,7 @@ class DistillationTrainer(ShardedTrainer):
                 result = evaluate_answers(
                     self.student.model, batches, self.objective.n_tokens, self._add_up, in_step=self.sharded
                 )
+        free(self.student.model)
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in result.items()}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)

@@ -4,7 +4,7 @@ Shape legend: B samples of a micro-batch, T positions, d hidden size
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -44,7 +44,12 @@ class HiddenStates:
             check_causal(base, first)
             self._causal_checked = True
         keep = torch.zeros(0 if self._head_checked else 1, dtype=torch.int64, device=inputs["input_ids"].device)
-        with keep_last_hidden_state(base) as kept, _some_gradient(base), image_tokens_explained(base):
+        with (
+            keep_last_hidden_state(base) as kept,
+            _returned(base, kept) if self.stand_in is not None else nullcontext(),
+            _some_gradient(base),
+            image_tokens_explained(base),
+        ):
             logits = model(**inputs, use_cache=False, logits_to_keep=keep).logits
         hidden = kept[0]
         if not self._head_checked:
@@ -55,10 +60,31 @@ class HiddenStates:
     def _check_head(self, base: Any, logits: torch.Tensor, hidden: torch.Tensor) -> None:
         """Compare the model's own logits [B, rows] with those of its LM head on hidden states [B, d]."""
         expected = logits[:, : self.n_tokens].float()
-        if bool(expected.isfinite().all()):  # otherwise the training has diverged, and the head is not at fault
+        finite = bool(expected.isfinite().all())  # otherwise the training has diverged, and the head is not at fault
+        if finite:
             (found,) = LMHead.of(base, self.n_tokens).blocks(hidden, self.n_tokens)
             check_same_logits(base, expected, found)
-            self._head_checked = True
+        # Ranks of a sharded student have to call it equally often, whatever their own samples give.
+        self._head_checked = finite or self.stand_in is not None
+
+
+@contextmanager
+def _returned(base: Any, kept: list[torch.Tensor]) -> Iterator[None]:
+    """While open, the output of a sharded model includes its last hidden state.
+
+    FSDP2 prepares and ends the backward pass of a model by hooks on its outputs, and the losses depend on this one. It
+    finds it there if this hook comes before its own.
+    """
+
+    def add_hidden(_module: Any, _inputs: Any, out: Any) -> Any:
+        out.hidden_states = (kept[0],)
+        return out
+
+    handle = base.register_forward_hook(add_hidden, prepend=True)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 @contextmanager

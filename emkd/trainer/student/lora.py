@@ -133,8 +133,9 @@ def _sum(weight: torch.Tensor, down: torch.Tensor, up: torch.Tensor, scaling: fl
 
 def trainable_state(model: nn.Module) -> dict[str, torch.Tensor]:
     """Return what training may change, by name: trainable parameters, and buffers that are saved."""
+    buffers = persistent_buffers(model)  # first: a sharded model frees there what a forward pass has gathered
     trainable = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
-    return trainable | persistent_buffers(model)
+    return trainable | buffers
 
 
 def save_trainable(model: nn.Module, state: Mapping[str, torch.Tensor], folder: Path, base_sha256: str) -> None:

@@ -11,7 +11,8 @@ All ranks have to call the same blocks equally often, or they wait for each othe
 gives a picture to micro-batches that have none.
 """
 
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -31,8 +32,9 @@ def shard(model: nn.Module, device: torch.device) -> None:
     """
     n_ranks = distributed.get_world_size() if distributed.is_initialized() else 1
     check_ranks(n_ranks)
-    mesh = init_device_mesh(device.type, (n_ranks,))
     named = dict(blocks(model))
+    _check_groups(model, named)
+    mesh = init_device_mesh(device.type, (n_ranks,))
     try:
         for block in named.values():
             fully_shard(block, mesh=mesh)
@@ -51,6 +53,39 @@ def check_ranks(n_ranks: int) -> None:
             "student.shard (--shard): one process has no other to share its student with; use --workers 2 or more, or "
             "torchrun, or leave it out"
         )
+
+
+def _check_groups(model: nn.Module, named: Mapping[str, nn.Module]) -> None:
+    """Raise UsageError or ModelError for what FSDP2 refuses only in a first step, or does silently."""
+    groups = {name: dict(block.named_parameters()) for name, block in named.items()}
+    inside = {id(p) for parameters in groups.values() for p in parameters.values()}
+    groups["all other modules"] = {name: p for name, p in model.named_parameters() if id(p) not in inside}
+    if _shared(model, inside, named):
+        raise ModelError("student.shard: a layer shares a parameter with a module outside of it, and cannot be sharded")
+    for name, parameters in groups.items():
+        dtypes = sorted({str(p.dtype).removeprefix("torch.") for p in parameters.values() if p.requires_grad})
+        if len(dtypes) > 1:
+            raise UsageError(
+                f"student.shard: trainable parameters of {name} are of {' and '.join(dtypes)}; use student.dtype: "
+                "float32, or freeze those that are not to be trained"
+            )
+    for name, module in model.named_modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.track_running_stats:
+            raise ModelError(
+                f"student.shard: {name} keeps running statistics (BatchNorm), of which each worker would have its own; "
+                "train without --shard"
+            )
+
+
+def _shared(model: nn.Module, inside: Collection[int], named: Mapping[str, nn.Module]) -> bool:
+    """Whether a parameter inside of a block is also one outside of it, or of another block."""
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        if id(parameter) in inside:
+            own = [block for block in named if name.startswith(f"{block}.")]
+            if not own or not any(parameter is p for p in named[own[0]].parameters()):
+                return True
+    counts = Counter(id(p) for block in named.values() for p in block.parameters())
+    return any(count > 1 for count in counts.values())
 
 
 def blocks(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
@@ -122,6 +157,7 @@ def free(model: nn.Module) -> None:
         model.reshard()
 
 
+@torch.no_grad()
 def whole_tensors(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Return tensors with their shards gathered in main memory, by name; on other ranks than the first, none.
 
@@ -135,7 +171,7 @@ def whole_tensors(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor
         if isinstance(tensor, DTensor):
             if id(tensor) not in gathered:
                 whole = tensor.full_tensor()
-                gathered[id(tensor)] = whole.cpu() if first else whole[:0]
+                gathered[id(tensor)] = whole.cpu() if first else torch.empty(0)  # a view would keep the whole
             tensor = gathered[id(tensor)]
         found[name] = tensor.detach()
     return found if first else {}
