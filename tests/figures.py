@@ -218,3 +218,10 @@ def shard_memory_rows():
         head, n_ranks = name.split(", ")
         peak, expected = (found[what] / 2**20 for what in ("peak", "expected"))
         yield f"| {'the embedding' if head == 'tied' else 'its own'} | {n_ranks} | {peak:,.0f} | {expected:,.0f} |"
+
+
+def vision_share_rows():
+    """docs/training.md: the deviation of a gradient with a share of the pairs, and of one of other samples."""
+    found = results("vision_share")["vision_share"]
+    for name, value in found.items():
+        yield f"| {'another 16 samples, with all pairs' if name == 'samples' else name} | {value:.2f} |"

@@ -139,6 +139,7 @@ def _objective(
         losses.compared,
         codes,
         stand_in(encoder(student.vlm, clock)) if is_sharded(student.model) else None,
+        losses.vision_share,
     )
 
 

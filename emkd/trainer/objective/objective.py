@@ -69,6 +69,7 @@ class Objective:
     cost:     what matching by logits compares (see matching/cost.py)
     codes:    the basis of the teacher's codes, on the model's device; None if the cache has none
     stand_in: of a sharded student (see data/stand_in.py)
+    vision_share: of the pairs, that VSD takes at each step (see `vision_part`)
 
     The attribute `stopwatch` runs while assignments are solved.
     """
@@ -84,10 +85,12 @@ class Objective:
         cost: Cost = PAPERS,
         codes: Codes | None = None,
         stand_in: Encoded | None = None,
+        vision_share: float = 1.0,
     ) -> None:
         self.weights, self.n_tokens, self.divergence = weights, n_tokens, divergence
         self.matching, self.seed, self.solver = matching, seed, solver
         self.cost, self.codes, self.stand_in = cost, codes, stand_in
+        self.vision_share = vision_share
         self.stopwatch = Stopwatch()
         self._hidden_states = HiddenStates(n_tokens, stand_in)
 
@@ -151,7 +154,7 @@ class Objective:
         answers = {name: weights[name] for name in ("sup", "rld") if weights[name]}
         parts = [answer_part(batch if answers else [], none, answers, self._distance)]
         if seen and weights["vsd"]:
-            parts.append(vision_part(seen, pairs, {"vsd": weights["vsd"]}, self._distance))
+            parts.append(vision_part(seen, pairs, {"vsd": weights["vsd"]}, self._distance, self.vision_share))
         return parts
 
     def match(self, head: LMHead, seen: Sequence[StudentStates]) -> list[Pairs]:

@@ -76,16 +76,39 @@ def answer_part(
 
 
 def vision_part(
-    seen: Sequence[StudentStates], pairs: Sequence[Pairs], weights: dict[str, float], divergence: Distance
+    seen: Sequence[StudentStates],
+    pairs: Sequence[Pairs],
+    weights: dict[str, float],
+    divergence: Distance,
+    share: float = 1.0,
 ) -> Part:
-    """Return the part of all matched pairs: VSD. seen: the samples that have pairs, at least one"""
-    teacher = joined([one.teacher.vision.rows(theirs) for one, (_, theirs) in zip(seen, pairs, strict=True)])
+    """Return the part of matched pairs: VSD. seen: the samples that have pairs, at least one
+
+    share: of each sample's pairs that is taken, drawn from torch's random state. Each pair that is taken counts for as
+           many as it stands for, so that the expected sum is that of all pairs
+    """
+    chosen = [some_pairs(one, share) for one in pairs]
+    teacher = joined([one.teacher.vision.rows(theirs) for one, (_, theirs) in zip(seen, chosen, strict=True)])
+    hidden = torch.cat([one.states.vision[own] for one, (own, _) in zip(seen, chosen, strict=True)])
+    times = [len(all_own) / len(own) for (all_own, _), (own, _) in zip(pairs, chosen, strict=True)]
+    counted = [torch.full((len(own),), n, device=hidden.device) for n, (own, _) in zip(times, chosen, strict=True)]
+    factors = torch.cat(counted)
 
     def losses(logits: torch.Tensor, rows: slice) -> dict[str, torch.Tensor]:
-        return {"vsd": divergence(logits, teacher.rows(rows)).sum()}
+        found = divergence(logits, teacher.rows(rows))
+        return {"vsd": (found if share == 1 else found * factors[rows]).sum()}
 
-    hidden = torch.cat([one.states.vision[own] for one, (own, _) in zip(seen, pairs, strict=True)])
     return Part(hidden=hidden, losses=losses, weights=weights)
+
+
+def some_pairs(pairs: Pairs, share: float) -> Pairs:
+    """Return a random share of a sample's pairs, at least one, drawn from torch's random state without replacement."""
+    own, theirs = pairs
+    n = max(1, round(share * len(own)))
+    if n == len(own):
+        return pairs
+    chosen = torch.randperm(len(own))[:n].to(own.device)
+    return own[chosen], theirs[chosen]
 
 
 def vlad_sum(seen: Sequence[StudentStates], pairs: Sequence[Pairs], codes: Codes | None = None) -> torch.Tensor:

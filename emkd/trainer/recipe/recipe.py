@@ -51,6 +51,7 @@ class LossRecipe(_Section):
     cost, cost_top_k: what matching by logits compares (see matching/cost.py). The paper's cost is that of raw logits;
                       docs/demonstration.md says why the default is another
     top_k:    logits of a vision token to use; null uses all that are stored
+    vision_share: share of the matched pairs that VSD takes at each step, at random; unbiased, with less to compute
     solver:   of assignments (see matching/assignment.py); each finds a least total cost
     """
 
@@ -64,6 +65,7 @@ class LossRecipe(_Section):
     cost: Space = "log_probabilities"
     cost_top_k: int | None = Field(default=None, ge=1)
     top_k: int | None = Field(default=None, ge=1)
+    vision_share: float = Field(default=1.0, gt=0, le=1)
     solver: Solver = "scipy"
 
     @model_validator(mode="after")

@@ -10,7 +10,7 @@ from emkd.trainer.data.samples import Collator
 from emkd.trainer.losses.weights import Weights
 from emkd.trainer.objective.counts import Counts
 from emkd.trainer.objective.objective import Objective
-from emkd.trainer.objective.terms import StudentStates
+from emkd.trainer.objective.terms import StudentStates, some_pairs
 from emkd.vlm.head import LMHead
 from tests.trainer import naive
 from tests.trainer.test_exactness import (
@@ -102,7 +102,8 @@ def test_no_logits_are_ever_held_whole(student_batch, monkeypatch):
     counts = objective.count(batch["samples"])
     for _ in range(2):
         objective(student.model, student.model, batch["inputs"], batch["samples"], counts).total.backward()
-    assert heads == [(6, 1, 72), (6, 0, 72)]  # one position of 6 samples, and none
+    # None twice, of one sample, to see whether attention is causal; one position of 6 samples; and none of them
+    assert heads == [(1, 0, 72), (1, 0, 72), (6, 1, 72), (6, 0, 72)]
     ours = [shape for shape in products if shape[-1] == V]
     check, *ours = ours
     assert check[0] == 6
@@ -206,3 +207,35 @@ def test_repeated_and_missing_ids_are_told_apart_by_key(student_batch):
     assert len(set(keys)) == 6
     for sample in batch["samples"]:
         assert sample.teacher.affinity.shape == (len(sample.encoded.text_ids), 16 * len(sample.encoded.images))
+
+
+def test_a_share_of_the_pairs_has_the_expected_gradient_of_all(student_batch, monkeypatch):
+    """One of four pairs, and each of them once: the mean is that of all, of losses and gradients."""
+    student, batch = student_batch
+    one, weights = part(batch, 0), Weights(alpha=1.0, beta=1.0, gamma=0.0)
+    whole = cached_losses(student, one, weights)
+    expected, n = gradients(student, whole.total), Objective(weights, V).count(one["samples"]).pairs
+    assert n == 4
+    found, vsd = [], []
+    for first in range(n):
+        monkeypatch.setattr("torch.randperm", lambda n, first=first: torch.arange(n).roll(first))
+        losses = cached_losses(student, one, weights, vision_share=1 / n)
+        vsd.append(losses.vsd.detach())
+        found.append(gradients(student, losses.total))
+    assert len({float(one) for one in vsd}) > 1
+    assert relative(torch.stack(vsd).mean(), whole.vsd) < 1e-5
+    compare_gradients({name: sum(draw[name] for draw in found) / n for name in expected}, expected)
+
+
+@pytest.mark.parametrize(("share", "n", "taken"), [(1.0, 5, 5), (0.5, 5, 2), (0.5, 6, 3), (0.1, 5, 1), (0.9, 10, 9)])
+def test_pairs_are_drawn_without_replacement_and_stay_together(share, n, taken):
+    own, theirs = some_pairs((torch.arange(n), 10 * torch.arange(n)), share)
+    assert len(own) == len(set(own.tolist())) == taken
+    assert torch.equal(theirs, 10 * own)
+
+
+def test_all_pairs_draw_no_random_numbers():
+    """So that a run without a share has the dropout that it had before there was one."""
+    before = torch.random.get_rng_state()
+    some_pairs((torch.arange(5), torch.arange(5)), 1.0)
+    assert torch.equal(torch.random.get_rng_state(), before)

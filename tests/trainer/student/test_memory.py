@@ -6,14 +6,14 @@ from benchmarks.common.random_llava import meta_model
 from benchmarks.step import shard_memory, student_memory
 from emkd.trainer.student.memory import Sizes, activations, sharded, whole
 from emkd.trainer.student.sharding import blocks
-from tests.figures import page, results, shard_memory_rows, table_rows
+from tests.figures import page, results, shard_memory_rows, table_rows, vision_share_rows
 
 MEASURED = results("shard_memory")["shard_memory"]
 
 
 def test_tables_of_the_page_are_computed_and_measured():
     rows = table_rows(page("docs/training.md"))
-    for expected in (list(student_memory.rows()), list(shard_memory_rows())):
+    for expected in (list(student_memory.rows()), list(shard_memory_rows()), list(vision_share_rows())):
         first = rows.index(expected[0])
         assert rows[first : first + len(expected)] == expected
 
