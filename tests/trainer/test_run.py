@@ -427,3 +427,14 @@ def test_another_image_processor_is_said(settings, student_path, tmp_path, capsy
     path.write_text(json.dumps(content))
     train_student(settings(student=str(tmp_path / "student")))
     assert "student and teacher prepare images differently (image_mean)" in capsys.readouterr().err
+
+
+def test_the_share_of_padding_is_logged(settings, student_path, data_path, capsys):
+    """Of one batch with all six rows, as their lengths say."""
+    vlm = load(str(student_path))
+    encoder = Encoder(AutoProcessor.from_pretrained(student_path), vlm.image_token_id)
+    lengths = [encoder(Dataset(str(data_path)).sample(row)).n_tokens for row in range(6)]
+    flags = {"training.max_steps": 1, "training.per_device_train_batch_size": 6, "training.logging_steps": 1}
+    train_student(settings(with_flags(Recipe(), flags)))
+    (told,) = re.findall(r"padding_share ([0-9.e-]+)", capsys.readouterr().err)
+    assert float(told) == pytest.approx(1 - sum(lengths) / (6 * max(lengths)), rel=1e-3)

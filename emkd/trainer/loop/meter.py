@@ -5,6 +5,7 @@ matched_pairs         pairs of student and teacher vision tokens, per step
 retained_mass         share of the teacher's probability that the cached top-k holds, mean over its vision tokens
 lacking_mass          share that the top-k gives to ids that the student lacks; left out if it is 0
 answer_lacking_mass   the same for answer tokens
+padding_share         share of padding among all positions of the batches; left out if it is 0
 waiting_share         share of the time spent waiting for data
 assignment_share      share of the time spent solving assignments
 samples_per_second    over all ranks; evaluations and checkpoints do not count as time
@@ -38,6 +39,8 @@ class Meter:
     samples: int = 0
     pairs: int = 0
     skipped: int = 0
+    positions: int = 0
+    padding: int = 0
     waiting: Stopwatch = field(default_factory=Stopwatch)
     assignment: Stopwatch = field(default_factory=Stopwatch)
     _started: float | None = None
@@ -56,6 +59,12 @@ class Meter:
     def waiting_share(self) -> float | None:
         """Share of the time of these steps spent waiting for data; None before the first."""
         return self.waiting.seconds / (self.step_seconds * self.steps) if self._started is not None else None
+
+    def add_inputs(self, inputs: Mapping[str, torch.Tensor]) -> None:
+        """Count the positions of a micro-batch, [B, T], and those that are padding."""
+        mask = inputs["attention_mask"]
+        self.positions += mask.numel()
+        self.padding += int((mask == 0).sum())
 
     def add(
         self,
@@ -92,16 +101,18 @@ class Meter:
         seconds = time.perf_counter() - (self._started or time.perf_counter())
         masses = [float(mass) for mass in (self.retained_mass, self.lacking_mass, self.answer_lacking_mass)]
         shared = [self.samples, self.pairs, self.skipped, self.vision_tokens, self.answer_tokens, *masses]
+        shared += [self.positions, self.padding]
         spent = [self.waiting.seconds, self.assignment.seconds, seconds]
         own = [1.0, *shared, *spent, *map(float, self.losses.values())]
         sums = add_up(torch.tensor(own, dtype=torch.float32, device=device)).tolist()
-        ranks, samples, pairs, skipped, tokens, answers, retained, lacking, answer_lacking, *times = sums[:12]
-        waiting, assignment, seconds = times
-        found = {name: value / self.steps for name, value in zip(self.losses, sums[12:], strict=True)}
+        ranks, samples, pairs, skipped, tokens, answers, retained, lacking, answer_lacking, *times = sums[:14]
+        positions, padding, waiting, assignment, seconds = times
+        found = {name: value / self.steps for name, value in zip(self.losses, sums[14:], strict=True)}
         if tokens:
             found |= {"matched_pairs": pairs / self.steps, "retained_mass": retained / tokens}
             found |= {"lacking_mass": lacking / tokens} if lacking else {}
             found |= {"assignment_share": assignment / seconds}
         found |= {"answer_lacking_mass": answer_lacking / answers} if answer_lacking else {}
+        found |= {"padding_share": padding / positions} if padding else {}
         found |= {"waiting_share": waiting / seconds, "samples_per_second": samples * ranks / seconds}
         return found | ({"skipped_rows": skipped} if skipped else {})

@@ -122,6 +122,8 @@ class DistillationTrainer(ShardedTrainer):
         skipped = [row for batch in micro_batches for row in batch["skipped"]]
         self.meter.samples += sum(len(batch["samples"]) for batch in micro_batches)
         self.meter.skipped += len(skipped)
+        for batch in micro_batches:
+            self.meter.add_inputs(batch["inputs"])
         counts = Counts.total(self.objective.count(batch["samples"]) for batch in micro_batches)
         self.meter.pairs += counts.pairs
         new = self.skipped.new(skipped)

@@ -114,6 +114,7 @@ class StudentRecipe(_Section):
     learning_rates: peak learning rate by module; of several that match a parameter, the one with the longest prefix
                     decides, and all other parameters have training.learning_rate
     lora:           null trains the weights themselves
+    attn_implementation: of transformers (sdpa, eager, flash_attention_2, ...); null leaves the choice to it
     shard:          each worker keeps a part of the student, its gradients and optimizer state (FSDP2), not a copy
 
     Modules are vision_tower, projector, language_model or lm_head, in every family, or prefixes of parameter names.
@@ -124,6 +125,7 @@ class StudentRecipe(_Section):
     freeze: tuple[Module, ...] = ()
     learning_rates: dict[Module, Annotated[float, Field(gt=0)]] = Field(default_factory=dict)
     lora: LoraRecipe | None = None
+    attn_implementation: Annotated[str, Field(min_length=1)] | None = None
     shard: bool = False
 
 

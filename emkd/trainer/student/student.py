@@ -134,6 +134,7 @@ def load_student(settings: TrainSettings, device: torch.device | str = "cpu") ->
         settings.student,
         revision=settings.revision,
         dtype=recipe.dtype,
+        attn_implementation=recipe.attn_implementation,
         trust_remote_code=settings.trust_remote_code,
         needs_template=False,  # with a cache, the teacher's template is used
     )

@@ -65,6 +65,12 @@ def test_dtypes(student_path):
     assert student_of(student_path, dtype="bfloat16", lora=LORA).model.dtype == torch.bfloat16
 
 
+def test_attention_is_the_recipes(student_path):
+    assert student_of(student_path, attn_implementation="eager").model.config._attn_implementation == "eager"
+    with pytest.raises(ModelError, match="cannot be loaded.*flesh"):
+        student_of(student_path, attn_implementation="flesh")
+
+
 def test_a_student_of_which_nothing_learns(student_path):
     with pytest.raises(
         UsageError,
