@@ -11,8 +11,7 @@ All ranks have to call the same blocks equally often, or they wait for each othe
 gives a picture to micro-batches that have none.
 """
 
-from collections import Counter
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -60,7 +59,7 @@ def _check_groups(model: nn.Module, named: Mapping[str, nn.Module]) -> None:
     groups = {name: dict(block.named_parameters()) for name, block in named.items()}
     inside = {id(p) for parameters in groups.values() for p in parameters.values()}
     groups["all other modules"] = {name: p for name, p in model.named_parameters() if id(p) not in inside}
-    if _shared(model, inside, named):
+    if _shared(model, named):
         raise ModelError("student.shard: a layer shares a parameter with a module outside of it, and cannot be sharded")
     for name, parameters in groups.items():
         dtypes = sorted({str(p.dtype).removeprefix("torch.") for p in parameters.values() if p.requires_grad})
@@ -77,15 +76,13 @@ def _check_groups(model: nn.Module, named: Mapping[str, nn.Module]) -> None:
             )
 
 
-def _shared(model: nn.Module, inside: Collection[int], named: Mapping[str, nn.Module]) -> bool:
-    """Whether a parameter inside of a block is also one outside of it, or of another block."""
+def _shared(model: nn.Module, named: Mapping[str, nn.Module]) -> bool:
+    """Whether a parameter of a block is one of another block, too, or of none."""
+    owners: dict[int, set[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
-        if id(parameter) in inside:
-            own = [block for block in named if name.startswith(f"{block}.")]
-            if not own or not any(parameter is p for p in named[own[0]].parameters()):
-                return True
-    counts = Counter(id(p) for block in named.values() for p in block.parameters())
-    return any(count > 1 for count in counts.values())
+        owner = next((block for block in named if name.startswith(f"{block}.")), "")
+        owners.setdefault(id(parameter), set()).add(owner)
+    return any(len(found) > 1 for found in owners.values())
 
 
 def blocks(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
