@@ -12,6 +12,7 @@ import pytest
 import safetensors.torch
 import torch
 import yaml
+from filelock import FileLock
 
 from emkd.errors import UsageError
 from emkd.trainer import Recipe, TrainSettings, make_recipe, train_student, with_flags
@@ -67,8 +68,23 @@ def rows():
 
 @pytest.fixture(scope="module")
 def runs(rows, teacher_path, student_path, tmp_path_factory):
-    """Runs all cases, and returns a function from (name, ranks, size, accumulation) to the folder of its results."""
-    folder = tmp_path_factory.mktemp("sharded")
+    """Runs all cases, and returns a function from (name, ranks, size, accumulation) to the folder of its results.
+
+    One of pytest's workers does, and the others wait for it: they do not keep the tests of a group together
+    (pytest-xdist 3.8 with pytest 9.2).
+    """
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "sharded"
+    with FileLock(f"{folder}.lock"):
+        if not (folder / "done").exists():
+            run_all(folder, rows, teacher_path, student_path)
+            (folder / "done").touch()
+    return lambda name, split: folder / "-".join(map(str, (name, *split)))
+
+
+def run_all(folder, rows, teacher_path, student_path):
+    """Write the gradients, metrics and students of all cases to a folder."""
+    folder.mkdir()
     cases = []
 
     def add(name, student, data, cache, split, flags, **more):
@@ -102,7 +118,6 @@ def runs(rows, teacher_path, student_path, tmp_path_factory):
     (folder / "cases.json").write_text(json.dumps(cases))
     for ranks in (1, 2, 4):
         launch(ranks, folder)
-    return lambda name, split: folder / "-".join(map(str, (name, *split)))
 
 
 def launch(ranks, folder):
