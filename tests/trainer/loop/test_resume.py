@@ -212,7 +212,7 @@ BEST = {
 def best_is_4(inputs, data_path, tmp_path, monkeypatch):
     """A run whose best checkpoint is made to be the one of step 4, and its settings."""
     scores = iter([0.1, 0.9, *[0.2] * 50])
-    evaluated = lambda *_: {"accuracy": next(scores), "loss": 1.0, "answer_tokens": 1, "skipped_rows": 0}  # noqa: E731
+    evaluated = lambda *_, **__: {"accuracy": next(scores), "loss": 1.0, "answer_tokens": 1, "skipped_rows": 0}  # noqa: E731
     monkeypatch.setattr("emkd.trainer.loop.trainer.evaluate_answers", evaluated)
 
     def make(output, **chosen):

@@ -129,7 +129,7 @@ def scores(monkeypatch):
 
     def decree(*accuracies):
         found = iter(accuracies)
-        result = lambda *_: {"accuracy": next(found), "loss": 1.0, "answer_tokens": 1, "skipped_rows": 0}  # noqa: E731
+        result = lambda *_, **__: {"accuracy": next(found), "loss": 1.0, "answer_tokens": 1, "skipped_rows": 0}  # noqa: E731
         monkeypatch.setattr("emkd.trainer.loop.trainer.evaluate_answers", result)
 
     return decree
@@ -247,7 +247,7 @@ def test_a_line_of_several_steps_is_their_mean(run, observed):
 
 def test_evaluations_and_checkpoints_are_no_part_of_the_rate(run, observed, data_path, monkeypatch):
     """Each of them takes a second here: two steps a line, three lines."""
-    slow = lambda *_: time.sleep(1) or {"accuracy": 0.5, "loss": 1.0, "answer_tokens": 1, "skipped_rows": 0}  # noqa: E731
+    slow = lambda *_, **__: time.sleep(1) or {"accuracy": 0.5, "loss": 1.0, "answer_tokens": 1, "skipped_rows": 0}  # noqa: E731
     monkeypatch.setattr("emkd.trainer.loop.trainer.evaluate_answers", slow)
     monkeypatch.setattr("emkd.trainer.loop.trainer.complete", lambda folder: time.sleep(1))
     run(eval_data=data_path, eval_strategy="steps", eval_steps=1, save_steps=1, logging_steps=2)
