@@ -190,6 +190,7 @@ def test_help_names_every_option_that_is_fixed(call):
             assert option in out, option
 
 
+@pytest.mark.slow
 def test_ctrl_c_exits_with_130(student_path, data_path, cache_path, tmp_path):
     arguments = train(student_path, data_path, tmp_path / "o", "--cache", cache_path, "--max-steps", 100_000)
     process = subprocess.Popen(

@@ -70,6 +70,7 @@ def test_vision_tokens_learn_the_word_of_their_content_and_the_question_of_their
         assert torch.allclose(probabilities[1, token], expected), token
 
 
+@pytest.mark.slow
 def test_naming_is_learnt_only_if_it_is_asked_for(processor):
     scenes = file_scenes(4, "train", seed=0)
     losses = {}
@@ -93,6 +94,7 @@ def test_accuracy_counts_likeliest_words(processor):
         assert accuracy(model, processor, scenes, batch_size) == (scenes.answers == 1).mean()
 
 
+@pytest.mark.slow
 def test_tower_learns_and_is_frozen_and_nothing_else_moves(processor):
     model = new_teacher(0)
     before = {name: p.detach().clone() for name, p in model.named_parameters()}

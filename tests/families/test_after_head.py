@@ -108,6 +108,7 @@ def own_logits(teacher):
     return [{"answer": v.answer_logits, "vision": torch.cat([v.answer_logits[:0], *v.vision_logits])} for v in views]
 
 
+@pytest.mark.slow
 def test_the_cache_has_the_models_own_logits(changing, data, tmp_path):
     """The largest, the tails, and, within the predicted error, all that codes say."""
     family, teacher, _ = changing
@@ -153,6 +154,7 @@ def in_memory(student, teacher_path):
     return dense.losses([naive_view(student.model, student.processor, "", row)[0] for row in ROWS], theirs)
 
 
+@pytest.mark.slow
 def test_losses_and_gradients_equal_those_in_memory(changing, data, tmp_path):
     """With k = V, teacher and student of the family: sums in float64 of the models' own logits."""
     _, teacher, path = changing
@@ -165,6 +167,7 @@ def test_losses_and_gradients_equal_those_in_memory(changing, data, tmp_path):
     compare_gradients(gradients(student, found.total), gradients(student, total))
 
 
+@pytest.mark.slow
 def test_from_codes_the_losses_converge(changing, data, tmp_path):
     """To those in memory, as the error of logits goes to 0."""
     _, teacher, path = changing

@@ -15,6 +15,7 @@ from tests.families.naive import ROWS, STUDENT, TEACHER, check_losses
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", others.WORK)
 def test_it_works_without_being_named(name, data, tmp_path):
     """The losses from the cache equal the losses with both models in memory."""

@@ -104,6 +104,7 @@ def test_shards_committed_after_verification_are_not_called_verified(tmp_path, m
     assert inspect_cache(tmp_path / "c", verify_bytes=True)["shards"]["committed"] == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("verify_bytes", [False, True])
 def test_it_can_be_watched(tmp_path, verify_bytes):
     """A thread writes, commits and seals, each step while an inspection runs."""

@@ -120,6 +120,7 @@ def raise_gpu_error():
     raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fail", [lambda: torch.empty(1 << 50), raise_gpu_error], ids=["allocator", "gpu"])
 def test_a_batch_that_does_not_fit_is_halved_until_it_does(teacher_path, data_path, fail):
     dataset = Dataset(str(data_path))
@@ -155,6 +156,7 @@ def test_other_batches_stay_as_they_are_planned(teacher_path, data_path):
         assert_equal(found[row].record, expected[row].record)
 
 
+@pytest.mark.slow
 def test_a_sample_that_does_not_fit_alone_is_skipped_with_its_size(teacher_path, data_path):
     limited = teacher(teacher_path, batch_tokens=10_000)
     fails_above(limited, 40)
@@ -204,6 +206,7 @@ def test_any_other_error_ends_the_job(teacher_path, data_path, error):
     assert len(shapes) == 1, "not tried again"
 
 
+@pytest.mark.slow
 def test_nothing_of_the_failed_batch_is_there_when_it_is_tried_again(teacher_path, data_path):
     """Its inputs, and what the first layers made of them, in the vision tower and in the language model."""
     limited = teacher(teacher_path, batch_tokens=10_000)

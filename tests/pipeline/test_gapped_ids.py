@@ -44,6 +44,7 @@ def train(student, data, cache, output):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stored", [{}, {"top_k": 5, "answer_top_k": 5}, {"logit_error": 0.8, "top_k": None}])
 def test_no_id_is_left_out(teacher, student, data_path, tmp_path, stored):
     cache = tiny.make_cache(teacher, data_path, tmp_path / "cache", **stored)

@@ -260,6 +260,7 @@ def test_another_package_that_prepares_the_images(job):
         CaptureWorker(settings, manifest.model_copy(update={"image_processor": pixels})).preflight([0])
 
 
+@pytest.mark.slow
 def test_float32_is_float32_whatever_the_environment_says(job):
     """Images of GPU clouds set this variable; on a GPU, products would have 10 bits and the manifest say float32."""
     _, settings, manifest = job

@@ -319,12 +319,14 @@ def check_row(root: Path, folder: Path, row: dict[str, Any]) -> None:
     COUNTS["skipped" if expected is None else "used"] += 1
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(120)
 def test_rows_are_used_as_the_page_says_or_skipped_with_a_reason(root, tmp_path):
     check_row(root, tmp_path)
     assert min(COUNTS.values()) > 50, COUNTS
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(60)
 @settings(max_examples=200, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(data=st.one_of(st.binary(max_size=200), st.text(max_size=100).map(lambda t: t.encode(errors="replace"))))

@@ -241,6 +241,7 @@ def refused(good, tmp_path_factory):
     return json.loads(found.stdout)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", STRANGE)
 def test_what_the_files_say_is_no_traceback_and_takes_no_memory(name, refused):
     assert refused[name]["errors"] == ["DamagedCacheError"]
@@ -277,6 +278,7 @@ def test_the_memory_of_an_index_is_bounded_by_its_pages():
         check_parquet("x", bomb, pq.ParquetFile(pa.BufferReader(bomb)), ("key",))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 1])
 def test_changes_at_random_are_read_or_refused(good, seed):
     """Within 2**30 bytes more than the process has at its start, which its rlimit enforces."""

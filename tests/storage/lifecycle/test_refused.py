@@ -19,6 +19,7 @@ ROOT = Path(__file__).parents[3]
 MOUNT = 'mount -t tmpfs -o size=1m none "$1" || exit 77; shift; exec "$@"'
 
 
+@pytest.mark.slow
 def test_a_disk_that_is_really_full(tmp_path):
     """A file system of 1 MiB; for 0, 1, 2, ... free pages until the job has enough, from the middle of a shard on."""
     if shutil.which("unshare") is None:

@@ -75,6 +75,7 @@ def assert_own_memory(record, shard):
         assert not any(np.shares_memory(values, array.chunks) for array in shard.arrays.values()), name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("compression", ["zstd", "lz4"])
 @pytest.mark.parametrize("affinity", ["int8", "float16", "float32"])
 @pytest.mark.parametrize("logits", ["bfloat16", "float16", "float32", "step0.2"])
@@ -153,6 +154,7 @@ def test_plain_zarr_opens_a_shard(tmp_path):
     assert all(name == "zarr.json" or name.split("/")[0] in group for name in names)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("compression", ["zstd", "lz4"])
 @pytest.mark.parametrize("vocabulary", [65_536, 65_537, 151_936])
 def test_every_array_is_what_zarr_reads(tmp_path, compression, vocabulary):

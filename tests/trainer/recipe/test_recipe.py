@@ -206,6 +206,7 @@ def test_numbers_as_people_write_them(tmp_path):
         load_recipe(tmp_path / "latin.yaml")
 
 
+@pytest.mark.slow
 def test_a_divergence_reaches_the_objective(student_path, data_path, cache_path, tmp_path, capsys):
     """Each gives another loss after the same first step, and is named in the first log line and on the card."""
     from emkd.trainer import TrainSettings, train_student
