@@ -37,7 +37,7 @@ STEPS = 2
 
 
 def shape(tied: bool) -> Shape:
-    """218M parameters in 12 layers of the language model, and 25M (or twice as many) in embedding and head."""
+    """170M parameters in 12 layers of the language model, and 25M (or twice as many) in embedding and head."""
     text = Text(hidden=768, layers=12, heads=12, key_value_heads=12, intermediate=5120, rows=32_768, tied=tied)
     tower = Tower(hidden=256, layers=2, heads=4, intermediate=512, side=32, patch=8)
     return Shape(text=text, tower=tower, n_tokens=32_000)

@@ -62,7 +62,9 @@ class Meter:
 
     def add_inputs(self, inputs: Mapping[str, torch.Tensor]) -> None:
         """Count the positions of a micro-batch, [B, T], and those that are padding."""
-        mask = inputs["attention_mask"]
+        mask = inputs.get("attention_mask")
+        if mask is None:  # a processor that gives none says nothing about padding
+            return
         self.positions += mask.numel()
         self.padding += int((mask == 0).sum())
 

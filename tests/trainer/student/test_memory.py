@@ -38,6 +38,12 @@ def test_what_is_divided_falls_as_one_over_the_ranks(head):
     assert two["peak"] - four["peak"] == pytest.approx(divided / 4, rel=0.2)
 
 
+def test_the_page_says_how_many_parameters_were_measured():
+    own, tied = (round(MEASURED[f"{head}, 1"]["sizes"]["all"] / 1e6) for head in ("own head", "tied"))
+    said = " ".join(page("docs/training.md").split())
+    assert f"student of {own} million parameters, or {tied} million with one matrix" in said
+
+
 def test_counts_by_hand():
     model = meta_model(shard_memory.shape(tied=True))
     sizes = Sizes.of(model)
