@@ -36,8 +36,8 @@ def skipped_so_far(max_skipped: float, files: Files, manifest: Manifest) -> Skip
 def again_if_mended(limit: SkipLimit, files: Files, manifest: Manifest, run: Manifest, dataset: Dataset) -> SkipLimit:
     """Return the limit without the rows of shards that are computed again, because skipped rows of them are mended.
 
-    JSON names images by path: a user can replace a broken one without changing the dataset's own files. If the images of
-    a skipped row have changed or can be read now, its shard is computed again: its index is deleted, as `--repair`
+    JSON names images by path: a user can replace a broken one without changing the dataset's own files. If the images
+    of a skipped row have changed or can be read now, its shard is computed again: its index is deleted, as `--repair`
     does. A sealed cache stays as it is.
     """
     if read_seal(files) is not None:
