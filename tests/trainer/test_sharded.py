@@ -113,7 +113,7 @@ def run_all(folder, rows, teacher_path, student_path):
         student = families.save(family, folder / f"{family}-student", **STUDENT)
         teacher = families.save(family, folder / f"{family}-teacher", **TEACHER)
         cache = tiny.make_cache(teacher, folder / "8.parquet", folder / f"{family}-cache", rows_per_shard=256)
-        for split in ((1, 8, 1), (2, 2, 2)):
+        for split in ((1, 8, 1), (2, 2, 2), (4, 1, 2)):
             add(family, student, folder / "8.parquet", cache, split, {"student.vision_pool": None})
     (folder / "cases.json").write_text(json.dumps(cases))
     for ranks in (1, 2, 4):
@@ -137,7 +137,7 @@ CASES = [
     *((name, (1, 8, 1), split) for name in ("plain", "projector") for split in SPLITS),
     *((name, (1, 8, 1), FEW[0]) for name in KINDS if name not in ("plain", "projector", "bfloat16")),
     *((name, (1, 7, 1), split) for name in ("seven", "seven-projector") for split in SEVEN),
-    *((family, (1, 8, 1), (2, 2, 2)) for family in families.FAMILIES),
+    *((family, (1, 8, 1), split) for family in families.FAMILIES for split in ((2, 2, 2), (4, 1, 2))),
 ]
 
 
